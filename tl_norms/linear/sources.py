@@ -1,0 +1,166 @@
+"""Source vectors: what token j has put into position i, never stored as [query, key, d_model].
+
+Everything between two activations is linear once activations are held fixed, so the vectors of a block are always a
+sum of at most two kinds of terms, whatever steps were taken:
+
+    Mixture    v_ij = s_i  sum_h a^h_ij (x^h_j W^h)               attention: heads mixed by the pattern
+    Neurons    v_ij = s_i (sum_p z^p_ij * c^p_i) W                a feed-forward or a gate: elementwise, then W
+
+where z^p is itself such a sum. A linear step is a scale per query and a linear function of the last axis; it is applied
+to W, once, and to three vectors per position (`off`, `own`, `rest`), so that totals, mixing ratios and completeness
+cost O(n d) and no pair is ever formed for them.
+
+Axes: b batch, h head, q query, k key, d d_model (or any width in between), m d_mlp.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Linear = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """v_ij = scale_i * sum_h pattern[h, i, j] * (values[j, h] @ weight[h])."""
+
+    pattern: Tensor  # [b h q k]
+    values: Tensor  # [b k h d_head]
+    weight: Tensor  # [h d_head d]
+    scale: Tensor | None = None  # [b q]
+
+    def mapped(self, function: Linear) -> "Mixture":
+        return replace(self, weight=function(self.weight))
+
+    def scaled(self, scale: Tensor) -> "Mixture":
+        return replace(self, scale=scale if self.scale is None else self.scale * scale)
+
+    def head_vectors(self, batch: int, keys: slice) -> Tensor:
+        """What each head would send from each key: [h k d]."""
+        return torch.bmm(self.values[batch, keys].transpose(0, 1), self.weight)
+
+    def pairs(self, batch: int, queries: slice, keys: slice) -> Tensor:
+        """v_ij for a block of queries and keys: [k q d] (keys first: one small matrix product per key)."""
+        weights = self.pattern[batch, :, queries, keys].permute(2, 1, 0)  # [k q h]
+        vectors = torch.bmm(weights, self.head_vectors(batch, keys).transpose(0, 1))
+        if self.scale is not None:
+            vectors *= self.scale[batch, queries, None]
+        return vectors
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """sum_{j != i} v_ij and v_ii, both [b q d], from two mixtures in head space."""
+        own = self.pattern.diagonal(dim1=-2, dim2=-1).transpose(1, 2)[..., None] * self.values  # [b q h d_head]
+        off = torch.empty_like(own)
+        for b in range(len(off)):
+            others = self.pattern[b].clone()
+            others.diagonal(dim1=-2, dim2=-1).zero_()
+            off[b] = torch.bmm(others, self.values[b].transpose(0, 1)).transpose(0, 1)
+        weight = self.weight.flatten(0, 1)
+        off, own = off.flatten(2) @ weight, own.flatten(2) @ weight
+        if self.scale is not None:
+            off, own = off * self.scale[..., None], own * self.scale[..., None]
+        return off, own
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """v_ij = scale_i * (sum_p inputs_p[i, j] * coefficients_p[i]) @ weight, elementwise in the middle."""
+
+    inputs: "tuple[Terms, ...]"  # p of them, each with vectors of width m
+    coefficients: tuple[Tensor, ...]  # p of them, [b q m]
+    weight: Tensor  # [m d]
+    scale: Tensor | None = None  # [b q]
+
+    def mapped(self, function: Linear) -> "Neurons":
+        return replace(self, weight=function(self.weight))
+
+    def scaled(self, scale: Tensor) -> "Neurons":
+        return replace(self, scale=scale if self.scale is None else self.scale * scale)
+
+    def pairs(self, batch: int, queries: slice, keys: slice) -> Tensor:
+        """v_ij for a block of queries and keys: [k q d]."""
+        hidden: Tensor | None = None
+        for terms, coefficient in zip(self.inputs, self.coefficients, strict=True):
+            share = pairs(terms, batch, queries, keys).mul_(coefficient[batch, queries])
+            hidden = share if hidden is None else hidden.add_(share)
+        assert hidden is not None
+        vectors = hidden @ self.weight
+        if self.scale is not None:
+            vectors *= self.scale[batch, queries, None]
+        return vectors
+
+
+Terms = tuple[Mixture | Neurons, ...]
+
+
+def pairs(terms: Terms, batch: int, queries: slice, keys: slice) -> Tensor:
+    """The sum of the terms for a block of queries and keys, j != i: [k q d], freshly allocated."""
+    first, *others = terms
+    vectors = first.pairs(batch, queries, keys)
+    for term in others:
+        vectors += term.pairs(batch, queries, keys)
+    return vectors
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The decomposition of one activation: `off + own + rest` is the activation itself.
+
+    Attributes:
+        terms: how to form v_ij for j != i (the diagonal of the terms is not used)
+        off: sum_{j != i} v_ij, [b q d]
+        own: v_ii, one vector: attention to self and the bypassed stream together, [b q d]
+        rest: what belongs to no source (biases, betas), [b q d]
+        causal: no source j > i exists
+    """
+
+    terms: Terms
+    off: Tensor
+    own: Tensor
+    rest: Tensor
+    causal: bool = False
+
+    @property
+    def total(self) -> Tensor:
+        return self.off + self.own + self.rest
+
+    def mapped(self, function: Linear) -> "Sources":
+        """The same after a linear function of the last axis."""
+        return replace(
+            self,
+            terms=tuple(term.mapped(function) for term in self.terms),
+            off=function(self.off),
+            own=function(self.own),
+            rest=function(self.rest),
+        )
+
+    def scaled(self, scale: Tensor) -> "Sources":
+        """The same times one number per query, [b q]."""
+        column = scale[..., None]
+        return replace(
+            self,
+            terms=tuple(term.scaled(scale) for term in self.terms),
+            off=self.off * column,
+            own=self.own * column,
+            rest=self.rest * column,
+        )
+
+    def mixing_ratio(self) -> Tensor:
+        """|off| / (|off| + |own|), [b q]; 0 where both vanish."""
+        off, own = self.off.norm(dim=-1), self.own.norm(dim=-1)
+        return off / (off + own).clamp_min(torch.finfo(off.dtype).tiny)
+
+    def vectors(self, batch: int, queries: slice, keys: slice) -> Tensor:
+        """v_ij with its diagonal, [q k d]."""
+        n_queries, n_keys = len(range(*queries.indices(self.own.shape[1]))), len(range(*keys.indices(self.own.shape[1])))
+        if self.terms:
+            block = pairs(self.terms, batch, queries, keys).transpose(0, 1)
+        else:
+            block = self.own.new_zeros(n_queries, n_keys, self.own.shape[-1])
+        for row, i in enumerate(range(*queries.indices(self.own.shape[1]))):
+            for column, j in enumerate(range(*keys.indices(self.own.shape[1]))):
+                if i == j:
+                    block[row, column] = self.own[batch, i]
+        return block
