@@ -1,0 +1,56 @@
+"""Norm-based analysis of transformer blocks, from a TransformerLens cache: what each source token contributed."""
+
+from .errors import (
+    AttentionPatternError,
+    DecompositionError,
+    MaskError,
+    MemoryBudgetError,
+    MissingActivationError,
+    MissingExtraError,
+    NonFiniteError,
+    NotACacheError,
+    TLNormsError,
+    UnknownLayerError,
+    UnknownScopeError,
+    UnsupportedArchitectureError,
+    WeightProcessingWarning,
+)
+from .norms import (
+    block_norms,
+    decompose,
+    extend_cache,
+    required_hooks,
+    scopes,
+    value_norms,
+    value_vectors,
+    weighted_value_norms,
+)
+from .results import BlockNorms, Decomposition
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionPatternError",
+    "BlockNorms",
+    "Decomposition",
+    "DecompositionError",
+    "MaskError",
+    "MemoryBudgetError",
+    "MissingActivationError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "NotACacheError",
+    "TLNormsError",
+    "UnknownLayerError",
+    "UnknownScopeError",
+    "UnsupportedArchitectureError",
+    "WeightProcessingWarning",
+    "block_norms",
+    "decompose",
+    "extend_cache",
+    "required_hooks",
+    "scopes",
+    "value_norms",
+    "value_vectors",
+    "weighted_value_norms",
+]

@@ -1,0 +1,1 @@
+"""Reading TransformerLens: what a block is, and what a cache holds of it. No mathematics here."""

@@ -1,0 +1,118 @@
+"""What is needed of a cache: tensors by hook name, with a batch axis, in the arithmetic's dtype, padding zeroed."""
+
+import torch
+from torch import Tensor
+
+from ..errors import AttentionPatternError, MaskError, MissingActivationError, NonFiniteError, NotACacheError
+from .structure import Attention, Reader, Truth
+
+_EXACT = {torch.float64: torch.float64}  # everything else is computed in float32
+
+
+class Activations:
+    """A cache, read for one analysis."""
+
+    def __init__(self, cache, reader: Reader, mask: Tensor | None = None):
+        self._tensors, self._reader = cache.cache_dict, reader
+        self.has_batch = bool(cache.has_batch_dim)
+        self.coarsest = torch.float64  # the least exact dtype met: tolerances follow it
+        self.mask = None if mask is None else self._checked_mask(mask)
+
+    def _checked_mask(self, mask: Tensor) -> Tensor:
+        mask = torch.as_tensor(mask)
+        wanted = 2 if self.has_batch else 1
+        if mask.ndim != wanted:
+            shape = "[batch, pos]" if self.has_batch else "[pos]"
+            raise MaskError(f"the mask has shape {list(mask.shape)}; this cache takes {shape}: pass tokenizer(...).attention_mask.")
+        return (mask if self.has_batch else mask[None]).bool()
+
+    def tensor(self, hook: str) -> Tensor:
+        """One activation with a batch axis, as it was cached."""
+        for name in self._reader.equivalents(hook):
+            if name in self._tensors:
+                value = self._tensors[name]
+                if value.dtype.is_floating_point and torch.finfo(value.dtype).eps > torch.finfo(self.coarsest).eps:
+                    self.coarsest = value.dtype
+                return value if self.has_batch else value[None]
+        if hook.endswith("hook_pattern"):
+            raise AttentionPatternError(
+                f"the cache has no {hook!r}: either it was left out of names_filter, or the model runs fused attention, "
+                f"which never forms the pattern. Boot with "
+                f"TransformerBridge.boot_transformers(name, model_kwargs={{'attn_implementation': 'eager'}}) and "
+                f"cache with names_filter=tl_norms.required_hooks(model)."
+            )
+        raise MissingActivationError(
+            f"the cache has no {hook!r}. Run the model again with "
+            f"model.run_with_cache(tokens, names_filter=tl_norms.required_hooks(model, scopes, layers))."
+        )
+
+    def vectors(self, hook: str) -> Tensor:
+        """[batch pos ...] with padded positions zero."""
+        return self._clean(self.tensor(hook), hook)
+
+    def _clean(self, value: Tensor, hook: str) -> Tensor:
+        value = value.to(_EXACT.get(value.dtype, torch.float32))
+        if self.mask is not None:
+            mask = self._fitting_mask(value.shape[0], value.shape[1], value.device)
+            value = value.masked_fill(~mask.reshape(*mask.shape, *[1] * (value.ndim - 2)), 0)
+        if not bool(torch.isfinite(value).all()):
+            where = (~torch.isfinite(value)).nonzero()[0].tolist()
+            raise NonFiniteError(
+                f"{hook} holds NaN or infinity, first at batch {where[0]}, position {where[1]}. If that position is "
+                f"padding, pass mask=attention_mask; otherwise load the model in float32."
+            )
+        return value
+
+    def _fitting_mask(self, batch: int, positions: int, device: torch.device) -> Tensor:
+        assert self.mask is not None
+        if tuple(self.mask.shape) != (batch, positions):
+            raise MaskError(
+                f"the mask has shape {list(self.mask.shape)}, the cache {[batch, positions]}; "
+                f"pass the attention_mask the model was run with."
+            )
+        return self.mask.to(device)
+
+    def truth(self, truth: Truth) -> Tensor:
+        """The activation that a truth names."""
+        value = self.vectors(truth.plus[0])
+        for hook in truth.plus[1:]:
+            value = value + self.vectors(hook)
+        for hook in truth.minus:
+            value = value - self.vectors(hook)
+        return value
+
+    def attention(self, step: Attention, d_in: int) -> tuple[Tensor, Tensor]:
+        """Pattern [b h q k] and values [b k h d_head], grouped heads repeated; d_in is the width of all heads."""
+        pattern = self.tensor(step.pattern)
+        pattern = pattern.to(_EXACT.get(pattern.dtype, torch.float32))
+        n_batch, n_heads, n_queries, n_keys = pattern.shape
+        if self.mask is not None:
+            mask = self._fitting_mask(n_batch, n_keys, pattern.device)
+            pattern = pattern.masked_fill(~mask[:, None, :, None], 0)
+            hidden = pattern.masked_fill(mask[:, None, None, :], 0)
+            if float(hidden.max()) > 1e-4:
+                raise MaskError(
+                    f"the mask hides keys that {step.pattern} attends to (up to {float(hidden.max()):.3g}): the model "
+                    f"was run without it. Run model.run_with_cache(tokens, attention_mask=mask)."
+                )
+            pattern = pattern.masked_fill(~mask[:, None, None, :], 0)
+        if not bool(torch.isfinite(pattern.sum(-1)).all()):
+            raise NonFiniteError(
+                f"{step.pattern} holds NaN or infinity. If the batch is padded, pass mask=attention_mask; "
+                f"otherwise load the model in float32."
+            )
+        values = self._clean(self.tensor(step.values), step.values).reshape(n_batch, n_keys, -1, d_in // n_heads)
+        return pattern, values.repeat_interleave(n_heads // values.shape[2], dim=2)
+
+
+def check_cache(cache) -> None:
+    """Refuse what is not an ActivationCache that knows its model."""
+    if not (hasattr(cache, "cache_dict") and hasattr(cache, "has_batch_dim")):
+        raise NotACacheError(
+            f"expected an ActivationCache, got {type(cache).__name__}. Make one with "
+            f"_, cache = model.run_with_cache(tokens)  (not return_cache_object=False)."
+        )
+    if getattr(cache, "model", None) is None:
+        raise NotACacheError(
+            "this cache does not know its model, whose weights are needed. Give it back: cache.model = model."
+        )

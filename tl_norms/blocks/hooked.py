@@ -1,0 +1,142 @@
+"""HookedTransformer and HookedEncoder (TransformerLens 2 and 3): their blocks are known from the configuration."""
+
+from torch import Tensor, nn
+
+from ..errors import UnsupportedArchitectureError
+from .modules import is_elementwise
+from .structure import Add, Affine, Attention, Block, Chain, FeedForward, FeedForwardWeights, Norm, NormForm, Truth
+
+try:
+    from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
+except ImportError:  # TransformerLens 2 has no such architectures
+    POST_NORM_ARCHITECTURES = set()
+
+_NORMS = ("LN", "LNPre", "RMS", "RMSPre")
+
+
+class HookedReader:
+    """Reads the classes of TransformerLens itself."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.cfg = model.cfg
+
+    def blocks(self) -> tuple[Block | None, ...]:
+        encoder = type(self.model.blocks[0]).__name__ == "BertBlock"
+        read = self._post_norm if encoder else self._pre_norm
+        return tuple(read(layer) for layer in range(len(self.model.blocks)))
+
+    def _post_norm(self, layer: int) -> Block:
+        """HookedEncoder: attn . res . ln1 . ff . res . ln2."""
+        at = f"blocks.{layer}."
+        post = Truth((at + "hook_resid_post",))
+        normed_mid = Truth(post.plus, minus=(at + "hook_mlp_out",))  # ln1's output itself has no hook
+        chain = Chain()
+        attn = chain.add(self._attention(at), 0, "attn", Truth((at + "hook_attn_out",)))
+        mid = chain.add(Add(0), attn, "attn_res", Truth((at + "hook_resid_mid",)))
+        ln1 = chain.add(Norm(at + "ln1", None), mid, "attn_res_ln", normed_mid)
+        ff = chain.add(FeedForward(at + "mlp"), ln1, "attn_res_ln_ff", Truth((at + "hook_mlp_out",)))
+        out = chain.add(Add(ln1), ff, "attn_res_ln_ff_res", post)
+        chain.add(
+            Norm(at + "ln2", None), out, "attn_res_ln_ff_res_ln", Truth((at + "hook_normalized_resid_post",))
+        )
+        return Block(layer, at + "hook_resid_pre", tuple(chain.steps))
+
+    def _pre_norm(self, layer: int) -> Block:
+        """HookedTransformer: sequential or parallel, with or without norms behind the branches."""
+        at, block = f"blocks.{layer}.", self.model.blocks[layer]
+        attn_out, mlp_out = Truth((at + "hook_attn_out",)), Truth((at + "hook_mlp_out",))
+        resid_post = Truth((at + "hook_resid_post",))
+        # in OLMo 2 and 3 ln1 and ln2 stand behind their branches, which only the architecture's name tells
+        behind = getattr(self.cfg, "original_architecture", None) in POST_NORM_ARCHITECTURES
+        after_attn = "ln1" if behind else "ln1_post" if hasattr(block, "ln1_post") else None
+        after_mlp = "ln2" if behind else "ln2_post" if hasattr(block, "ln2_post") else None
+        chain = Chain()
+        scope = "attn"
+        branch = chain.add(self._attention(at), 0, scope, None if after_attn else attn_out)
+        if after_attn:
+            scope += "_ln"
+            branch = chain.add(Norm(at + after_attn, None), branch, scope, attn_out)
+        if self.cfg.attn_only:
+            chain.add(Add(0), branch, scope + "_res", resid_post)
+        elif self.cfg.parallel_attn_mlp:
+            inner = self._norm_in_front(chain, at, 0, None)
+            hidden = chain.add(FeedForward(at + "mlp"), inner)
+            both = chain.add(Add(hidden), branch, scope + "_ff", Truth(attn_out.plus + mlp_out.plus))
+            chain.add(Add(0), both, scope + "_ff_res", resid_post)
+        else:
+            scope += "_res"
+            mid = chain.add(Add(0), branch, scope, Truth((at + "hook_resid_mid",)))
+            inner = mid
+            if not behind and type(block.ln2) is not nn.Identity:
+                scope += "_ln"
+                inner = self._norm_in_front(chain, at, mid, scope)
+            scope += "_ff"
+            hidden = chain.add(FeedForward(at + "mlp"), inner, scope, None if after_mlp else mlp_out)
+            if after_mlp:
+                scope += "_ln"
+                hidden = chain.add(Norm(at + after_mlp, None), hidden, scope, mlp_out)
+            chain.add(Add(mid), hidden, scope + "_res", resid_post)
+        return Block(layer, at + "hook_resid_pre", tuple(chain.steps))
+
+    def _norm_in_front(self, chain: Chain, at: str, reads: int, scope: str | None) -> int:
+        """ln2: its output has no hook (hook_normalized is taken before the gain), but its image under W_in has."""
+        if self.cfg.normalization_type is None:
+            return reads
+        hooked = hasattr(self._find(at + "mlp"), "hook_pre")
+        truth = Truth((at + "mlp.hook_pre",), through=at + "mlp") if hooked else None
+        return chain.add(Norm(at + "ln2", None), reads, scope, truth)
+
+    def _attention(self, at: str) -> Attention:
+        return Attention(at + "attn", at + "attn.hook_pattern", at + "attn.hook_v")
+
+    def attention_output(self, step: Attention) -> Affine:
+        attn = self._find(step.module)
+        return Affine(attn.W_O.flatten(0, 1), attn.b_O)
+
+    def value_bias(self, step: Attention) -> Tensor | None:
+        return self._find(step.module).b_V
+
+    def norm_forms(self, step: Norm) -> tuple[NormForm, ...]:
+        norm = self._find(step.module)
+        kind = type(norm).__name__
+        centers = {"LayerNorm": True, "LayerNormPre": True, "RMSNorm": False, "RMSNormPre": False}
+        if kind not in centers:
+            raise UnsupportedArchitectureError(
+                f"{step.module} is a {kind}; expected one of {', '.join(centers)} "
+                f"(cfg.normalization_type one of {', '.join(_NORMS)})."
+            )
+        eps = float(norm.eps) if hasattr(norm, "eps") else float(self.cfg.eps)
+        return (NormForm(centers[kind], eps, getattr(norm, "w", None), getattr(norm, "b", None)),)
+
+    def feed_forward(self, step: FeedForward) -> FeedForwardWeights:
+        mlp = self._find(step.module)
+        if not hasattr(mlp, "W_in"):
+            raise UnsupportedArchitectureError(
+                f"{step.module} is a {type(mlp).__name__} without W_in and W_out; scopes up to the attention block "
+                f"work: tl_norms.block_norms(cache)."
+            )
+        activation = mlp.act_fn
+        if getattr(mlp, "ln", None) is not None or not is_elementwise(activation, mlp.W_in.device):
+            raise UnsupportedArchitectureError(
+                f"the activation of {step.module} ({self.cfg.act_fn}) is not elementwise, so integrated gradients have "
+                f"no closed form for it. Ask for scopes without 'ff': tl_norms.block_norms(cache)."
+            )
+        out = Affine(mlp.W_out, mlp.b_out)
+        if getattr(mlp, "W_gate", None) is None:
+            return FeedForwardWeights(Affine(mlp.W_in, mlp.b_in), None, out, activation)
+        # a GatedMLP adds b_in to the neurons, behind the product: it is a bias of the output
+        out = Affine(mlp.W_out, mlp.b_out + mlp.b_in @ mlp.W_out)
+        return FeedForwardWeights(Affine(mlp.W_gate, None), Affine(mlp.W_in, None), out, activation)
+
+    def projection(self, name: str) -> Affine:
+        mlp = self._find(name)
+        gate = getattr(mlp, "W_gate", None)
+        return Affine(mlp.W_in, mlp.b_in) if gate is None else Affine(gate, None)
+
+    def equivalents(self, hook: str) -> tuple[str, ...]:
+        return (hook,)
+
+    def _find(self, path: str) -> nn.Module:
+        return self.model.get_submodule(path.rstrip("."))
+

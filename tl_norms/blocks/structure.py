@@ -1,0 +1,209 @@
+"""What a block is: a chain of steps between named points, as data.
+
+Point 0 is the block's input; step number p makes point p from earlier points. A step that ends a scope names it and
+says which activation of the model it must equal (its `truth`). The same four operations, in other orders, spell every
+layout; nothing here knows an architecture.
+
+    post-LN    attn . res(0) . ln . ff . res(3) . ln
+    pre-LN     attn . res(0) . ln . ff . res(2)
+    parallel   attn . [ln(0) . ff] . their sum . res(0)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from ..errors import UnknownScopeError
+
+
+@dataclass(frozen=True)
+class Truth:
+    """An activation of the model, as hook names: the sum of `plus` less the sum of `minus`.
+
+    `through` names a projection that the total must go through first, where only its image is hooked.
+    """
+
+    plus: tuple[str, ...]
+    minus: tuple[str, ...] = ()
+    through: str | None = None
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        return self.plus + self.minus
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Mix values by the pattern, then project out. `module` is the attention's path in the model."""
+
+    module: str
+    pattern: str  # hook names
+    values: str
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        return (self.pattern, self.values)
+
+
+@dataclass(frozen=True)
+class Add:
+    """scale * the point read + other_scale * another point."""
+
+    other: int
+    scale: float = 1.0
+    other_scale: float = 1.0
+    hooks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A layer norm. Its output hook decides between the forms that a norm of this kind can take."""
+
+    module: str
+    output: Truth | None
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        return self.output.hooks if self.output else ()
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """A feed-forward."""
+
+    module: str
+    hooks: tuple[str, ...] = ()
+
+
+Operation = Attention | Add | Norm | FeedForward
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation on the point `reads`."""
+
+    operation: Operation
+    reads: int
+    scope: str | None = None
+    truth: Truth | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer: where its stream enters, and its chain of steps."""
+
+    layer: int
+    stream: str  # hook name of point 0
+    steps: tuple[Step, ...]
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        return tuple(step.scope for step in self.steps if step.scope is not None)
+
+    def point(self, scope: str) -> int:
+        """The number of the point that a scope ends at."""
+        for number, step in enumerate(self.steps, start=1):
+            if step.scope == scope:
+                return number
+        raise UnknownScopeError(f"layer {self.layer} has no scope {scope!r}; it has {', '.join(self.scopes)}.")
+
+    def needed(self, scopes: tuple[str, ...]) -> tuple[int, ...]:
+        """The points to make, in order, for these scopes."""
+        wanted = {self.point(scope) for scope in scopes}
+        for number in range(len(self.steps), 0, -1):
+            if number in wanted:
+                step = self.steps[number - 1]
+                wanted.add(step.reads)
+                if isinstance(step.operation, Add):
+                    wanted.add(step.operation.other)
+        return tuple(sorted(wanted - {0}))
+
+    def reads_stream(self, scopes: tuple[str, ...]) -> bool:
+        """Whether these scopes need the block's input itself (attention alone does not: it needs the values)."""
+        return any(
+            (step.reads == 0 and not isinstance(step.operation, Attention))
+            or (isinstance(step.operation, Add) and step.operation.other == 0)
+            for step in self._chosen(scopes)
+        )
+
+    def attention(self) -> tuple[int, Attention]:
+        """The attention step and the number of its point."""
+        return next((n, s.operation) for n, s in enumerate(self.steps, start=1) if isinstance(s.operation, Attention))
+
+    def hooks(self, scopes: tuple[str, ...]) -> tuple[str, ...]:
+        """The activations that these scopes need, each once."""
+        names = [self.stream] if self.reads_stream(scopes) else []
+        for step in self._chosen(scopes):
+            names += step.operation.hooks
+            if step.scope in scopes and step.truth is not None:
+                names += step.truth.hooks
+        return tuple(dict.fromkeys(names))
+
+    def _chosen(self, scopes: tuple[str, ...]) -> list[Step]:
+        return [self.steps[number - 1] for number in self.needed(scopes)]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x -> x @ weight + bias, weight [in out]."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class NormForm:
+    """One form a norm may take: centred (LayerNorm) or not (RMSNorm), with its effective gain and bias."""
+
+    center: bool
+    eps: float
+    gain: Tensor | None
+    beta: Tensor | None
+
+
+@dataclass(frozen=True)
+class FeedForwardWeights:
+    """y = act(into(x)) out, or (act(into(x)) * up(x)) out."""
+
+    into: Affine
+    up: Affine | None
+    out: Affine
+    activation: Callable[[Tensor], Tensor]
+
+
+class Reader(Protocol):
+    """What a kind of model must tell: its blocks, and the weights behind their steps."""
+
+    model: nn.Module
+
+    def blocks(self) -> tuple[Block | None, ...]:
+        """One per layer; None for a layer without attention."""
+        ...
+
+    def attention_output(self, step: Attention) -> Affine: ...
+
+    def norm_forms(self, step: Norm) -> tuple[NormForm, ...]: ...
+
+    def feed_forward(self, step: FeedForward) -> FeedForwardWeights: ...
+
+    def projection(self, name: str) -> Affine: ...
+
+    def value_bias(self, step: Attention) -> Tensor | None: ...
+
+    def equivalents(self, hook: str) -> tuple[str, ...]:
+        """All names under which a cache may hold this hook."""
+        ...
+
+
+@dataclass
+class Chain:
+    """Collects the steps of a block while it is being read."""
+
+    steps: list[Step] = field(default_factory=list)
+
+    def add(self, operation: Operation, reads: int, scope: str | None = None, truth: Truth | None = None) -> int:
+        """Append a step; the number of its point."""
+        self.steps.append(Step(operation, reads, scope, truth))
+        return len(self.steps)

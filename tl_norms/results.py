@@ -1,0 +1,285 @@
+"""What the functions return: frozen dataclasses of plain tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import MissingExtraError, UnknownScopeError
+from .linear.maps import source_norms
+from .linear.sources import Sources
+
+if TYPE_CHECKING:
+    import pandas
+
+PAPER_NAMES = {
+    "Attn-N": ("attn",),
+    "AttnRes-N": ("attn_res",),
+    "AttnResLn-N": ("attn_res_ln",),
+    "ATB": ("attn_res_ln", "attn_res"),
+    "ATBFF": ("attn_res_ln_ff",),
+    "ATBFFRES": ("attn_res_ln_ff_res",),
+    "ATBFFRESLN": ("attn_res_ln_ff_res_ln",),
+    "ATBLN": ("attn_res_ln",),
+    "ATBLNFF": ("attn_res_ln_ff",),
+    "ATBLNFFRES": ("attn_res_ln_ff_res",),
+}
+
+
+def is_post_norm(scopes: tuple[str, ...]) -> bool:
+    """Whether a chain ends in a layer norm, so that its attention block does too."""
+    return scopes[-1].endswith("_res_ln")
+
+
+def resolve_scope(name: str, scopes: tuple[str, ...]) -> str:
+    """A scope of this chain from its own name or from the papers'."""
+    if name in scopes:
+        return name
+    candidates = PAPER_NAMES.get(name, ())
+    if name == "ATB" and not is_post_norm(scopes):
+        candidates = ("attn_res",)
+    for candidate in candidates:
+        if candidate in scopes:
+            return candidate
+    raise UnknownScopeError(
+        f"unknown scope {name!r}. This model's chain is {', '.join(scopes)}; "
+        f"the papers' names {', '.join(PAPER_NAMES)} are understood where the chain has them."
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class BlockNorms(Mapping[str, Tensor]):
+    """Lengths of source vectors, one map per scope; `norms[scope]` is [layer batch query key].
+
+    Without a batch axis in the cache there is none here. Rows sum to nothing in particular: they are lengths, in the
+    units of the residual stream.
+
+    Attributes:
+        scopes: the scopes computed, in the order of the chain
+        layers: the layer numbers along the first axis
+        maps: scope -> |v_ij|, [layer batch query key]
+        mixing_ratios: scope -> |sum_{j != i} v_ij| / (|sum_{j != i} v_ij| + |v_ii|), in 0..1, [layer batch query]
+        value_norms: |f(x)|, [layer batch head key]
+        patterns: the attention patterns themselves, one [batch head query key] per layer, shared with the cache
+        error: scope -> relative completeness error, [layer]
+        processing: weight processing seen in the tensors, () if none
+        skipped: layers without attention
+        causal: no query sees a later key, in any layer
+        mask: True where a position is real, [batch pos], or None
+        chain: all scopes this model has
+    """
+
+    scopes: tuple[str, ...]
+    layers: tuple[int, ...]
+    maps: dict[str, Tensor]
+    mixing_ratios: dict[str, Tensor]
+    value_norms: Float[Tensor, "layer *batch head key"]
+    patterns: tuple[Tensor, ...]
+    error: dict[str, Float[Tensor, " layer"]]
+    processing: tuple[str, ...]
+    skipped: tuple[int, ...]
+    causal: bool
+    mask: Tensor | None
+    chain: tuple[str, ...]
+    standard_error: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, scope: str) -> Float[Tensor, "layer *batch query key"]:
+        return self.maps[self._computed(scope)]
+
+    def __iter__(self):
+        return iter(self.scopes)
+
+    def __len__(self) -> int:
+        return len(self.scopes)
+
+    def __contains__(self, scope: object) -> bool:
+        try:
+            self._computed(str(scope))
+        except UnknownScopeError:
+            return False
+        return True
+
+    def mixing_ratio(self, scope: str, *, fill: float = 0.0) -> Float[Tensor, "layer *batch query"]:
+        """How much of position i comes from other positions: |sum_{j≠i} v_ij| / (|sum_{j≠i} v_ij| + |v_ii|).
+
+        Args:
+            scope: a scope that was computed, or a paper's name for it
+            fill: the value at padded queries
+
+        Returns:
+            [layer batch query], between 0 and 1.
+        """
+        return self._filled(self.mixing_ratios[self._computed(scope)], fill)
+
+    @property
+    def head_norms(self) -> Float[Tensor, "layer *batch head query key"]:
+        """‖αf(x)‖ = α ‖f(x)‖ per head, made when asked for."""
+        rows = [self._masked_pattern(p) * v[..., None, :] for p, v in zip(self.patterns, self.value_norms, strict=True)]
+        return torch.stack([row.to(rows[0].device) for row in rows])
+
+    @property
+    def attention(self) -> Float[Tensor, "layer *batch query key"]:
+        """Attn-W: the attention weights, averaged over heads."""
+        rows = [self._masked_pattern(pattern).mean(-3) for pattern in self.patterns]
+        return torch.stack([row.to(rows[0].device) for row in rows])
+
+    @property
+    def attention_residual(self) -> Float[Tensor, "layer *batch query key"]:
+        """AttnRes-W: ½ (Attn-W + I), the usual account of the residual connection by weights alone."""
+        attention = self.attention
+        identity = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)
+        if self.mask is not None:
+            identity = identity * self.mask.to(attention.device)[..., None, :]
+        return (attention + identity) / 2
+
+    def attention_mixing_ratio(self, *, residual: bool = False, fill: float = 0.0) -> Float[Tensor, "layer *batch query"]:
+        """Mixing ratio by weights alone: 1 − α_ii of Attn-W, or half of it for AttnRes-W (`residual=True`)."""
+        attention = self.attention
+        ratio = attention.sum(-1) - attention.diagonal(dim1=-2, dim2=-1)
+        return self._filled(ratio / 2 if residual else ratio, fill)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row per layer, text, query and scope: mixing ratio, completeness error and strongest source.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError("to_dataframe needs pandas: pip install 'tl_norms[plot]'") from error
+        has_batch = self.value_norms.ndim == 4
+        parts = []
+        for scope in self.scopes:
+            lengths, ratio = self.maps[scope].float().cpu(), self.mixing_ratios[scope].float().cpu()
+            if not has_batch:
+                lengths, ratio = lengths[:, None], ratio[:, None]
+            keep = torch.ones(lengths.shape[1:3], dtype=torch.bool) if self.mask is None else self.mask.reshape(lengths.shape[1:3]).cpu()
+            where = keep.expand(len(self.layers), *keep.shape).nonzero()
+            layer, batch, query = where.T
+            strongest = lengths.argmax(-1)[layer, batch, query]
+            columns = {
+                "scope": scope,
+                "layer": [self.layers[n] for n in layer.tolist()],
+                "batch": batch.tolist(),
+                "query": query.tolist(),
+                "mixing_ratio": ratio[layer, batch, query].tolist(),
+                "strongest_source": strongest.tolist(),
+                "strongest_norm": lengths[layer, batch, query, strongest].tolist(),
+                "error": self.error[scope].cpu()[layer].tolist(),
+            }
+            parts.append(pandas.DataFrame(columns if has_batch else {k: v for k, v in columns.items() if k != "batch"}))
+        return pandas.concat(parts, ignore_index=True)
+
+    def __repr__(self) -> str:
+        shape = list(next(iter(self.maps.values())).shape) if self.maps else []
+        lines = [f"BlockNorms, {len(self.layers)} layers, maps {shape} [layer batch query key]"]
+        if self.value_norms.ndim == 3:
+            lines[0] = lines[0].replace("layer batch query", "layer query")
+        for scope in self.scopes:
+            ratio = self.mixing_ratios[scope]
+            keep = slice(None) if self.mask is None else self.mask.to(ratio.device)
+            mean = float(ratio[:, keep].mean()) if self.mask is not None else float(ratio.mean())
+            worst = float(self.error[scope].max()) if scope in self.error else float("nan")
+            lines.append(f"  {scope:24} mixing ratio {mean:6.1%}   completeness error {worst:.1e}")
+        if self.skipped:
+            lines.append(f"  layers without attention, skipped: {', '.join(map(str, self.skipped))}")
+        lines.append(f"  weight processing: {', '.join(self.processing) or 'none'}")
+        return "\n".join(lines)
+
+    def _computed(self, scope: str) -> str:
+        resolved = resolve_scope(scope, self.chain)
+        if resolved not in self.maps:
+            raise UnknownScopeError(
+                f"scope {resolved!r} was not computed; this result has {', '.join(self.scopes)}. "
+                f"Ask for it: block_norms(cache, scopes=[{resolved!r}])."
+            )
+        return resolved
+
+    def _masked_pattern(self, pattern: Tensor) -> Tensor:
+        pattern = pattern.to(torch.float64 if pattern.dtype == torch.float64 else torch.float32)
+        if self.mask is None:
+            return pattern
+        mask = self.mask.to(pattern.device)
+        pattern = pattern.masked_fill(~mask[..., None, :, None], 0)
+        return pattern.masked_fill(~mask[..., None, None, :], 0)
+
+    def _filled(self, ratio: Tensor, fill: float) -> Tensor:
+        if self.mask is None:
+            return ratio
+        return ratio.masked_fill(~self.mask.to(ratio.device), fill)
+
+
+@dataclass(frozen=True, repr=False)
+class Decomposition:
+    """The source vectors of one layer and scope, formed only when asked for.
+
+    Attributes:
+        layer, scope: where
+        error: relative completeness error of this layer and scope
+        sources: the vectors in factored form (see `tl_norms.linear.sources`)
+    """
+
+    layer: int
+    scope: str
+    error: float
+    sources: Sources
+    has_batch: bool
+    mask: Tensor | None
+    max_memory: int
+
+    def vectors(
+        self, query: int | slice | None = None, key: int | slice | None = None
+    ) -> Float[Tensor, "*batch query key d_model"]:
+        """v_ij for the queries and keys asked for (an int keeps its axis, of length one)."""
+        n = self.sources.own.shape[1]
+        queries, keys = _as_slice(query, n), _as_slice(key, n)
+        rows = [self.sources.vectors(b, queries, keys) for b in range(len(self.sources.own))]
+        return self._out(self._zeroed(self._zeroed(torch.stack(rows), queries, 1), keys, 2))
+
+    @property
+    def remainder(self) -> Float[Tensor, "*batch query d_model"]:
+        """What belongs to no source: biases and betas, and their share of each later step."""
+        return self._out(self._zeroed(self.sources.rest, slice(None), 1))
+
+    def total(self) -> Float[Tensor, "*batch query d_model"]:
+        """sum_j v_ij + r_i, which is the model's own activation."""
+        return self._out(self._zeroed(self.sources.total, slice(None), 1))
+
+    def norms(self) -> Float[Tensor, "*batch query key"]:
+        """|v_ij| for all pairs, without forming them where a factor can tell."""
+        return self._out(source_norms(self.sources, max_memory=self.max_memory))
+
+    def mixing_ratio(self) -> Float[Tensor, "*batch query"]:
+        """|sum_{j≠i} v_ij| / (|sum_{j≠i} v_ij| + |v_ii|)."""
+        return self._out(self.sources.mixing_ratio())
+
+    def __repr__(self) -> str:
+        shape = list(self.remainder.shape)
+        return f"Decomposition(layer={self.layer}, scope={self.scope!r}, total {shape}, error {self.error:.1e})"
+
+    def _zeroed(self, value: Tensor, positions: slice, axis: int) -> Tensor:
+        if self.mask is None:
+            return value
+        keep = self.mask.to(value.device)[:, positions]
+        shape = [len(keep), *[1] * (value.ndim - 1)]
+        shape[axis] = keep.shape[1]
+        return value.masked_fill(~keep.reshape(shape), 0)
+
+    def _out(self, value: Tensor) -> Tensor:
+        return value if self.has_batch else value[0]
+
+
+def _as_slice(index: int | slice | None, n: int) -> slice:
+    if index is None:
+        return slice(0, n)
+    if isinstance(index, slice):
+        first, last, stride = index.indices(n)
+        if stride != 1:
+            raise IndexError(f"a slice of positions takes no stride, got {index}")
+        return slice(first, last)
+    position = range(n)[index]
+    return slice(position, position + 1)
