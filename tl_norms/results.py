@@ -1,7 +1,7 @@
 """What the functions return: frozen dataclasses of plain tensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import MissingExtraError, UnknownScopeError
-from .linear.maps import source_norms
+from .linear.maps import sketch_standard_error, source_norms
 from .linear.sources import Sources
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class BlockNorms(Mapping[str, Tensor]):
         causal: no query sees a later key, in any layer
         mask: True where a position is real, [batch pos], or None
         chain: all scopes this model has
+        sketch: random directions used for the scopes with `ff`, None if they are exact
     """
 
     scopes: tuple[str, ...]
@@ -84,7 +85,7 @@ class BlockNorms(Mapping[str, Tensor]):
     causal: bool
     mask: Tensor | None
     chain: tuple[str, ...]
-    standard_error: dict[str, Tensor] = field(default_factory=dict)
+    sketch: int | None = None
 
     def __getitem__(self, scope: str) -> Float[Tensor, "layer *batch query key"]:
         return self.maps[self._computed(scope)]
@@ -140,6 +141,18 @@ class BlockNorms(Mapping[str, Tensor]):
         attention = self.attention
         ratio = attention.sum(-1) - attention.diagonal(dim1=-2, dim2=-1)
         return self._filled(ratio / 2 if residual else ratio, fill)
+
+    def standard_error(self, scope: str) -> Float[Tensor, "layer *batch query key"]:
+        """Standard error of the map of a scope: zero where it is exact (no sketch, no `ff`, or the diagonal).
+
+        One set of random directions serves all pairs of a result, so the errors of different pairs are correlated.
+        """
+        scope = self._computed(scope)
+        if self.sketch is None or "ff" not in scope.split("_"):
+            return torch.zeros_like(self.maps[scope])
+        error = self.maps[scope] * sketch_standard_error(self.sketch)
+        error.diagonal(dim1=-2, dim2=-1).zero_()
+        return error
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row per layer, text, query and scope: mixing ratio, completeness error and strongest source.

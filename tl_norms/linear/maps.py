@@ -4,7 +4,8 @@ Head mixtures take the factor of `factors` (no vectors at all); terms with neuro
 pieces sized from a memory budget, so that the result does not depend on it.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,15 +30,43 @@ class Shared:
         return self.triangles[id(mixture)]
 
 
-def source_norms(sources: Sources, *, max_memory: int, shared: Shared | None = None) -> Tensor:
-    """|v_ij|, [b q k]."""
+def source_norms(
+    sources: Sources, *, max_memory: int, shared: Shared | None = None, sketch: int | None = None
+) -> Tensor:
+    """|v_ij|, [b q k]; with `sketch`, an estimate for j != i where vectors would have to be formed."""
     shared = shared or Shared()
     key = tuple(id(term) for term in sources.terms)
     if key not in shared.lengths:
-        shared.lengths[key] = _term_norms(sources, max_memory, shared)
+        if sketch is not None and needs_vectors(sources):
+            shared.lengths[key] = _sketched_norms(sources, max_memory, sketch)
+        else:
+            shared.lengths[key] = _term_norms(sources, max_memory, shared)
     lengths = shared.lengths[key].clone()
     lengths.diagonal(dim1=-2, dim2=-1).copy_(sources.own.norm(dim=-1))
     return lengths
+
+
+def needs_vectors(sources: Sources) -> bool:
+    """Whether lengths cost a vector per pair: no factor serves once neurons are involved."""
+    return any(isinstance(term, Neurons) for term in sources.terms)
+
+
+def _sketched_norms(sources: Sources, max_memory: int, size: int) -> Tensor:
+    """|v_ij| from `size` random projections of the last axis: |v S| / c is unbiased, S gaussian, c its mean length."""
+    generator = torch.Generator().manual_seed(size)
+    directions = torch.randn(sources.own.shape[-1], size, generator=generator, dtype=torch.float64).to(sources.own)
+    terms = tuple(term.mapped(lambda weight: weight @ directions) for term in sources.terms)
+    return _term_norms(replace(sources, terms=terms), max_memory, Shared()) / _mean_length(size)
+
+
+def sketch_standard_error(size: int) -> float:
+    """Standard deviation of the estimate over the true length: about 1 / sqrt(2 size)."""
+    return math.sqrt(size / _mean_length(size) ** 2 - 1)
+
+
+def _mean_length(size: int) -> float:
+    """Mean length of a standard gaussian vector in `size` dimensions (the chi distribution's mean)."""
+    return math.sqrt(2) * math.exp(math.lgamma((size + 1) / 2) - math.lgamma(size / 2))
 
 
 def _term_norms(sources: Sources, max_memory: int, shared: Shared) -> Tensor:
