@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..blocks.activations import Activations
@@ -41,7 +41,7 @@ class Cancellation:
     steps: tuple[str, ...]
     layers: tuple[int, ...]
     changes: dict[str, dict[str, Float[Tensor, "layer *batch"]]]
-    left_out: dict[str, Float[Tensor, "layer k"]]
+    left_out: dict[str, Int[Tensor, "layer k"]]
     output_norm: Float[Tensor, "layer *batch"]
     stream_norm: Float[Tensor, "layer *batch"]
 
