@@ -7,7 +7,8 @@
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,19 @@ from .blocks import processing
 from .blocks.activations import Activations, check_cache
 from .blocks.bridge import BridgeReader
 from .blocks.hooked import HookedReader
-from .blocks.structure import Add, Affine, Attention, Block, FeedForward, Norm, Reader, Step
+from .blocks.structure import (
+    Add,
+    Affine,
+    Attention,
+    Block,
+    FeedForward,
+    FeedForwardWeights,
+    Norm,
+    NormForm,
+    Operation,
+    Reader,
+    Truth,
+)
 from .errors import DecompositionError, UnknownLayerError, UnsupportedArchitectureError
 from .linear import steps
 from .linear.factors import head_norms, triangles
@@ -32,10 +45,17 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torc
 _COLUMNS = 64  # neurons compared where only their pre-activations are hooked
 
 
-def reader_of(model: nn.Module) -> Reader:
-    """The reader for this kind of model."""
+def reader_of(model: nn.Module, stack: str | None = None) -> Reader:
+    """The reader for this kind of model, and for one of its stacks of blocks."""
     if hasattr(model, "original_model") and hasattr(model, "adapter"):
-        return BridgeReader(model)
+        stacks = [name for name in ("blocks", "decoder_blocks", "encoder_blocks", "H_blocks", "L_blocks") if hasattr(model, name)]
+        chosen = f"{stack}_blocks" if stack else next(iter(stacks), "blocks")
+        if chosen not in stacks:
+            raise UnsupportedArchitectureError(
+                f"{type(model.original_model).__name__} has no stack {stack!r} of blocks; it has "
+                f"{', '.join(repr(name.removesuffix('_blocks')) for name in stacks if name != 'blocks') or 'one, the default'}."
+            )
+        return BridgeReader(model, chosen)
     if hasattr(model, "blocks") and hasattr(model, "cfg"):
         return HookedReader(model)
     raise UnsupportedArchitectureError(
@@ -44,7 +64,7 @@ def reader_of(model: nn.Module) -> Reader:
     )
 
 
-def scopes(model: nn.Module) -> tuple[str, ...]:
+def scopes(model: nn.Module, *, stack: str | None = None) -> tuple[str, ...]:
     """The chain of scopes of a model, in order.
 
     A scope is a prefix of the block's chain of steps, spelled as the steps taken: `attn`, `res` (residual connection),
@@ -63,10 +83,12 @@ def scopes(model: nn.Module) -> tuple[str, ...]:
         >>> tl_norms.scopes(model)                                              # doctest: +SKIP
         ('attn', 'attn_res', 'attn_res_ln', 'attn_res_ln_ff', 'attn_res_ln_ff_res', 'attn_res_ln_ff_res_ln')
     """
-    return _chain(reader_of(model))
+    return _chain(reader_of(model, stack))
 
 
-def required_hooks(model: nn.Module, scopes: Scopes = None, layers: Layers = None) -> list[str]:
+def required_hooks(
+    model: nn.Module, scopes: Scopes = None, layers: Layers = None, *, stack: str | None = None
+) -> list[str]:
     """The activations that an analysis needs, as a `names_filter` for `run_with_cache`.
 
     Args:
@@ -84,13 +106,13 @@ def required_hooks(model: nn.Module, scopes: Scopes = None, layers: Layers = Non
         >>> names = tl_norms.required_hooks(model, layers=[0])                  # doctest: +SKIP
         >>> _, cache = model.run_with_cache("A sentence.", names_filter=names)  # doctest: +SKIP
     """
-    reader = reader_of(model)
+    reader = reader_of(model, stack)
     blocks, _ = _chosen_blocks(reader, layers)
     chosen = _chosen_scopes(scopes, _chain(reader))
     return list(dict.fromkeys(name for block in blocks for name in block.hooks(chosen)))
 
 
-def value_vectors(cache, layer: int) -> Float[Tensor, "*batch head key d_model"]:
+def value_vectors(cache, layer: int, *, stack: str | None = None) -> Float[Tensor, "*batch head key d_model"]:
     """The value-transformed vectors f(x) = (x W_V + b_V) W_O of one layer, per head.
 
     Args:
@@ -107,13 +129,13 @@ def value_vectors(cache, layer: int) -> Float[Tensor, "*batch head key d_model"]
         >>> tl_norms.value_vectors(cache, 0).shape                              # doctest: +SKIP
         torch.Size([1, 12, 9, 384])
     """
-    analysis = _Analysis.of(cache, ("attn",), layer, None)
-    mixture = analysis.mixture(analysis.blocks[0])
+    analysis = _Analysis.of(cache, ("attn",), layer, None, stack)
+    mixture, _ = analysis.mixture(analysis.blocks[0])
     vectors = torch.stack([mixture.head_vectors(b, slice(None)) for b in range(len(mixture.values))])
     return vectors if analysis.activations.has_batch else vectors[0]
 
 
-def value_norms(cache, layers: Layers = None) -> Float[Tensor, "layer *batch head key"]:
+def value_norms(cache, layers: Layers = None, *, stack: str | None = None) -> Float[Tensor, "layer *batch head key"]:
     """‖f(x)‖, the length of each head's value-transformed vector (Kobayashi et al. 2020, §3).
 
     Args:
@@ -129,12 +151,14 @@ def value_norms(cache, layers: Layers = None) -> Float[Tensor, "layer *batch hea
     Example:
         >>> tl_norms.value_norms(cache).mean(-1)                                # doctest: +SKIP
     """
-    analysis = _Analysis.of(cache, ("attn",), layers, None)
-    rows = [head_norms(triangles(analysis.mixture(block))) for block in analysis.blocks]
+    analysis = _Analysis.of(cache, ("attn",), layers, None, stack)
+    rows = [head_norms(triangles(analysis.mixture(block)[0])) for block in analysis.blocks]
     return analysis.stacked(rows)
 
 
-def weighted_value_norms(cache, layers: Layers = None) -> Float[Tensor, "layer *batch head query key"]:
+def weighted_value_norms(
+    cache, layers: Layers = None, *, stack: str | None = None
+) -> Float[Tensor, "layer *batch head query key"]:
     """‖αf(x)‖, what each head moves from key to query (Kobayashi et al. 2020, Eq. 4).
 
     Args:
@@ -150,10 +174,10 @@ def weighted_value_norms(cache, layers: Layers = None) -> Float[Tensor, "layer *
     Example:
         >>> tl_norms.weighted_value_norms(cache, layers=[3])                    # doctest: +SKIP
     """
-    analysis = _Analysis.of(cache, ("attn",), layers, None)
+    analysis = _Analysis.of(cache, ("attn",), layers, None, stack)
     rows = []
     for block in analysis.blocks:
-        mixture = analysis.mixture(block)
+        mixture, _ = analysis.mixture(block)
         rows.append(mixture.pattern * head_norms(triangles(mixture))[..., None, :])
     return analysis.stacked(rows)
 
@@ -164,6 +188,7 @@ def block_norms(
     *,
     layers: Layers = None,
     mask: Tensor | None = None,
+    stack: str | None = None,
     bias: steps.Bias = "player",
     max_memory: int | None = None,
     sketch: int | None = None,
@@ -181,6 +206,7 @@ def block_norms(
         scopes: one scope, several, "all", or None: all up to and including the attention block
         layers: one layer, several, or None for all
         mask: attention mask, [batch pos], True or 1 at real tokens; needed if the batch is padded
+        stack: which stack of blocks, "encoder" for that of an encoder-decoder; None for the only one
         bias: how the feed-forward treats biases, see `ffn_maps`
         max_memory: bytes that scopes with `ff` may use beyond their result; None for half of what is free
         sketch: estimate maps of scopes with `ff` from this many random directions, see `ffn_maps`
@@ -199,7 +225,7 @@ def block_norms(
         >>> norms = tl_norms.block_norms(cache)                                 # doctest: +SKIP
         >>> norms.mixing_ratio("attn_res").mean()                               # doctest: +SKIP
     """
-    analysis = _Analysis.of(cache, scopes, layers, mask)
+    analysis = _Analysis.of(cache, scopes, layers, mask, stack)
     results = [analysis.layer(block, bias, max_memory, sketch, check) for block in analysis.blocks]
     return analysis.collected(results, sketch)
 
@@ -209,6 +235,7 @@ def ffn_maps(
     *,
     layers: Layers = None,
     mask: Tensor | None = None,
+    stack: str | None = None,
     bias: steps.Bias = "player",
     max_memory: int | None = None,
     sketch: int | None = None,
@@ -240,13 +267,14 @@ def ffn_maps(
         >>> maps["attn_res_ln_ff"] - maps["attn_res_ln"]                        # doctest: +SKIP
     """
     check_cache(cache)
-    chain = _chain(reader_of(cache.model))
+    chain = _chain(reader_of(cache.model, stack))
     first = next(n for n, scope in enumerate(chain) if "ff" in scope.split("_"))
     return block_norms(
         cache,
         chain[max(first - 1, 0) :],
         layers=layers,
         mask=mask,
+        stack=stack,
         bias=bias,
         max_memory=max_memory,
         sketch=sketch,
@@ -260,6 +288,7 @@ def decompose(
     scope: str,
     *,
     mask: Tensor | None = None,
+    stack: str | None = None,
     bias: steps.Bias = "player",
     max_memory: int | None = None,
     check: bool = True,
@@ -284,17 +313,17 @@ def decompose(
     Example:
         >>> tl_norms.decompose(cache, layer=3, scope="attn_res").vectors(query=5)   # doctest: +SKIP
     """
-    analysis = _Analysis.of(cache, scope, layer, mask)
+    analysis = _Analysis.of(cache, scope, layer, mask, stack)
     (block,) = analysis.blocks
     (resolved,) = analysis.scopes
-    sources = analysis.walk(block, bias)[block.point(resolved)]
+    sources = analysis.walk(block, analysis.mixture(block), bias)[block.point(resolved)]
     error = analysis.error(block, resolved, sources, check)
     memory = max_memory or free_memory(sources.own.device)
     activations = analysis.activations
     return Decomposition(block.layer, resolved, error, sources, activations.has_batch, activations.mask, memory)
 
 
-def extend_cache(cache, scopes: Scopes = None, *, mask: Tensor | None = None):
+def extend_cache(cache, scopes: Scopes = None, *, mask: Tensor | None = None, stack: str | None = None):
     """A new cache that also holds the maps, under TransformerLens-style names.
 
     Args:
@@ -311,12 +340,13 @@ def extend_cache(cache, scopes: Scopes = None, *, mask: Tensor | None = None):
     Example:
         >>> tl_norms.extend_cache(cache).stack_activation("norm_attn_res").shape    # doctest: +SKIP
     """
-    norms = block_norms(cache, scopes, mask=mask)
+    norms = block_norms(cache, scopes, mask=mask, stack=stack)
+    prefix = f"{stack}_blocks" if stack else "blocks"
     entries = dict(cache.cache_dict)
     for scope in norms.scopes:
         for row, layer in enumerate(norms.layers):
-            entries[f"blocks.{layer}.hook_norm_{scope}"] = norms[scope][row]
-            entries[f"blocks.{layer}.hook_mixing_ratio_{scope}"] = norms.mixing_ratio(scope)[row]
+            entries[f"{prefix}.{layer}.hook_norm_{scope}"] = norms[scope][row]
+            entries[f"{prefix}.{layer}.hook_mixing_ratio_{scope}"] = norms.mixing_ratio(scope)[row]
     return type(cache)(entries, cache.model, has_batch_dim=cache.has_batch_dim)
 
 
@@ -345,9 +375,9 @@ class _Analysis:
     processing: tuple[str, ...]
 
     @classmethod
-    def of(cls, cache, scopes: Scopes, layers: Layers, mask: Tensor | None) -> "_Analysis":
+    def of(cls, cache, scopes: Scopes, layers: Layers, mask: Tensor | None, stack: str | None) -> "_Analysis":
         check_cache(cache)
-        reader = reader_of(cache.model)
+        reader = reader_of(cache.model, stack)
         blocks, skipped = _chosen_blocks(reader, layers)
         chain = _chain(reader)
         found = processing.detect(reader, blocks)
@@ -355,77 +385,86 @@ class _Analysis:
         activations = Activations(cache, reader, mask)
         return cls(reader, activations, blocks, _chosen_scopes(scopes, chain), chain, skipped, found)
 
-    def mixture(self, block: Block) -> Mixture:
-        """The heads of one block, before any sum."""
-        return Mixture(*self._heads(block.attention()[1])[:3])
-
-    def _heads(self, step: Attention) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Pattern, values, output weights [h d_head d] and output bias."""
+    def mixture(self, block: Block) -> tuple[Mixture, Tensor | None]:
+        """The heads of one block before any sum, v_j W_O per head, and the output bias."""
+        step = block.attention()[1]
         output = self.reader.attention_output(step)
         pattern, values = self.activations.attention(step, output.weight.shape[0])
         output = _like(output, values)
-        weight = output.weight.unflatten(0, (pattern.shape[1], -1))
-        return pattern, values, weight, output.bias
+        return Mixture(pattern, values, output.weight.unflatten(0, (pattern.shape[1], -1))), output.bias
 
-    def walk(self, block: Block, bias: steps.Bias) -> dict[int, Sources]:
+    def walk(self, block: Block, heads: tuple[Mixture, Tensor | None], bias: steps.Bias) -> dict[int, Sources]:
         """Take the steps of one block that the scopes need; the source vectors at every point made."""
         points: dict[int, Sources] = {}
-        needed = block.needed(self.scopes)
         if block.reads_stream(self.scopes):
             points[0] = steps.start(self.activations.vectors(block.stream))
-        for number in needed:
-            points[number] = self._take(block.steps[number - 1], points, bias)
+        for number in block.needed(self.scopes):
+            step = block.steps[number - 1]
+            if isinstance(step.operation, Attention):
+                points[number] = self._attend(step.operation, *heads)
+            else:
+                points[number] = self._take(step.operation, points[step.reads], points, bias)
         return points
 
-    def _take(self, step: Step, points: dict[int, Sources], bias: steps.Bias) -> Sources:
-        operation = step.operation
-        if isinstance(operation, Attention):
-            return steps.attend(*self._heads(operation))
-        sources = points[step.reads]
-        if isinstance(operation, Add):
-            return steps.add(sources, points[operation.other])
+    def _attend(self, operation: Attention, mixture: Mixture, bias: Tensor | None) -> Sources:
+        gate = self.activations.gate(operation, mixture.values)
+        if operation.inner_norm is None:
+            return steps.attend(mixture, bias, gate=gate)
+        # the first form of the inner norm that gives the cached output: all are tried on the mixed values
+        made = [
+            steps.attend(mixture, bias, gate=gate, inner=_inner(form, mixture.values))
+            for form in self.reader.inner_norm(operation)
+        ]
+        return self._closest(made, Truth((operation.output,)))
+
+    def _take(self, operation: Operation, sources: Sources, points: dict[int, Sources], bias: steps.Bias) -> Sources:
         if isinstance(operation, Norm):
             return self._normalise(operation, sources)
-        return self._feed_forward(operation, sources, bias)
+        if isinstance(operation, FeedForward):
+            return self._feed_forward(operation, sources, bias)
+        assert isinstance(operation, Add)
+        made = steps.add(
+            steps.times(sources, operation.scale), steps.times(points[operation.other], operation.other_scale)
+        )
+        for hook, scale in operation.beside:
+            made = replace(made, rest=made.rest + scale * self.activations.vectors(hook))
+        return made
 
     def _normalise(self, operation: Norm, sources: Sources) -> Sources:
-        """The first form of the norm that gives the cached output; the closest one if none does."""
         full = sources.total
-        candidates = [
+        made = [
             steps.normalise(
                 sources, full, center=form.center, eps=form.eps, gain=_cast(form.gain, full), beta=_cast(form.beta, full)
             )
             for form in self.reader.norm_forms(operation)
         ]
-        if len(candidates) == 1 or operation.output is None:
-            return candidates[0]
-        truth = self.activations.truth(operation.output)
-        return min(candidates, key=lambda candidate: float((candidate.total - truth).norm()))
+        return self._closest(made, operation.output)
+
+    def _closest(self, made: list[Sources], truth: Truth | None) -> Sources:
+        """The form whose total is nearest the model's activation."""
+        if len(made) == 1 or truth is None:
+            return made[0]
+        found = self.activations.truth(truth)
+        return min(made, key=lambda sources: float((sources.total - found).norm()))
 
     def _feed_forward(self, operation: FeedForward, sources: Sources, bias: steps.Bias) -> Sources:
-        weights, full = self.reader.feed_forward(operation), sources.total
-        return steps.feed_forward(
-            sources,
-            full,
-            activation=weights.activation,
-            into=_like(weights.into, full),
-            up=None if weights.up is None else _like(weights.up, full),
-            out=_like(weights.out, full),
-            bias=bias,
-        )
+        full = sources.total
+        found = None if operation.output is None else self.activations.truth(operation.output)
+        parts = self.reader.feed_forward(operation, full, found)
+        made = [steps.feed_forward(sources, full, _unit(part, full), bias) for part in parts]
+        return reduce(steps.add, made)
 
     def layer(
         self, block: Block, bias: steps.Bias, max_memory: int | None, sketch: int | None, check: bool
     ) -> _Layer:
         """All numbers of one layer."""
-        points = self.walk(block, bias)
+        heads = self.mixture(block)
+        points = self.walk(block, heads, bias)
         decomposed = {scope: points[block.point(scope)] for scope in self.scopes}
         errors = {scope: self.error(block, scope, sources, check) for scope, sources in decomposed.items()}
         number, attention = block.attention()
-        mixture = points[number].terms[0]
-        assert isinstance(mixture, Mixture)
         shared = Shared()
-        values = head_norms(shared.triangle(mixture))
+        values = head_norms(shared.triangle(heads[0]))
         lengths = {}
         for scope, sources in decomposed.items():
             memory = max_memory or free_memory(sources.own.device)
@@ -538,6 +577,25 @@ def _chosen_blocks(reader: Reader, layers: Layers) -> tuple[list[Block], tuple[i
 
 def _cast(tensor: Tensor | None, like: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.detach().to(device=like.device, dtype=like.dtype)
+
+
+def _inner(form: NormForm | None, like: Tensor) -> steps.InnerNorm | None:
+    return None if form is None else steps.InnerNorm(form.center, form.eps, _cast(form.gain, like))
+
+
+def _unit(weights: FeedForwardWeights, like: Tensor) -> steps.Unit:
+    """A feed-forward in the dtype and on the device of the activations."""
+    return steps.Unit(
+        into=_like(weights.into, like),
+        up=None if weights.up is None else _like(weights.up, like),
+        out=_like(weights.out, like),
+        activation=weights.activation,
+        up_offset=weights.up_offset,
+        limit=weights.limit,
+        inner=_inner(weights.inner, like),
+        scale_in=_cast(weights.scale_in, like),
+        scale_out=_cast(weights.scale_out, like),
+    )
 
 
 def _like(affine: Affine, like: Tensor) -> steps.Projection:

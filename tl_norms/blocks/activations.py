@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AttentionPatternError, MaskError, MissingActivationError, NonFiniteError, NotACacheError
+from .attention_layout import arrange_values, gate_values
 from .structure import Attention, Reader, Truth
 
 _EXACT = {torch.float64: torch.float64}  # everything else is computed in float32
@@ -101,8 +102,12 @@ class Activations:
                 f"{step.pattern} holds NaN or infinity. If the batch is padded, pass mask=attention_mask; "
                 f"otherwise load the model in float32."
             )
-        values = self._clean(self.tensor(step.values), step.values).reshape(n_batch, n_keys, -1, d_in // n_heads)
-        return pattern, values.repeat_interleave(n_heads // values.shape[2], dim=2)
+        values = arrange_values(step, self.tensor(step.values), n_heads, d_in // n_heads)
+        return pattern, self._clean(values, step.values)
+
+    def gate(self, step: Attention, like: Tensor) -> Tensor | None:
+        """The factor of the mixed values, [b q h d_head] or [b q h 1], if there is one."""
+        return None if step.gate is None else gate_values(step.gate, self.vectors(step.gate.hook), like)
 
 
 def check_cache(cache) -> None:

@@ -109,7 +109,10 @@ class HookedReader:
         eps = float(norm.eps) if hasattr(norm, "eps") else float(self.cfg.eps)
         return (NormForm(centers[kind], eps, getattr(norm, "w", None), getattr(norm, "b", None)),)
 
-    def feed_forward(self, step: FeedForward) -> FeedForwardWeights:
+    def inner_norm(self, step: Attention) -> tuple[NormForm, ...]:
+        raise NotImplementedError("the classes of TransformerLens itself have no norm inside attention")
+
+    def feed_forward(self, step: FeedForward, x: Tensor, y: Tensor | None) -> tuple[FeedForwardWeights, ...]:
         mlp = self._find(step.module)
         if not hasattr(mlp, "W_in"):
             raise UnsupportedArchitectureError(
@@ -124,10 +127,10 @@ class HookedReader:
             )
         out = Affine(mlp.W_out, mlp.b_out)
         if getattr(mlp, "W_gate", None) is None:
-            return FeedForwardWeights(Affine(mlp.W_in, mlp.b_in), None, out, activation)
+            return (FeedForwardWeights(Affine(mlp.W_in, mlp.b_in), None, out, activation),)
         # a GatedMLP adds b_in to the neurons, behind the product: it is a bias of the output
         out = Affine(mlp.W_out, mlp.b_out + mlp.b_in @ mlp.W_out)
-        return FeedForwardWeights(Affine(mlp.W_gate, None), Affine(mlp.W_in, None), out, activation)
+        return (FeedForwardWeights(Affine(mlp.W_gate, None), Affine(mlp.W_in, None), out, activation),)
 
     def projection(self, name: str) -> Affine:
         mlp = self._find(name)

@@ -6,7 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
-from .structure import Affine
+from .structure import Affine, NormForm
+
+_ACTIVATION_NAMES = (
+    "act",
+    "act_fn",
+    "activation_fn",
+    "activation",
+    "activation_func",
+    "intermediate_act_fn",
+    "gelu_impl",
+)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -20,7 +30,7 @@ def affine(module: nn.Module, name: str) -> Affine:
     inner = unwrap(module)
     weight, bias = getattr(inner, "weight", None), getattr(inner, "bias", None)
     if isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point():
-        if type(inner) is nn.Linear:
+        if isinstance(inner, nn.Linear):
             return Affine(weight.T, bias)
         if type(inner).__name__ == "Conv1D":  # transformers' GPT-2 layer stores [in out]
             return Affine(weight, bias)
@@ -34,7 +44,7 @@ def affine(module: nn.Module, name: str) -> Affine:
 def activations(module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
     """Candidates for the activation function that a module applies, its own attributes first."""
     for part in module.modules():
-        for name in ("act", "act_fn", "activation_fn", "activation", "activation_func", "intermediate_act_fn", "gelu_impl"):
+        for name in _ACTIVATION_NAMES:
             candidate = getattr(part, name, None)
             if callable(candidate):
                 yield candidate
@@ -49,3 +59,31 @@ def is_elementwise(activation: Callable[[Tensor], Tensor], device: torch.device)
     except Exception:  # a function of something else altogether
         return False
     return whole.shape == x.shape and torch.allclose(whole, alone, rtol=1e-9, atol=1e-12)
+
+
+def float_attributes(*owners: object) -> list[float]:
+    """Numbers that modules and configurations hold by name: multipliers of residuals, gates and branches."""
+    found: list[float] = []
+    for owner in owners:
+        for value in vars(owner).values() if owner is not None else ():
+            found += [float(v) for v in (value if isinstance(value, (list, tuple)) else [value]) if _is_multiplier(v)]
+    return list(dict.fromkeys(found))
+
+
+def _is_multiplier(value: object) -> bool:
+    return isinstance(value, float) and value not in (0.0, 1.0) and abs(value) < 1e3
+
+
+def norm_forms(norm: nn.Module, default_eps: float) -> tuple[NormForm, ...]:
+    """The forms a norm module may take, likeliest first; the cached numbers decide."""
+    inner = unwrap(norm)
+    weight, beta = getattr(inner, "weight", None), getattr(inner, "bias", None)
+    declared = [getattr(inner, name, None) for name in ("eps", "variance_epsilon", "epsilon", "norm_eps")]
+    epsilons = [float(value) for value in (*declared, default_eps) if isinstance(value, (int, float))]
+    if type(inner) is nn.LayerNorm:
+        return (NormForm(True, epsilons[0], weight, beta),)
+    gains = [None] if weight is None else [weight, 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))]
+    centers = (True, False) if "layernorm" in type(inner).__name__.lower() else (False, True)
+    return tuple(
+        NormForm(center, eps, gain, beta) for eps in dict.fromkeys(epsilons) for center in centers for gain in gains
+    )

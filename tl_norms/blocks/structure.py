@@ -35,26 +35,51 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """What the mixed values are multiplied with, position by position: an activation of a hooked tensor."""
+
+    hook: str
+    function: str  # a name in torch or torch.nn.functional
+
+
+@dataclass(frozen=True)
 class Attention:
-    """Mix values by the pattern, then project out. `module` is the attention's path in the model."""
+    """Mix values by the pattern, then project out. `module` is the attention's path in the model.
+
+    Between the two a gate or a norm may stand; both are held fixed. `clip` bounds the values behind their hook.
+    """
 
     module: str
     pattern: str  # hook names
     values: str
+    heads_first: bool = False  # values are [batch head pos d_head]
+    clip: float | None = None
+    gate: Gate | None = None
+    inner_norm: str | None = None  # a module path
+    output: str = ""  # hook name of what it writes, which decides between the forms of an inner norm
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        return (self.pattern, self.values)
+        names = (self.pattern, self.values)
+        return names + ((self.gate.hook,) if self.gate else ()) + ((self.output,) if self.inner_norm else ())
 
 
 @dataclass(frozen=True)
 class Add:
-    """scale * the point read + other_scale * another point."""
+    """scale * the point read + other_scale * another point + what other branches of the block wrote.
+
+    Those other branches (a state-space mixer beside the attention) mix positions in ways that no source can be told
+    apart in: they belong to the remainder.
+    """
 
     other: int
     scale: float = 1.0
     other_scale: float = 1.0
-    hooks: tuple[str, ...] = ()
+    beside: tuple[tuple[str, float], ...] = ()  # hook name, scale
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.beside)
 
 
 @dataclass(frozen=True)
@@ -71,10 +96,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """A feed-forward."""
+    """A feed-forward. Its output hook decides between the forms that a feed-forward of this kind can take."""
 
     module: str
-    hooks: tuple[str, ...] = ()
+    output: Truth | None = None
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        return self.output.hooks if self.output else ()
 
 
 Operation = Attention | Add | Norm | FeedForward
@@ -165,12 +194,21 @@ class NormForm:
 
 @dataclass(frozen=True)
 class FeedForwardWeights:
-    """y = act(into(x)) out, or (act(into(x)) * up(x)) out."""
+    """y = act(into(x)) out, or gated (act(into(x)) * (up(x) + up_offset)) out; one expert of a mixture likewise.
+
+    `limit` bounds the gate from above and |up|; `inner` is a norm in front of `out`; `scale_in` and `scale_out` are
+    what a router multiplies the input and the output with, [batch pos], held fixed.
+    """
 
     into: Affine
     up: Affine | None
     out: Affine
     activation: Callable[[Tensor], Tensor]
+    up_offset: float = 0.0
+    limit: float | None = None
+    inner: NormForm | None = None
+    scale_in: Tensor | None = None
+    scale_out: Tensor | None = None
 
 
 class Reader(Protocol):
@@ -186,7 +224,11 @@ class Reader(Protocol):
 
     def norm_forms(self, step: Norm) -> tuple[NormForm, ...]: ...
 
-    def feed_forward(self, step: FeedForward) -> FeedForwardWeights: ...
+    def inner_norm(self, step: Attention) -> tuple[NormForm, ...]: ...
+
+    def feed_forward(self, step: FeedForward, x: Tensor, y: Tensor | None) -> tuple[FeedForwardWeights, ...]:
+        """Its experts, or itself alone, for this input [batch pos d_model]; y is what the model made of it."""
+        ...
 
     def projection(self, name: str) -> Affine: ...
 

@@ -43,6 +43,34 @@ def gated(g: Activation, start: Tensor, step: Tensor, up_start: Tensor, up_step:
     return up_start * slope(g, start, step) + up_step * ramp, up
 
 
+def clipped_gated(
+    g: Activation, start: Tensor, step: Tensor, up_start: Tensor, up_step: Tensor, *, limit: float, offset: float
+) -> tuple[Tensor, Tensor]:
+    """The coefficients (gate, up) of y = g(min(u, limit)) (clip(w, -limit, limit) + offset), float64.
+
+    The path is cut where u or w meets a limit; between the cuts each is either free or constant.
+    """
+    cuts = [_crossing(start, step, limit), _crossing(up_start, up_step, limit), _crossing(up_start, up_step, -limit)]
+    edges = torch.stack([torch.zeros_like(start), *torch.stack(cuts).sort(dim=0).values, torch.ones_like(start)])
+    gate, up = torch.zeros_like(start), torch.zeros_like(start)
+    for left, right in zip(edges[:-1], edges[1:], strict=True):
+        width, middle = right - left, (left + right) / 2
+        free = start + middle * step < limit
+        up_free = (up_start + middle * up_step).abs() < limit
+        here = torch.where(free, start + left * step, torch.full_like(start, limit))
+        there = (up_start + left * up_step).clamp(-limit, limit) + offset
+        part, up_part = gated(g, here, width * step * free, there, width * up_step * up_free)
+        gate += part * width * free
+        up += up_part * width * up_free
+    return gate, up
+
+
+def _crossing(start: Tensor, step: Tensor, level: float) -> Tensor:
+    """Where on the path start + t step meets a level, 0..1."""
+    safe = torch.where(step == 0, torch.ones_like(step), step)
+    return torch.where(step == 0, torch.zeros_like(step), (level - start) / safe).clamp(0, 1)
+
+
 def derivative(g: Activation, x: Tensor) -> Tensor:
     """g'(x) by autograd, also under no_grad and inference_mode."""
     with torch.inference_mode(False), torch.enable_grad():

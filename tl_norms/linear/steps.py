@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import integrated
-from .sources import Mixture, Neurons, Sources
+from .sources import Mixture, Neurons, Sources, Terms
 
 Bias = Literal["player", "fixed"]
 
@@ -27,12 +27,46 @@ def start(stream: Tensor) -> Sources:
     return Sources(terms=(), off=zero, own=stream, rest=zero, causal=True)
 
 
-def attend(pattern: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None) -> Sources:
-    """Attention with its pattern held: pattern [b h q k], values [b k h d_head], weight [h d_head d], bias [d]."""
-    mixture = Mixture(pattern, values, weight)
-    off, own = mixture.sums()
+def attend(
+    mixture: Mixture, bias: Tensor | None, *, gate: Tensor | None = None, inner: "InnerNorm | None" = None
+) -> Sources:
+    """Attention with its pattern held; bias [d].
+
+    A gate, [b q h d_head] or [b q h 1], multiplies the mixed values; an inner norm follows. Both are held fixed too.
+    """
+    causal = is_causal(mixture.pattern)
+    terms: Terms
+    if gate is None and inner is None:
+        terms = (mixture,)
+        off, own = mixture.sums()
+    else:
+        heads = _in_head_space(mixture)
+        weight = mixture.weight.flatten(0, 1)
+        off, own = heads.sums()
+        if gate is not None:
+            factor = gate.expand(*gate.shape[:3], mixture.weight.shape[1]).flatten(2)
+            off, own = off * factor, own * factor
+        scale = None
+        if inner is not None:
+            scale, weight = inner.scale(off + own), inner.into(weight)
+            off, own = off * scale[..., None], own * scale[..., None]
+        if gate is None:
+            terms = (Mixture(mixture.pattern, mixture.values, weight.unflatten(0, mixture.weight.shape[:2]), scale),)
+        elif gate.shape[-1] == 1:  # one number per head and query: a change of the pattern
+            pattern = mixture.pattern * gate[..., 0].transpose(1, 2)[..., None]
+            terms = (Mixture(pattern, mixture.values, weight.unflatten(0, mixture.weight.shape[:2]), scale),)
+        else:
+            terms = (Neurons(((heads,),), (factor,), weight, scale),)
+        off, own = off @ weight, own @ weight
     rest = torch.zeros_like(own) if bias is None else bias.expand_as(own)
-    return Sources((mixture,), off, own, rest, is_causal(pattern))
+    return Sources(terms, off, own, rest, causal)
+
+
+def _in_head_space(mixture: Mixture) -> Mixture:
+    """The same mixture in front of the output projection: heads side by side, [h * d_head] wide."""
+    n_heads, d_head, _ = mixture.weight.shape
+    identity = torch.eye(n_heads * d_head, dtype=mixture.weight.dtype, device=mixture.weight.device)
+    return Mixture(mixture.pattern, mixture.values, identity.unflatten(0, (n_heads, d_head)))
 
 
 def is_causal(pattern: Tensor, rows: int = 128) -> bool:
@@ -56,6 +90,11 @@ def add(left: Sources, right: Sources) -> Sources:
         left.rest + right.rest,
         left.causal and right.causal,
     )
+
+
+def times(sources: Sources, factor: float) -> Sources:
+    """The decomposition of a multiple."""
+    return sources if factor == 1.0 else sources.mapped(lambda x: x * factor)
 
 
 def statistics(x: Tensor, center: bool, eps: float) -> Tensor:
@@ -92,45 +131,95 @@ class Projection:
         return x @ self.weight if self.bias is None else x @ self.weight + self.bias
 
 
-def feed_forward(
-    sources: Sources,
-    full: Tensor,
-    *,
-    activation: integrated.Activation,
-    into: Projection,
-    up: Projection | None,
-    out: Projection,
-    bias: Bias = "player",
-) -> Sources:
-    """y = g(u) W_out + b_out, or (g(u) * w) W_out + b_out when gated: u = into(x), w = up(x), x = full [b q d].
+@dataclass(frozen=True)
+class InnerNorm:
+    """A norm in front of an output projection, its scale held fixed: part of the projection."""
+
+    center: bool
+    eps: float
+    gain: Tensor | None = None
+
+    def scale(self, full: Tensor) -> Tensor:
+        """1 / s_i of the full vector, [b q]."""
+        return 1 / statistics(full, self.center, self.eps).clamp_min(torch.finfo(full.dtype).tiny)
+
+    def into(self, weight: Tensor) -> Tensor:
+        """The projection [m d] behind the norm, as one behind the scale alone."""
+        weight = weight if self.gain is None else self.gain[:, None] * weight
+        return weight - weight.mean(0, keepdim=True) if self.center else weight
+
+
+@dataclass(frozen=True)
+class Unit:
+    """y = g(into(x)) out, or gated (g(into(x)) * (up(x) + up_offset)) out; one expert of a mixture likewise.
+
+    `limit` bounds the gate from above and |up|; scale_in and scale_out, [b q], are a router's weights, held fixed.
+    """
+
+    into: Projection
+    up: Projection | None
+    out: Projection
+    activation: integrated.Activation
+    up_offset: float = 0.0
+    limit: float | None = None
+    inner: InnerNorm | None = None
+    scale_in: Tensor | None = None
+    scale_out: Tensor | None = None
+
+
+def feed_forward(sources: Sources, full: Tensor, unit: Unit, bias: Bias = "player") -> Sources:
+    """The feed-forward of x = full, [b q d], by integrated gradients at its activation.
 
     bias="player": the rest of the input (with b_in) moves along the path like a source; its share becomes rest.
     bias="fixed": it stays where it is; the path starts from it, and g there becomes rest.
     """
-    branches = (into,) if up is None else (into, up)
-    moved = [(sources.off + sources.own) @ branch.weight for branch in branches]  # [b q m]
-    still = [branch(sources.rest) for branch in branches]
-    here = [branch(full) for branch in branches]
+    if unit.scale_in is not None:
+        sources, full = sources.scaled(unit.scale_in), full * unit.scale_in[..., None]
+    branches = (unit.into,) if unit.up is None else (unit.into, unit.up)
+    still = [branch(sources.rest) for branch in branches]  # [b q m]
     if bias == "player":
-        begin, step = [torch.zeros_like(u).double() for u in here], [u.double() for u in here]
+        step = [branch(full).double() for branch in branches]
+        begin = [torch.zeros_like(u) for u in step]
     else:
-        begin, step = [u.double() for u in still], [u.double() for u in moved]
-    dtype = full.dtype
-    if up is None:
-        coefficients = (integrated.slope(activation, begin[0], step[0]).to(dtype),)
-        base = activation(begin[0]).to(dtype)
-    else:
-        gate_, up_ = integrated.gated(activation, begin[0], step[0], begin[1], step[1])
-        coefficients = (gate_.to(dtype), up_.to(dtype))
-        base = (activation(begin[0]) * begin[1]).to(dtype)
-
-    def through(vectors: Tensor) -> Tensor:
-        return sum(vectors @ b.weight * c for b, c in zip(branches, coefficients, strict=True)) @ out.weight
-
+        step = [((sources.off + sources.own) @ branch.weight).double() for branch in branches]
+        begin = [u.double() for u in still]
+    coefficients, base, end = _integrate(unit, begin, step)
+    weight = unit.out.weight
+    if unit.inner is not None:
+        scale = unit.inner.scale(end)[..., None]
+        coefficients, base = [c * scale for c in coefficients], base * scale
+        weight = unit.inner.into(weight)
+    coefficients, base = [c.to(full.dtype) for c in coefficients], base.to(full.dtype)
     if bias == "player":
         base = base + sum(u * c for u, c in zip(still, coefficients, strict=True))
-    terms = ()
+
+    def through(vectors: Tensor) -> Tensor:
+        return sum(vectors @ b.weight * c for b, c in zip(branches, coefficients, strict=True)) @ weight
+
+    terms: Terms = ()
     if sources.terms:
         inputs = tuple(tuple(t.mapped(lambda w, b=b: w @ b.weight) for t in sources.terms) for b in branches)
-        terms = (Neurons(inputs, coefficients, out.weight),)
-    return Sources(terms, through(sources.off), through(sources.own), out(base), sources.causal)
+        terms = (Neurons(inputs, tuple(coefficients), weight),)
+    rest = Projection(weight, unit.out.bias)(base)
+    made = Sources(terms, through(sources.off), through(sources.own), rest, sources.causal)
+    return made if unit.scale_out is None else made.scaled(unit.scale_out)
+
+
+def _integrate(unit: Unit, begin: list[Tensor], step: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Coefficients per branch, and the neurons at the beginning and at the end of the path, all float64 [b q m]."""
+    g = unit.activation
+    if unit.up is None:
+        return [integrated.slope(g, begin[0], step[0])], g(begin[0]), g(begin[0] + step[0])
+
+    def neurons(u: Tensor, w: Tensor) -> Tensor:
+        if unit.limit is not None:
+            u, w = u.clamp(max=unit.limit), w.clamp(-unit.limit, unit.limit)
+        return g(u) * (w + unit.up_offset)
+
+    if unit.limit is None:
+        pair = integrated.gated(g, begin[0], step[0], begin[1] + unit.up_offset, step[1])
+    else:
+        pair = integrated.clipped_gated(
+            g, begin[0], step[0], begin[1], step[1], limit=unit.limit, offset=unit.up_offset
+        )
+    return list(pair), neurons(*begin), neurons(begin[0] + step[0], begin[1] + step[1])
