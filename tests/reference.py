@@ -60,10 +60,10 @@ class Layer:
         return 0.5 * self.attention + 0.5 * torch.eye(self.pattern.shape[-1], dtype=torch.float64)
 
     def attention_mixing_ratio(self, residual: bool) -> Tensor:
-        """The weights off the diagonal over all weights of the row."""
+        """The weights of the others; a row sums to one (to float32 only where Hugging Face's softmax is in float32)."""
         weights = self.attention_residual if residual else self.attention
-        own = torch.stack([weights[:, i, i] for i in range(weights.shape[1])], 1)
-        return (weights.sum(-1) - own) / weights.sum(-1)
+        n = weights.shape[1]
+        return torch.stack([sum(weights[:, i, j] for j in range(n) if j != i) for i in range(n)], 1)
 
 
 @dataclass

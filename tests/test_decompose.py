@@ -1,0 +1,83 @@
+"""`decompose`: the vectors themselves, whole and in parts."""
+
+import pytest
+import reference
+import tl_norms
+import torch
+from tiny import CASES, make
+
+SCOPES = ("attn", "attn_res", "attn_res_ln")
+
+
+@pytest.fixture(params=CASES, ids=str)
+def run(request):
+    tiny = make(*request.param)
+    return tiny, tiny.cache(), reference.analyse(tiny.hf, tiny.tokens())
+
+
+def near(found, expected, tiny):
+    limit = 2e-6 if tiny.kind == "hooked" and tiny.family.rms else 1e-10  # as in test_norms
+    return found.shape == expected.shape and float((found - expected).abs().max() / expected.abs().max()) < limit
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("layer", [0, -1])
+def test_vectors_and_everything_made_of_them_agree_with_the_reference(run, layer, scope):
+    tiny, cache, layers = run
+    parts, expected = tl_norms.decompose(cache, layer, scope), layers[layer]
+    assert parts.layer == layer % 2 and parts.scope == scope
+    assert near(parts.vectors(), expected.vectors[scope], tiny)
+    if expected.rest[scope].abs().max() > 0:
+        assert near(parts.remainder, expected.rest[scope], tiny)
+    else:  # no bias anywhere: nothing may be left over
+        assert not parts.remainder.any()
+    assert near(parts.total(), expected.total(scope), tiny)
+    assert near(parts.norms(), expected.norms(scope), tiny)
+    assert near(parts.mixing_ratio(), expected.mixing_ratio(scope), tiny)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_parts_add_up_to_the_cached_activation(run, scope):
+    """Against TransformerLens' own tensor where it has one."""
+    tiny, cache, _ = run
+    parts = tl_norms.decompose(cache, 0, scope)
+    total = parts.vectors().sum(2) + parts.remainder
+    assert torch.allclose(total, parts.total(), rtol=0, atol=1e-12)
+    assert 0 <= parts.error < (1e-6 if tiny.family.rms and scope == "attn_res_ln" else 1e-14)
+    assert parts.error == pytest.approx(float(tl_norms.block_norms(cache, scope).error[scope][0]))
+    if scope == "attn":  # on a bridge BERT's hook_attn_out is taken behind the layer norm
+        hook = "blocks.0.attn.o.hook_out" if tiny.kind == "bridge" else "blocks.0.hook_attn_out"
+        assert torch.allclose(total, cache[hook], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_queries_and_keys_may_be_chosen(run, scope):
+    tiny, cache, _ = run
+    parts = tl_norms.decompose(cache, 1, scope)
+    every = parts.vectors()
+
+    def same(found, expected):
+        return found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=1e-13)
+
+    assert same(parts.vectors(query=5), every[:, 5:6])
+    assert same(parts.vectors(query=-1), every[:, 6:7])
+    assert same(parts.vectors(key=0), every[:, :, 0:1])
+    assert same(parts.vectors(query=3, key=3), every[:, 3:4, 3:4])
+    assert same(parts.vectors(query=3, key=slice(1, 5)), every[:, 3:4, 1:5])
+    assert same(parts.vectors(query=slice(2, None), key=slice(None, -2)), every[:, 2:, :-2])
+    assert same(parts.vectors(query=slice(4, 2)), every[:, 4:2])
+    with pytest.raises(IndexError, match="stride"):
+        parts.vectors(query=slice(0, 6, 2))
+    with pytest.raises(IndexError):
+        parts.vectors(query=7)
+
+
+def test_norms_are_the_lengths_of_the_vectors_and_of_block_norms(run):
+    _, cache, _ = run
+    norms = tl_norms.block_norms(cache, SCOPES)
+    for scope in SCOPES:
+        parts = tl_norms.decompose(cache, 1, scope)
+        assert torch.allclose(parts.norms(), parts.vectors().norm(dim=-1), rtol=1e-9, atol=0)
+        assert torch.equal(parts.norms(), norms[scope][1])
+        assert torch.equal(parts.mixing_ratio(), norms.mixing_ratio(scope)[1])
+        assert repr(parts).startswith(f"Decomposition(layer=1, scope={scope!r}") and f"{parts.error:.1e}" in repr(parts)
