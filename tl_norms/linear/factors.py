@@ -11,7 +11,9 @@ from torch import Tensor
 
 from .sources import Mixture
 
-_CHUNK_BYTES = 4 << 20  # head vectors formed at a time: small enough to stay in the processor's cache
+_CHUNK_BYTES = 2 << 20  # head vectors formed at a time: with their float64 copies they stay in the processor's cache
+_MANY_HEADS = 28  # from here on, a batched matrix product beats H^2 / 2 planes
+_TILE_BYTES = 8 << 20  # weights transposed for such a product at a time
 
 
 def triangles(mixture: Mixture) -> Tensor:
@@ -52,25 +54,43 @@ def head_norms(triangle: Tensor) -> Tensor:
 
 
 def mixture_norms(mixture: Mixture, triangle: Tensor, *, causal: bool, rows: int = 512) -> Tensor:
-    """|sum_h a^h_ij t^h_j| for all pairs (the diagonal included, without any residual): [b q k].
-
-    Head by head on planes [query, key]: the H x H product is too narrow for a matrix product to pay.
-    """
+    """|sum_h a^h_ij t^h_j| for all pairs (the diagonal included, without any residual): [b q k]."""
     n_batch, n_heads, n_queries, n_keys = mixture.pattern.shape
     out = triangle.new_zeros(n_batch, n_queries, n_keys)
+    square = _squares_by_products if n_heads >= _MANY_HEADS else _squares_by_planes
+    if n_heads >= _MANY_HEADS:
+        rows = max(16, min(rows, _TILE_BYTES // (n_heads * n_keys * out.element_size())))
+    elif causal:
+        rows = min(rows, max(128, n_queries // 4))  # finer pieces skip more of the upper triangle
     for b in range(n_batch):
         for first in range(0, n_queries, rows):
             queries = slice(first, min(first + rows, n_queries))
             keys = slice(0, queries.stop if causal else n_keys)
-            weights, factor = mixture.pattern[b, :, queries, keys], triangle[b, :, :, keys]
-            square = out[b, queries, keys]
-            component = torch.empty_like(square, memory_format=torch.contiguous_format)
-            for g in range(n_heads):
-                torch.mul(weights[g], factor[g, g], out=component)
-                for h in range(g + 1, n_heads):
-                    component.addcmul_(weights[h], factor[g, h])
-                square.addcmul_(component, component)
-            square.sqrt_()
+            square(mixture.pattern[b, :, queries, keys], triangle[b, :, :, keys], out[b, queries, keys])
+    out.sqrt_()
     if mixture.scale is not None:
         out *= mixture.scale[..., None].abs()
     return out
+
+
+def _squares_by_planes(weights: Tensor, triangle: Tensor, out: Tensor) -> None:
+    """sum_g (sum_h R_gh a_h)^2 into out [q k], head by head: the H x H product is too narrow for a matrix product."""
+    component = torch.empty_like(out, memory_format=torch.contiguous_format)
+    for g in range(len(weights)):
+        torch.mul(weights[g], triangle[g, g], out=component)
+        for h in range(g + 1, len(weights)):
+            component.addcmul_(weights[h], triangle[g, h])
+        out.addcmul_(component, component)
+
+
+def _squares_by_products(weights: Tensor, triangle: Tensor, out: Tensor) -> None:
+    """The same as one H x H matrix product per key."""
+    n_heads, n_queries, n_keys = weights.shape
+    turned = weights.new_empty(n_heads, n_keys, n_queries)
+    for h in range(n_heads):  # one plane at a time: strides of whole planes would miss the cache at every step
+        turned[h].copy_(weights[h].T)
+    components = torch.bmm(triangle.permute(2, 0, 1).contiguous(), turned.transpose(0, 1))  # [k g q]
+    total = torch.zeros_like(turned[0])
+    for g in range(n_heads):
+        total.addcmul_(components[:, g], components[:, g])
+    out.copy_(total.T)

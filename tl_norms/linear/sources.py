@@ -51,14 +51,15 @@ class Mixture:
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """sum_{j != i} v_ij and v_ii, both [b q d], from two mixtures in head space."""
-        own = self.pattern.diagonal(dim1=-2, dim2=-1).transpose(1, 2)[..., None] * self.values  # [b q h d_head]
-        off = torch.empty_like(own)
+        both = self.values.new_empty(2, *self.values.shape)
+        off, own = both
+        torch.mul(self.pattern.diagonal(dim1=-2, dim2=-1).transpose(1, 2)[..., None], self.values, out=own)
+        others = torch.empty_like(self.pattern[0, 0])  # one head at a time: no copy of the whole pattern
         for b in range(len(off)):
-            others = self.pattern[b].clone()
-            others.diagonal(dim1=-2, dim2=-1).zero_()
-            off[b] = torch.bmm(others, self.values[b].transpose(0, 1)).transpose(0, 1)
-        weight = self.weight.flatten(0, 1)
-        off, own = off.flatten(2) @ weight, own.flatten(2) @ weight
+            for h in range(self.pattern.shape[1]):
+                others.copy_(self.pattern[b, h]).fill_diagonal_(0)
+                torch.mm(others, self.values[b, :, h], out=off[b, :, h])
+        off, own = both.flatten(3) @ self.weight.flatten(0, 1)
         if self.scale is not None:
             off, own = off * self.scale[..., None], own * self.scale[..., None]
         return off, own
