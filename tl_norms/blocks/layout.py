@@ -6,6 +6,7 @@ one whose input equals x a pre-norm. So five tokens are run once per model, and 
 which tensors are sums of which. The result is names and numbers only; weights are read afresh for every cache.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -242,18 +243,13 @@ def _short_run(model: nn.Module, stack: str) -> Mapping[str, Tensor]:
     tokens = (torch.arange(_TOKENS) + 5) % size if size > 0 else torch.arange(_TOKENS)
     tokens = tokens[None].to(next(model.parameters()).device)
     extra = {"decoder_input": tokens} if hasattr(model, "decoder_blocks") else {}
-    last: Exception | None = None
-    for left_out in ((), ("ln2.",)):  # OPT-350m's second norm runs flattened, and its hooks crash the run
-        def keep(name: str, left_out=left_out) -> bool:
-            return name.startswith(stack + ".") and not any(part in name for part in left_out)
-
-        try:
-            with torch.no_grad(), without_user_hooks(model):
-                _, cache = model.run_with_cache(tokens, names_filter=keep, **extra)
-            return cache.cache_dict
-        except Exception as error:  # whatever the model raises, it cannot be read
-            last = error
-    raise UnsupportedArchitectureError(
-        f"{type(model.original_model).__name__} could not be run on {_TOKENS} tokens to read its layout "
-        f"({type(last).__name__}: {last})."
-    ) from last
+    try:
+        with torch.no_grad(), without_user_hooks(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the bridge names hooks that are switched off
+            _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.startswith(stack + "."), **extra)
+    except Exception as error:  # whatever a model raises here, its layout cannot be read
+        raise UnsupportedArchitectureError(
+            f"{type(model.original_model).__name__} could not be run on {_TOKENS} tokens to read its layout "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    return cache.cache_dict

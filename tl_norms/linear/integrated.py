@@ -37,7 +37,10 @@ def gated(g: Activation, start: Tensor, step: Tensor, up_start: Tensor, up_step:
     """The coefficients (gate, up) of a gated unit (float64)."""
     safe = torch.where(step == 0, torch.ones_like(step), step)
     end = g(start + step)
-    mean = (antiderivative(g, start + step) - antiderivative(g, start)) / safe
+    area = antiderivative(g, start + step)
+    if bool(start.any()):  # it is zero at zero
+        area = area - antiderivative(g, start)
+    mean = area / safe
     ramp = _patch((end - mean) / safe, start, step, lambda a, d: _gauss(g, a, d)[1])  # int t g'(a + t d) dt
     up = end - step * ramp
     return up_start * slope(g, start, step) + up_step * ramp, up
