@@ -56,6 +56,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('a text is needed: tl-norms "The keys to the cabinet are on the table."')
     if found.text is not None and not found.text.strip():
         parser.error("the text is empty")
+    for name in ("model", "check", "html"):
+        if getattr(found, name) is not None and not getattr(found, name).strip():
+            parser.error(f"--{name} is empty")
     if found.html is not None:
         folder = Path(found.html).expanduser().parent
         if not folder.is_dir():

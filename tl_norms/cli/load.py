@@ -113,13 +113,20 @@ def _from_gguf(path: Path, dtype: torch.dtype) -> dict:
 
 def _load_hooked(name: str, dtype: torch.dtype) -> nn.Module:
     """TransformerLens 2: names of its own list only."""
-    from transformer_lens import HookedEncoder, HookedTransformer
+    from transformer_lens import HookedEncoder, HookedTransformer, loading_from_pretrained
 
     if Path(name).exists():
         raise ModelNotLoadedError(
             f"this version of TransformerLens loads models by name only, not {name!r}: "
             f"pip install 'transformer_lens>=3', or name a model: --model gpt2"
         )
+    try:
+        loading_from_pretrained.get_official_model_name(name)
+    except ValueError as error:
+        raise ModelNotLoadedError(
+            f"{name!r} is not among the models that this version of TransformerLens knows by name: "
+            f"pip install 'transformer_lens>=3' loads any model of the hub."
+        ) from error
     if "bert" in name.lower():
         return HookedEncoder.from_pretrained(name, dtype=dtype)
     return HookedTransformer.from_pretrained_no_processing(name, dtype=dtype)

