@@ -184,12 +184,16 @@ class Affine:
 
 @dataclass(frozen=True)
 class NormForm:
-    """One form a norm may take: centred (LayerNorm) or not (RMSNorm), with its effective gain and bias."""
+    """One form a norm may take: centred (LayerNorm) or not (RMSNorm), with its effective gain and bias.
+
+    `folded`: it had a gain that TransformerLens moved into the next weights; without it no gain means none ever was.
+    """
 
     center: bool
     eps: float
     gain: Tensor | None
     beta: Tensor | None
+    folded: bool = False
 
 
 @dataclass(frozen=True)
