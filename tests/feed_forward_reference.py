@@ -7,7 +7,6 @@ products of the model's own MLP module.
 
 import copy
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -90,7 +89,7 @@ def minilm_folder() -> Path | None:
 def hooked(**options):
     """A tiny HookedTransformer of TransformerLens 2 or 3."""
     config = dict(
-        n_layers=2, d_model=24, n_ctx=64, d_head=6, d_mlp=40, d_vocab=VOCAB, act_fn="gelu", dtype=torch.float64, seed=0,
+        n_layers=2, d_model=24, n_ctx=300, d_head=6, d_mlp=40, d_vocab=VOCAB, act_fn="gelu", dtype=torch.float64, seed=0,
         normalization_type="LN", device="cpu",
     )  # fmt: skip
     return jitter(HookedTransformer(HookedTransformerConfig(**{**config, **options})))
@@ -258,6 +257,3 @@ def dense_feed_forward(
         points_of_sources = point[:, :, None].expand_as(vectors)
         shares = shares + weight * product(points_of_sources, vectors, at, still)
     return shares.detach(), rest_share.detach()
-
-
-Builder = Callable[..., nn.Module]

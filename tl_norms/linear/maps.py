@@ -5,6 +5,7 @@ pieces sized from a memory budget, so that the result does not depend on it.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,15 +13,20 @@ from torch import Tensor
 
 from ..errors import MemoryBudgetError
 from . import factors
-from .sources import Mixture, Neurons, Sources, Terms, pairs
+from .sources import Mixture, Neurons, Sources, pairs
 
-_PAIRS = 4096  # more pairs at a time do not make the matrix products faster
+_CHUNK_BYTES = 24 << 20  # vectors alive at a time: what the cache holds and the allocator gives without fresh pages
+_PAIRS = (512, 4096)  # fewer make the matrix products slower, more do not make them faster
 
 
 @dataclass
 class Shared:
-    """What the scopes of one block have in common: `attn` and `attn_res` differ on the diagonal only."""
+    """What the scopes of one block have in common.
 
+    `attn` and `attn_res` differ on the diagonal only; vectors formed for one of the `family` serve all of it.
+    """
+
+    family: tuple[Sources, ...] = ()
     triangles: dict[int, Tensor] = field(default_factory=dict)
     lengths: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
@@ -35,15 +41,23 @@ def source_norms(
 ) -> Tensor:
     """|v_ij|, [b q k]; with `sketch`, an estimate for j != i where vectors would have to be formed."""
     shared = shared or Shared()
-    key = tuple(id(term) for term in sources.terms)
+    key = _key(sources)
     if key not in shared.lengths:
-        if sketch is not None and needs_vectors(sources):
+        if len(sources.terms) < 2 and not needs_vectors(sources):
+            shared.lengths[key] = _factored_norms(sources, shared)
+        elif sketch is not None and needs_vectors(sources):
             shared.lengths[key] = _sketched_norms(sources, max_memory, sketch)
         else:
-            shared.lengths[key] = _term_norms(sources, max_memory, shared)
+            family = shared.family if any(member is sources for member in shared.family) else (sources,)
+            family = {_key(member): member for member in family if needs_vectors(member) or member is sources}
+            shared.lengths |= zip(family, _pairwise_norms(tuple(family.values()), max_memory), strict=True)
     lengths = shared.lengths[key].clone()
     lengths.diagonal(dim1=-2, dim2=-1).copy_(sources.own.norm(dim=-1))
     return lengths
+
+
+def _key(sources: Sources) -> tuple[int, ...]:
+    return tuple(id(term) for term in sources.terms)
 
 
 def needs_vectors(sources: Sources) -> bool:
@@ -56,7 +70,8 @@ def _sketched_norms(sources: Sources, max_memory: int, size: int) -> Tensor:
     generator = torch.Generator().manual_seed(size)
     directions = torch.randn(sources.own.shape[-1], size, generator=generator, dtype=torch.float64).to(sources.own)
     terms = tuple(term.mapped(lambda weight: weight @ directions) for term in sources.terms)
-    return _term_norms(replace(sources, terms=terms), max_memory, Shared()) / _mean_length(size)
+    (lengths,) = _pairwise_norms((replace(sources, terms=terms, image=None),), max_memory)
+    return lengths / _mean_length(size)
 
 
 def sketch_standard_error(size: int) -> float:
@@ -69,42 +84,65 @@ def _mean_length(size: int) -> float:
     return math.sqrt(2) * math.exp(math.lgamma((size + 1) / 2) - math.lgamma(size / 2))
 
 
-def _term_norms(sources: Sources, max_memory: int, shared: Shared) -> Tensor:
-    if len(sources.terms) == 1 and isinstance(sources.terms[0], Mixture):
-        mixture = sources.terms[0]
+def _factored_norms(sources: Sources, shared: Shared) -> Tensor:
+    if sources.terms:
+        (mixture,) = sources.terms
+        assert isinstance(mixture, Mixture)
         return factors.mixture_norms(mixture, shared.triangle(mixture), causal=sources.causal)
     n_batch, n_queries, _ = sources.own.shape
-    out = sources.own.new_zeros(n_batch, n_queries, n_queries)
-    if sources.terms:
-        for b in range(n_batch):
-            _fill_pairwise(out[b], sources, b, max_memory)
-    return out
+    return sources.own.new_zeros(n_batch, n_queries, n_queries)
 
 
-def _fill_pairwise(out: Tensor, sources: Sources, batch: int, max_memory: int) -> None:
-    """|v_ij| by forming the vectors of a few keys for all queries that see them."""
-    n = out.shape[0]
-    at_once = _pairs_at_once(sources.terms, max_memory, out.element_size())
+def _pairwise_norms(family: tuple[Sources, ...], max_memory: int) -> list[Tensor]:
+    """|v_ij| of every member, by forming the vectors of a few keys for all queries that see them."""
+    own = family[0].own
+    n_batch, n, _ = own.shape
+    causal = all(sources.causal for sources in family)
+    at_once = _pairs_at_once(family, max_memory, own.element_size())
+    out = [own.new_zeros(n_batch, n, n) for _ in family]
     rows = min(n, at_once)
-    columns = max(1, at_once // n)
-    for first_key in range(0, n, columns):
-        keys = slice(first_key, min(first_key + columns, n))
-        for first in range(first_key if sources.causal else 0, n, rows):
-            queries = slice(first, min(first + rows, n))
-            out[queries, keys] = pairs(sources.terms, batch, queries, keys).norm(dim=-1).T
-    if sources.causal:
-        out.tril_()
+    for b in range(n_batch):
+        first_key = 0
+        while first_key < n:
+            seen = n - first_key if causal else n  # queries that see the first of these keys
+            columns = max(1, at_once // min(seen, rows))
+            if causal:  # pairs above the diagonal are waste
+                columns = min(columns, max(1, seen // 8))
+            keys = slice(first_key, min(first_key + columns, n))
+            for first in range(first_key if causal else 0, n, rows):
+                queries = slice(first, min(first + rows, n))
+                for lengths, found in zip(out, _lengths(family, b, queries, keys), strict=True):
+                    lengths[b, queries, keys] = found.T
+            first_key = keys.stop
+    return [lengths.tril_() for lengths in out] if causal else out
 
 
-def _pairs_at_once(terms: Terms, max_memory: int, element_size: int) -> int:
-    per_pair = element_size * sum(_width(term) for term in terms)
-    fixed = element_size * sum(_weights(term) for term in terms)
+def _lengths(family: tuple[Sources, ...], batch: int, queries: slice, keys: slice) -> Iterator[Tensor]:
+    """[k q] for every member; each goes on from the vectors of the one before it where it can."""
+    before, vectors = None, torch.empty(0)
+    for sources in family:
+        terms = sources.terms
+        if before is not None and sources.image is not None and sources.image.of is before:
+            vectors = sources.image(vectors, batch, queries)
+        elif before is not None and _key(before) == _key(sources)[: len(before.terms)]:
+            for term in terms[len(before.terms) :]:
+                vectors += term.pairs(batch, queries, keys)
+        else:
+            vectors = pairs(terms, batch, queries, keys)
+        yield vectors.norm(dim=-1)
+        before = sources
+
+
+def _pairs_at_once(family: tuple[Sources, ...], max_memory: int, element_size: int) -> int:
+    per_pair = element_size * max(sum(_width(term) for term in sources.terms) for sources in family)
+    fixed = element_size * max(sum(_weights(term) for term in sources.terms) for sources in family)
     if max_memory < fixed + per_pair:
         raise MemoryBudgetError(
             f"max_memory is {max_memory} bytes, but one pair of this block needs {fixed + per_pair} "
             f"({fixed} of them for its combined weights). Pass max_memory={fixed + 1024 * per_pair} or more."
         )
-    return int(max(1, min(_PAIRS, (max_memory - fixed) // per_pair)))
+    best = min(max(_CHUNK_BYTES // per_pair, _PAIRS[0]), _PAIRS[1])
+    return int(max(1, min(best, (max_memory - fixed) // per_pair)))
 
 
 def _width(term: Mixture | Neurons) -> int:

@@ -44,10 +44,9 @@ class Mixture:
     def pairs(self, batch: int, queries: slice, keys: slice) -> Tensor:
         """v_ij for a block of queries and keys: [k q d] (keys first: one small matrix product per key)."""
         weights = self.pattern[batch, :, queries, keys].permute(2, 1, 0)  # [k q h]
-        vectors = torch.bmm(weights, self.head_vectors(batch, keys).transpose(0, 1))
-        if self.scale is not None:
-            vectors *= self.scale[batch, queries, None]
-        return vectors
+        if self.scale is not None:  # h numbers per pair, where the product has d
+            weights = weights * self.scale[batch, queries, None]
+        return torch.bmm(weights, self.head_vectors(batch, keys).transpose(0, 1))
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """sum_{j != i} v_ij and v_ii, both [b q d], from two mixtures in head space."""
@@ -84,8 +83,8 @@ class Neurons:
         """v_ij for a block of queries and keys: [k q d]."""
         hidden: Tensor | None = None
         for terms, coefficient in zip(self.inputs, self.coefficients, strict=True):
-            share = pairs(terms, batch, queries, keys).mul_(coefficient[batch, queries])
-            hidden = share if hidden is None else hidden.add_(share)
+            share, factor = pairs(terms, batch, queries, keys), coefficient[batch, queries]
+            hidden = share.mul_(factor) if hidden is None else hidden.addcmul_(share, factor)
         assert hidden is not None
         vectors = hidden @ self.weight
         if self.scale is not None:
@@ -115,6 +114,7 @@ class Sources:
         own: v_ii, one vector: attention to self and the bypassed stream together, [b q d]
         rest: what belongs to no source (biases, betas), [b q d]
         causal: no source j > i exists
+        image: the sources that these are a linear image of, if they are known
     """
 
     terms: Terms
@@ -122,6 +122,7 @@ class Sources:
     own: Tensor
     rest: Tensor
     causal: bool = False
+    image: "Image | None" = None
 
     @property
     def total(self) -> Tensor:
@@ -135,6 +136,7 @@ class Sources:
             off=function(self.off),
             own=function(self.own),
             rest=function(self.rest),
+            image=Image(self, function, None),
         )
 
     def scaled(self, scale: Tensor) -> "Sources":
@@ -146,6 +148,7 @@ class Sources:
             off=self.off * column,
             own=self.own * column,
             rest=self.rest * column,
+            image=None if self.image is None or self.image.scale is not None else replace(self.image, scale=scale),
         )
 
     def mixing_ratio(self) -> Tensor:
@@ -155,7 +158,8 @@ class Sources:
 
     def vectors(self, batch: int, queries: slice, keys: slice) -> Tensor:
         """v_ij with its diagonal, [q k d]."""
-        n_queries, n_keys = len(range(*queries.indices(self.own.shape[1]))), len(range(*keys.indices(self.own.shape[1])))
+        n = self.own.shape[1]
+        n_queries, n_keys = len(range(*queries.indices(n))), len(range(*keys.indices(n)))
         if self.terms:
             block = pairs(self.terms, batch, queries, keys).transpose(0, 1)
         else:
@@ -165,3 +169,17 @@ class Sources:
                 if i == j:
                     block[row, column] = self.own[batch, i]
         return block
+
+
+@dataclass(frozen=True)
+class Image:
+    """v_ij = scale_i * function(that of other sources): whoever has formed those need not form these anew."""
+
+    of: Sources
+    function: Linear
+    scale: Tensor | None  # [b q]
+
+    def __call__(self, vectors: Tensor, batch: int, queries: slice) -> Tensor:
+        """From pairs [k q d] to pairs."""
+        vectors = self.function(vectors)
+        return vectors if self.scale is None else vectors * self.scale[batch, queries, None]

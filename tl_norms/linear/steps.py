@@ -9,7 +9,7 @@
 Every step also moves the rest, so that after it `total` is again the model's activation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -117,7 +117,7 @@ def normalise(
     scale = statistics(full, center, eps)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # an all-zero (masked) vector stays zero
     normed = sources.mapped(linear).scaled(1 / scale)
-    return normed if beta is None else Sources(normed.terms, normed.off, normed.own, normed.rest + beta, normed.causal)
+    return normed if beta is None else replace(normed, rest=normed.rest + beta)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..blocks.activations import Activations
+from ..blocks.activations import Activations, check_cache
 from ..blocks.structure import Add, Block, FeedForward, Norm, NormForm, Reader, Truth
 from ..errors import MissingExtraError, UnknownScopeError, UnsupportedArchitectureError
 from ..linear import steps
 from ..linear.maps import source_norms
-from ..norms import _Analysis, decompose
+from ..norms import Layers, decompose, reader_of, required_hooks
 from ..results import Decomposition
 from .change import MetricsInputError, contextualization_change
 
@@ -81,11 +81,12 @@ class Cancellation:
 def cancellation(
     cache,
     *,
-    layers=None,
+    layers: Layers = None,
     mask: Tensor | None = None,
     bias: steps.Bias = "player",
     leave_out: int | None = None,
     max_memory: int | None = None,
+    stack: str | None = None,
 ) -> Cancellation:
     """Whether the residual connection and the layer norm undo what the feed-forward does (Kobayashi et al. 2024).
 
@@ -102,7 +103,7 @@ def cancellation(
 
     Args:
         cache: an ActivationCache
-        layers, mask, bias, max_memory: as for `tl_norms.ffn_maps`
+        layers, mask, bias, max_memory, stack: as for `tl_norms.ffn_maps`
         leave_out: k; None for 1 % of d_model (at least one); 0 for neither of the two variants, three times faster
 
     Returns:
@@ -116,13 +117,15 @@ def cancellation(
         >>> cancellation(cache, layers=[3])                                             # doctest: +SKIP
         >>> cancellation(cache, leave_out=3).to_dataframe()                             # doctest: +SKIP
     """
-    analysis = _Analysis.of(cache, "all", layers, mask)
-    reader, activations, blocks = analysis.reader, analysis.activations, analysis.blocks
+    check_cache(cache)
+    reader = reader_of(cache.model, stack)
+    activations = Activations(cache, reader, mask)
+    blocks = _chosen(reader, layers, stack)
     base, later = _base(blocks[0])
     changes, dimensions, outputs, streams = [], [], [], []
     for block in blocks:
         parts = {
-            scope: decompose(cache, block.layer, scope, mask=mask, bias=bias, max_memory=max_memory)
+            scope: decompose(cache, block.layer, scope, mask=mask, bias=bias, max_memory=max_memory, stack=stack)
             for scope in (base, *later)
         }
         output, stream = _summands(block, parts)
@@ -150,6 +153,16 @@ def cancellation(
         output_norm=collected(outputs),
         stream_norm=collected(streams),
     )
+
+
+def _chosen(reader: Reader, layers: Layers, stack: str | None) -> list[Block]:
+    """The blocks asked for."""
+    blocks = reader.blocks()
+    if layers is None:
+        return [block for block in blocks if block is not None]
+    wanted = [layers] if isinstance(layers, int) else list(layers)
+    required_hooks(reader.model, layers=wanted, stack=stack)  # refuses layers that do not exist
+    return [blocks[layer] for layer in wanted]
 
 
 def _checked(k: int | None, d_model: int) -> int:
