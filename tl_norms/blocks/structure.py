@@ -11,7 +11,7 @@ layout; nothing here knows an architecture.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -215,6 +215,7 @@ class FeedForwardWeights:
     scale_out: Tensor | None = None
 
 
+@runtime_checkable
 class Reader(Protocol):
     """What a kind of model must tell: its blocks, and the weights behind their steps."""
 
