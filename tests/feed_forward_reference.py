@@ -35,8 +35,15 @@ LAYOUTS = {
     "bert": lambda **options: transformers.BertForMaskedLM(transformers.BertConfig(**SIZES, **options)),
     "gpt2": lambda **options: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            n_layer=2, n_head=4, n_embd=24, n_inner=40, n_positions=300, vocab_size=VOCAB, bos_token_id=1,
-            eos_token_id=2, **options,
+            n_layer=2,
+            n_head=4,
+            n_embd=24,
+            n_inner=40,
+            n_positions=300,
+            vocab_size=VOCAB,
+            bos_token_id=1,
+            eos_token_id=2,
+            **options,
         )  # fmt: skip
     ),
     "llama": lambda **options: transformers.LlamaForCausalLM(
@@ -92,7 +99,9 @@ def hooked(**options):
         n_layers=2, d_model=24, n_ctx=300, d_head=6, d_mlp=40, d_vocab=VOCAB, act_fn="gelu", dtype=torch.float64, seed=0,
         normalization_type="LN", device="cpu",
     )  # fmt: skip
-    return jitter(HookedTransformer(HookedTransformerConfig(**{**config, **options})))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TransformerLens 3 announces the end of this class
+        return jitter(HookedTransformer(HookedTransformerConfig(**{**config, **options})))
 
 
 # ------------------------------------------------------------------------------------------------ blocks, dense
@@ -169,8 +178,15 @@ def dense_blocks(model: nn.Module, ids: Tensor, **inputs) -> list[DenseBlock]:
         w_o = out.weight if kind == "gpt2" else out.weight.T
         blocks.append(
             DenseBlock(
-                stream, pattern, value, w_o.detach().unflatten(0, (n_heads, d_head)), out.bias.detach(), *norms, mlp,
-                biases, seen[number, "layer"],
+                stream,
+                pattern,
+                value,
+                w_o.detach().unflatten(0, (n_heads, d_head)),
+                out.bias.detach(),
+                *norms,
+                mlp,
+                biases,
+                seen[number, "layer"],
             )  # fmt: skip
         )
     return blocks
@@ -180,8 +196,16 @@ def dense_hooked_blocks(model, cache) -> list[DenseBlock]:
     """All blocks of a HookedTransformer, from its cache."""
     return [
         DenseBlock(
-            cache["resid_pre", n], cache["pattern", n], cache["v", n], block.attn.W_O.detach(), block.attn.b_O.detach(),
-            block.ln2, None, block.mlp, () if model.cfg.gated_mlp else ("b_in",), cache["resid_post", n],
+            cache["resid_pre", n],
+            cache["pattern", n],
+            cache["v", n],
+            block.attn.W_O.detach(),
+            block.attn.b_O.detach(),
+            block.ln2,
+            None,
+            block.mlp,
+            () if model.cfg.gated_mlp else ("b_in",),
+            cache["resid_post", n],
         )  # fmt: skip
         for n, block in enumerate(model.blocks)
     ]

@@ -195,7 +195,7 @@ def _gpt2(layer: nn.Module) -> _Parts:
 
 def _llama(layer: nn.Module, gemma: bool) -> _Parts:
     norm = layer.post_attention_layernorm
-    gain = (1.0 + norm.weight.float()).double() if gemma else norm.weight.double()  # Gemma's own sum is in float32
+    gain = norm.weight.double() + (1.0 if gemma else 0.0)
     return _Parts(
         norm_before=layer.input_layernorm,
         value=_linear(layer.self_attn.v_proj),

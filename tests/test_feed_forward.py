@@ -77,7 +77,11 @@ def real_model():
     """MiniLM in float64 as Hugging Face has it."""
     if ref.minilm_folder() is None or ref.build_bridge_from_module is None:
         pytest.skip("needs the demo extra, pip install 'tl_norms[demo]', and a TransformerBridge")
-    return ref.transformers.BertForMaskedLM.from_pretrained(ref.minilm_folder(), attn_implementation="eager").double().eval()
+    return (
+        ref.transformers.BertForMaskedLM.from_pretrained(ref.minilm_folder(), attn_implementation="eager")
+        .double()
+        .eval()
+    )
 
 
 @conventions
@@ -184,7 +188,9 @@ def test_ffn_maps_are_the_scopes_around_the_feed_forward():
 def test_results_do_not_depend_on_memory(layout):
     cache = ref.cached(ref.bridged(ref.tiny(layout)), ref.tokens(n=19))
     wanted = tl_norms.ffn_maps(cache, layers=0)
-    with pytest.raises(tl_norms.MemoryBudgetError, match=r"max_memory is 1 bytes, but one pair of this block needs \d+") as raised:
+    with pytest.raises(
+        tl_norms.MemoryBudgetError, match=r"max_memory is 1 bytes, but one pair of this block needs \d+"
+    ) as raised:
         tl_norms.ffn_maps(cache, layers=0, max_memory=1)
     advised = int(re.search(r"Pass max_memory=(\d+)", str(raised.value))[1])
     smallest = max(_smallest(cache, scope) for scope in wanted.scopes)

@@ -82,7 +82,7 @@ def test_fill_marks_padded_queries_and_nothing_else(run):
     norms = tl_norms.block_norms(cache, mask=mask)
     plain, filled = norms.mixing_ratio("attn_res"), norms.mixing_ratio("attn_res", fill=math.nan)
     assert torch.equal(filled.isnan(), padding) and torch.equal(filled[~padding], plain[~padding])
-    assert (norms.mixing_ratio("attn", fill=-1)[padding] == -1).all()
+    assert (norms.mixing_ratio("attn", fill=-1.0)[padding] == -1).all()
     assert torch.equal(norms.attention_mixing_ratio(fill=math.nan).isnan(), padding)
 
 

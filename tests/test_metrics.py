@@ -146,9 +146,7 @@ def test_top_pairs_against_a_plain_sort(gpt2_cache):
     assert list(table.columns) == names and len(table) == 8
     difference = norms["attn_res_ln_ff"] - norms["attn_res_ln"]
     for layer in range(2):
-        pairs = [
-            (float(difference[layer, b, q, k]), b, q, k) for b in range(2) for q in range(6) for k in range(q + 1)
-        ]
+        pairs = [(float(difference[layer, b, q, k]), b, q, k) for b in range(2) for q in range(6) for k in range(q + 1)]
         rows = table[table.layer == layer]
         wanted = sorted(pairs, reverse=True)[:4]
         assert list(zip(rows.difference, rows.batch, rows["query"], rows.key, strict=True)) == wanted

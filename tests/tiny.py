@@ -111,6 +111,8 @@ def fill(model: nn.Module) -> None:
             if parameter.ndim == 1:
                 gain = name.endswith("weight") and not gemma  # Gemma multiplies by 1 + weight
                 values = 0.3 * values + (1.0 if gain else 0.0)
+                if gemma:  # Hugging Face adds the one in float32: make that sum exact
+                    values = (values * 1024).round() / 1024
             elif "embed" not in name and ".wte." not in name and ".wpe." not in name:
                 values = 1.6 * values / D_MODEL**0.5
             parameter.copy_(values)

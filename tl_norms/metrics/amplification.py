@@ -102,7 +102,11 @@ class FFAmplification:
         return table if has_batch else table.drop(columns="batch")
 
     def __repr__(self) -> str:
-        normalized = {None: "in the units of the residual stream", "row": "rows sum to one", "map": "maps have mean one"}
+        normalized = {
+            None: "in the units of the residual stream",
+            "row": "rows sum to one",
+            "map": "maps have mean one",
+        }
         pairs = self._listed(*((1,) if self.before.ndim == 3 else ()), *self.before.shape[1:-1], True)
         difference = self.difference.detach().cpu().reshape(len(self.layers), *pairs.shape)[:, pairs]
         amplified = float((difference > 0).float().mean()) if difference.numel() else float("nan")

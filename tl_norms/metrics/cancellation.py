@@ -67,7 +67,9 @@ class Cancellation:
         return table if self.output_norm.ndim == 2 else table.drop(columns="batch")
 
     def __repr__(self) -> str:
-        lines = [f"Cancellation, {len(self.layers)} layers: 1 - Spearman against {self.base}, mean over layers and texts"]
+        lines = [
+            f"Cancellation, {len(self.layers)} layers: 1 - Spearman against {self.base}, mean over layers and texts"
+        ]
         for variant, changes in self.changes.items():
             cells = "   ".join(f"{step} {float(change.nanmean()):.3f}" for step, change in changes.items())
             lines.append(f"  {variant:24} {cells}")

