@@ -1,67 +1,24 @@
-"""From a cache to numbers: read the blocks, walk their chains, verify every scope against the model's activations.
+"""The public functions: from a cache to numbers.
 
-    reader.blocks()          which steps, between which hooks          (blocks/)
-    _walk                    the steps, on source vectors              (linear/)
-    _error                   total against the model's own activation
-    source_norms             lengths of all pairs                      (linear/maps)
+    Plan            which model, blocks and scopes                     (plan, blocks/)
+    Walk            the steps of a block, on source vectors, checked   (walk, linear/)
+    layer_norms     the numbers of one layer                           (layers)
+    BlockNorms      what comes out                                     (results)
 """
-
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .blocks import processing
 from .blocks.activations import Activations, check_cache
-from .blocks.bridge import BridgeReader
-from .blocks.hooked import HookedReader
-from .blocks.structure import (
-    Add,
-    Affine,
-    Attention,
-    Block,
-    FeedForward,
-    FeedForwardWeights,
-    Norm,
-    NormForm,
-    Operation,
-    Reader,
-    Truth,
-)
-from .errors import DecompositionError, UnknownLayerError, UnsupportedArchitectureError
-from .linear import steps
+from .layers import collected, layer_norms, stacked
 from .linear.factors import head_norms, triangles
-from .linear.maps import Shared, free_memory, source_norms
-from .linear.sources import Mixture, Sources
-from .results import BlockNorms, Decomposition, is_post_norm, resolve_scope
-
-Scopes = str | Sequence[str] | None
-Layers = int | Iterable[int] | None
-
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_COLUMNS = 64  # neurons compared where only their pre-activations are hooked
-
-
-def reader_of(model: nn.Module, stack: str | None = None) -> Reader:
-    """The reader for this kind of model, and for one of its stacks of blocks."""
-    if hasattr(model, "original_model") and hasattr(model, "adapter"):
-        stacks = [name for name in ("blocks", "decoder_blocks", "encoder_blocks", "H_blocks", "L_blocks") if hasattr(model, name)]
-        chosen = f"{stack}_blocks" if stack else next(iter(stacks), "blocks")
-        if chosen not in stacks:
-            raise UnsupportedArchitectureError(
-                f"{type(model.original_model).__name__} has no stack {stack!r} of blocks; it has "
-                f"{', '.join(repr(name.removesuffix('_blocks')) for name in stacks if name != 'blocks') or 'one, the default'}."
-            )
-        return BridgeReader(model, chosen)
-    if hasattr(model, "blocks") and hasattr(model, "cfg"):
-        return HookedReader(model)
-    raise UnsupportedArchitectureError(
-        f"expected a TransformerBridge, HookedTransformer or HookedEncoder, got {type(model).__name__}. "
-        f"Boot it: TransformerBridge.boot_transformers(name)."
-    )
+from .linear.maps import free_memory
+from .linear.steps import Bias
+from .plan import Layers, Plan, Scopes, chain_of, chosen_blocks, chosen_scopes, reader_of
+from .results import BlockNorms, Decomposition
+from .walk import TOLERANCE as TOLERANCE
+from .walk import Walk
 
 
 def scopes(model: nn.Module, *, stack: str | None = None) -> tuple[str, ...]:
@@ -83,7 +40,7 @@ def scopes(model: nn.Module, *, stack: str | None = None) -> tuple[str, ...]:
         >>> tl_norms.scopes(model)                                              # doctest: +SKIP
         ('attn', 'attn_res', 'attn_res_ln', 'attn_res_ln_ff', 'attn_res_ln_ff_res', 'attn_res_ln_ff_res_ln')
     """
-    return _chain(reader_of(model, stack))
+    return chain_of(reader_of(model, stack))
 
 
 def required_hooks(
@@ -107,8 +64,8 @@ def required_hooks(
         >>> _, cache = model.run_with_cache("A sentence.", names_filter=names)  # doctest: +SKIP
     """
     reader = reader_of(model, stack)
-    blocks, _ = _chosen_blocks(reader, layers)
-    chosen = _chosen_scopes(scopes, _chain(reader))
+    blocks, _ = chosen_blocks(reader, layers)
+    chosen = chosen_scopes(scopes, chain_of(reader))
     return list(dict.fromkeys(name for block in blocks for name in block.hooks(chosen)))
 
 
@@ -129,10 +86,10 @@ def value_vectors(cache, layer: int, *, stack: str | None = None) -> Float[Tenso
         >>> tl_norms.value_vectors(cache, 0).shape                              # doctest: +SKIP
         torch.Size([1, 12, 9, 384])
     """
-    analysis = _Analysis.of(cache, ("attn",), layer, None, stack)
-    mixture, _ = analysis.mixture(analysis.blocks[0])
+    (walk,) = _walks(cache, layer, stack)
+    mixture, _ = walk.heads()
     vectors = torch.stack([mixture.head_vectors(b, slice(None)) for b in range(len(mixture.values))])
-    return vectors if analysis.activations.has_batch else vectors[0]
+    return vectors if walk.activations.has_batch else vectors[0]
 
 
 def value_norms(cache, layers: Layers = None, *, stack: str | None = None) -> Float[Tensor, "layer *batch head key"]:
@@ -151,9 +108,9 @@ def value_norms(cache, layers: Layers = None, *, stack: str | None = None) -> Fl
     Example:
         >>> tl_norms.value_norms(cache).mean(-1)                                # doctest: +SKIP
     """
-    analysis = _Analysis.of(cache, ("attn",), layers, None, stack)
-    rows = [head_norms(triangles(analysis.mixture(block)[0])) for block in analysis.blocks]
-    return analysis.stacked(rows)
+    walks = _walks(cache, layers, stack)
+    rows = [head_norms(triangles(walk.heads()[0])) for walk in walks]
+    return stacked(rows, walks[0].activations.has_batch)
 
 
 def weighted_value_norms(
@@ -174,12 +131,19 @@ def weighted_value_norms(
     Example:
         >>> tl_norms.weighted_value_norms(cache, layers=[3])                    # doctest: +SKIP
     """
-    analysis = _Analysis.of(cache, ("attn",), layers, None, stack)
+    walks = _walks(cache, layers, stack)
     rows = []
-    for block in analysis.blocks:
-        mixture, _ = analysis.mixture(block)
+    for walk in walks:
+        mixture, _ = walk.heads()
         rows.append(mixture.pattern * head_norms(triangles(mixture))[..., None, :])
-    return analysis.stacked(rows)
+    return stacked(rows, walks[0].activations.has_batch)
+
+
+def _walks(cache, layers: Layers, stack: str | None) -> list[Walk]:
+    check_cache(cache)
+    reader = reader_of(cache.model, stack)
+    activations = Activations(cache.cache_dict, cache.has_batch_dim, reader)
+    return [Walk(reader, activations, block) for block in chosen_blocks(reader, layers)[0]]
 
 
 def block_norms(
@@ -189,7 +153,7 @@ def block_norms(
     layers: Layers = None,
     mask: Tensor | None = None,
     stack: str | None = None,
-    bias: steps.Bias = "player",
+    bias: Bias = "player",
     max_memory: int | None = None,
     sketch: int | None = None,
     check: bool = True,
@@ -225,9 +189,13 @@ def block_norms(
         >>> norms = tl_norms.block_norms(cache)                                 # doctest: +SKIP
         >>> norms.mixing_ratio("attn_res").mean()                               # doctest: +SKIP
     """
-    analysis = _Analysis.of(cache, scopes, layers, mask, stack)
-    results = [analysis.layer(block, bias, max_memory, sketch, check) for block in analysis.blocks]
-    return analysis.collected(results, sketch)
+    check_cache(cache)
+    plan = Plan.of(
+        cache.model, scopes, layers, stack, bias=bias, max_memory=max_memory, sketch=sketch, check=check
+    )
+    activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, mask)
+    layers_ = [layer_norms(plan, Walk(plan.reader, activations, block, bias)) for block in plan.blocks]
+    return collected(plan, layers_, activations)
 
 
 def ffn_maps(
@@ -236,7 +204,7 @@ def ffn_maps(
     layers: Layers = None,
     mask: Tensor | None = None,
     stack: str | None = None,
-    bias: steps.Bias = "player",
+    bias: Bias = "player",
     max_memory: int | None = None,
     sketch: int | None = None,
     check: bool = True,
@@ -267,7 +235,7 @@ def ffn_maps(
         >>> maps["attn_res_ln_ff"] - maps["attn_res_ln"]                        # doctest: +SKIP
     """
     check_cache(cache)
-    chain = _chain(reader_of(cache.model, stack))
+    chain = chain_of(reader_of(cache.model, stack))
     first = next(n for n, scope in enumerate(chain) if "ff" in scope.split("_"))
     return block_norms(
         cache,
@@ -289,7 +257,7 @@ def decompose(
     *,
     mask: Tensor | None = None,
     stack: str | None = None,
-    bias: steps.Bias = "player",
+    bias: Bias = "player",
     max_memory: int | None = None,
     check: bool = True,
 ) -> Decomposition:
@@ -313,13 +281,14 @@ def decompose(
     Example:
         >>> tl_norms.decompose(cache, layer=3, scope="attn_res").vectors(query=5)   # doctest: +SKIP
     """
-    analysis = _Analysis.of(cache, scope, layer, mask, stack)
-    (block,) = analysis.blocks
-    (resolved,) = analysis.scopes
-    sources = analysis.walk(block, analysis.mixture(block), bias)[block.point(resolved)]
-    error = analysis.error(block, resolved, sources, check)
+    check_cache(cache)
+    plan = Plan.of(cache.model, scope, layer, stack)
+    (block,), (resolved,) = plan.blocks, plan.scopes
+    activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, mask)
+    walk = Walk(plan.reader, activations, block, bias)
+    sources = walk.points(plan.scopes, walk.heads())[block.point(resolved)]
+    error = walk.error(resolved, sources, check)
     memory = max_memory or free_memory(sources.own.device)
-    activations = analysis.activations
     return Decomposition(block.layer, resolved, error, sources, activations.has_batch, activations.mask, memory)
 
 
@@ -348,258 +317,3 @@ def extend_cache(cache, scopes: Scopes = None, *, mask: Tensor | None = None, st
             entries[f"{prefix}.{layer}.hook_norm_{scope}"] = norms[scope][row]
             entries[f"{prefix}.{layer}.hook_mixing_ratio_{scope}"] = norms.mixing_ratio(scope)[row]
     return type(cache)(entries, cache.model, has_batch_dim=cache.has_batch_dim)
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """The numbers of one layer."""
-
-    maps: dict[str, Tensor]
-    ratios: dict[str, Tensor]
-    errors: dict[str, float]
-    value_norms: Tensor
-    pattern: Tensor
-    causal: bool
-
-
-@dataclass(frozen=True)
-class _Analysis:
-    """One cache, with what is to be computed of it."""
-
-    reader: Reader
-    activations: Activations
-    blocks: list[Block]
-    scopes: tuple[str, ...]
-    chain: tuple[str, ...]
-    skipped: tuple[int, ...]
-    processing: tuple[str, ...]
-
-    @classmethod
-    def of(cls, cache, scopes: Scopes, layers: Layers, mask: Tensor | None, stack: str | None) -> "_Analysis":
-        check_cache(cache)
-        reader = reader_of(cache.model, stack)
-        blocks, skipped = _chosen_blocks(reader, layers)
-        chain = _chain(reader)
-        found = processing.detect(reader, blocks)
-        processing.warn_once(reader.model, found)
-        activations = Activations(cache, reader, mask)
-        return cls(reader, activations, blocks, _chosen_scopes(scopes, chain), chain, skipped, found)
-
-    def mixture(self, block: Block) -> tuple[Mixture, Tensor | None]:
-        """The heads of one block before any sum, v_j W_O per head, and the output bias."""
-        step = block.attention()[1]
-        output = self.reader.attention_output(step)
-        pattern, values = self.activations.attention(step, output.weight.shape[0])
-        output = _like(output, values)
-        return Mixture(pattern, values, output.weight.unflatten(0, (pattern.shape[1], -1))), output.bias
-
-    def walk(self, block: Block, heads: tuple[Mixture, Tensor | None], bias: steps.Bias) -> dict[int, Sources]:
-        """Take the steps of one block that the scopes need; the source vectors at every point made."""
-        points: dict[int, Sources] = {}
-        if block.reads_stream(self.scopes):
-            points[0] = steps.start(self.activations.vectors(block.stream))
-        for number in block.needed(self.scopes):
-            step = block.steps[number - 1]
-            if isinstance(step.operation, Attention):
-                points[number] = self._attend(step.operation, *heads)
-            else:
-                points[number] = self._take(step.operation, points[step.reads], points, bias)
-        return points
-
-    def _attend(self, operation: Attention, mixture: Mixture, bias: Tensor | None) -> Sources:
-        gate = self.activations.gate(operation, mixture.values)
-        if operation.inner_norm is None:
-            return steps.attend(mixture, bias, gate=gate)
-        # the first form of the inner norm that gives the cached output: all are tried on the mixed values
-        made = [
-            steps.attend(mixture, bias, gate=gate, inner=_inner(form, mixture.values))
-            for form in self.reader.inner_norm(operation)
-        ]
-        return self._closest(made, Truth((operation.output,)))
-
-    def _take(self, operation: Operation, sources: Sources, points: dict[int, Sources], bias: steps.Bias) -> Sources:
-        if isinstance(operation, Norm):
-            return self._normalise(operation, sources)
-        if isinstance(operation, FeedForward):
-            return self._feed_forward(operation, sources, bias)
-        assert isinstance(operation, Add)
-        made = steps.add(
-            steps.times(sources, operation.scale), steps.times(points[operation.other], operation.other_scale)
-        )
-        for hook, scale in operation.beside:
-            made = replace(made, rest=made.rest + scale * self.activations.vectors(hook))
-        return made
-
-    def _normalise(self, operation: Norm, sources: Sources) -> Sources:
-        full = sources.total
-        made = [
-            steps.normalise(
-                sources, full, center=form.center, eps=form.eps, gain=_cast(form.gain, full), beta=_cast(form.beta, full)
-            )
-            for form in self.reader.norm_forms(operation)
-        ]
-        return self._closest(made, operation.output)
-
-    def _closest(self, made: list[Sources], truth: Truth | None) -> Sources:
-        """The form whose total is nearest the model's activation."""
-        if len(made) == 1 or truth is None:
-            return made[0]
-        found = self.activations.truth(truth)
-        return min(made, key=lambda sources: float((sources.total - found).norm()))
-
-    def _feed_forward(self, operation: FeedForward, sources: Sources, bias: steps.Bias) -> Sources:
-        full = sources.total
-        found = None if operation.output is None else self.activations.truth(operation.output)
-        parts = self.reader.feed_forward(operation, full, found)
-        made = [steps.feed_forward(sources, full, _unit(part, full), bias) for part in parts]
-        return reduce(steps.add, made)
-
-    def layer(
-        self, block: Block, bias: steps.Bias, max_memory: int | None, sketch: int | None, check: bool
-    ) -> _Layer:
-        """All numbers of one layer."""
-        heads = self.mixture(block)
-        points = self.walk(block, heads, bias)
-        decomposed = {scope: points[block.point(scope)] for scope in self.scopes}
-        errors = {scope: self.error(block, scope, sources, check) for scope, sources in decomposed.items()}
-        number, attention = block.attention()
-        shared = Shared()
-        values = head_norms(shared.triangle(heads[0]))
-        lengths = {}
-        for scope, sources in decomposed.items():
-            memory = max_memory or free_memory(sources.own.device)
-            lengths[scope] = source_norms(sources, max_memory=memory, shared=shared, sketch=sketch)
-        return _Layer(
-            maps=lengths,
-            ratios={scope: sources.mixing_ratio() for scope, sources in decomposed.items()},
-            errors=errors,
-            value_norms=values,
-            pattern=self.activations.tensor(attention.pattern),
-            causal=points[number].causal,
-        )
-
-    def error(self, block: Block, scope: str, sources: Sources, check: bool) -> float:
-        """|total - activation| relative to the largest of the vectors involved, at the worst position.
-
-        nan if this scope's activation is not hooked by TransformerLens.
-        """
-        truth = block.steps[block.point(scope) - 1].truth
-        if truth is None:
-            return float("nan")
-        total, found = sources.total, self.activations.truth(truth)
-        sizes = [part.norm(dim=-1) for part in (sources.off, sources.own, sources.rest)]
-        if truth.through is not None:  # compare a few of the neurons it is mapped to
-            projection = _like(self.reader.projection(truth.through), total)
-            weight, columns = projection.weight[:, :_COLUMNS], slice(0, _COLUMNS)
-            total, found = total @ weight, found[..., columns]
-            total = total if projection.bias is None else total + projection.bias[columns]
-            sizes = [total.norm(dim=-1)]
-        size = torch.stack([*sizes, found.norm(dim=-1)]).amax(0)
-        relative = (total - found).norm(dim=-1) / size.clamp_min(torch.finfo(size.dtype).tiny)
-        if self.activations.mask is not None:
-            relative = relative[self.activations.mask.to(relative.device)]
-        error = float(relative.max()) if relative.numel() else 0.0
-        tolerance = TOLERANCE[self.activations.coarsest]
-        if check and not error <= tolerance:
-            raise DecompositionError(
-                f"layer {block.layer}, scope {scope!r}: the parts miss {' + '.join(truth.plus)} by {error:.1e} "
-                f"(tolerance {tolerance:.0e}). Likely causes: the model's weights or device changed after the cache was "
-                f"made; a hook edited an activation inside the block during the run; the model was in training mode "
-                f"(call model.eval()). If none applies, the block is not understood: please report it with "
-                f"tl_norms.scopes(model) and the model's name."
-            )
-        return error
-
-    def stacked(self, rows: list[Tensor]) -> Tensor:
-        """One tensor [layer ...] on the first layer's device, without batch axis if the cache has none."""
-        return torch.stack([(row if self.activations.has_batch else row[0]).to(rows[0].device) for row in rows])
-
-    def collected(self, layers: list[_Layer], sketch: int | None) -> BlockNorms:
-        """The layers as one result."""
-        activations = self.activations
-        mask = activations.mask
-        if mask is not None and not activations.has_batch:
-            mask = mask[0]
-        return BlockNorms(
-            scopes=self.scopes,
-            layers=tuple(block.layer for block in self.blocks),
-            maps={scope: self.stacked([layer.maps[scope] for layer in layers]) for scope in self.scopes},
-            mixing_ratios={scope: self.stacked([layer.ratios[scope] for layer in layers]) for scope in self.scopes},
-            value_norms=self.stacked([layer.value_norms for layer in layers]),
-            patterns=tuple(layer.pattern if activations.has_batch else layer.pattern[0] for layer in layers),
-            error={scope: torch.tensor([layer.errors[scope] for layer in layers]) for scope in self.scopes},
-            processing=self.processing,
-            skipped=self.skipped,
-            causal=all(layer.causal for layer in layers),
-            mask=mask,
-            chain=self.chain,
-            sketch=sketch,
-        )
-
-
-def _chain(reader: Reader) -> tuple[str, ...]:
-    blocks = [block for block in reader.blocks() if block is not None]
-    if not blocks:
-        raise UnsupportedArchitectureError(
-            f"{type(reader.model).__name__} has no layer with attention, so there are no sources to tell apart."
-        )
-    return blocks[0].scopes
-
-
-def _chosen_scopes(scopes: Scopes, chain: tuple[str, ...]) -> tuple[str, ...]:
-    """Scopes asked for, in the order of the chain."""
-    if scopes is None:
-        scopes = [scope for scope in chain if "ff" not in scope.split("_")]
-        if not is_post_norm(chain):  # the norm behind the residual is the feed-forward's
-            scopes = [scope for scope in scopes if not scope.endswith("_res_ln")]
-    elif isinstance(scopes, str):
-        scopes = chain if scopes == "all" else [scopes]
-    wanted = {resolve_scope(scope, chain) for scope in scopes}
-    return tuple(scope for scope in chain if scope in wanted)
-
-
-def _chosen_blocks(reader: Reader, layers: Layers) -> tuple[list[Block], tuple[int, ...]]:
-    """The blocks asked for, and the layers that have no attention."""
-    blocks = reader.blocks()
-    skipped = tuple(number for number, block in enumerate(blocks) if block is None)
-    if layers is None:
-        return [block for block in blocks if block is not None], skipped
-    chosen = []
-    for layer in [layers] if isinstance(layers, int) else layers:
-        if not -len(blocks) <= layer < len(blocks):
-            raise UnknownLayerError(f"there is no layer {layer}: this model has layers 0 to {len(blocks) - 1}.")
-        block = blocks[layer]
-        if block is None:
-            raise UnknownLayerError(f"layer {layer} has no attention; these layers have none: {skipped}.")
-        chosen.append(block)
-    return chosen, ()
-
-
-def _cast(tensor: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if tensor is None else tensor.detach().to(device=like.device, dtype=like.dtype)
-
-
-def _inner(form: NormForm | None, like: Tensor) -> steps.InnerNorm | None:
-    return None if form is None else steps.InnerNorm(form.center, form.eps, _cast(form.gain, like))
-
-
-def _unit(weights: FeedForwardWeights, like: Tensor) -> steps.Unit:
-    """A feed-forward in the dtype and on the device of the activations."""
-    return steps.Unit(
-        into=_like(weights.into, like),
-        up=None if weights.up is None else _like(weights.up, like),
-        out=_like(weights.out, like),
-        activation=weights.activation,
-        up_offset=weights.up_offset,
-        limit=weights.limit,
-        inner=_inner(weights.inner, like),
-        scale_in=_cast(weights.scale_in, like),
-        scale_out=_cast(weights.scale_out, like),
-    )
-
-
-def _like(affine: Affine, like: Tensor) -> steps.Projection:
-    """Weights in the dtype and on the device of the activations."""
-    weight = _cast(affine.weight, like)
-    assert weight is not None
-    return steps.Projection(weight, _cast(affine.bias, like))

@@ -50,7 +50,7 @@ def resolve_scope(name: str, scopes: tuple[str, ...]) -> str:
     )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class BlockNorms(Mapping[str, Tensor]):
     """Lengths of source vectors, one map per scope; `norms[scope]` is [layer batch query key].
 
@@ -63,7 +63,8 @@ class BlockNorms(Mapping[str, Tensor]):
         maps: scope -> |v_ij|, [layer batch query key]
         mixing_ratios: scope -> |sum_{j != i} v_ij| / (|sum_{j != i} v_ij| + |v_ii|), in 0..1, [layer batch query]
         value_norms: |f(x)|, [layer batch head key]
-        patterns: the attention patterns themselves, one [batch head query key] per layer, shared with the cache
+        patterns: the attention patterns themselves, one [batch head query key] per layer, shared with the cache;
+            None if they were not kept (`NormRecorder`)
         error: scope -> relative completeness error, [layer]
         processing: weight processing seen in the tensors, () if none
         skipped: layers without attention
@@ -71,6 +72,7 @@ class BlockNorms(Mapping[str, Tensor]):
         mask: True where a position is real, [batch pos], or None
         chain: all scopes this model has
         sketch: random directions used for the scopes with `ff`, None if they are exact
+        kept_attention: Attn-W, where the patterns were not kept
     """
 
     scopes: tuple[str, ...]
@@ -78,7 +80,7 @@ class BlockNorms(Mapping[str, Tensor]):
     maps: dict[str, Tensor]
     mixing_ratios: dict[str, Tensor]
     value_norms: Float[Tensor, "layer *batch head key"]
-    patterns: tuple[Tensor, ...]
+    patterns: tuple[Tensor, ...] | None
     error: dict[str, Float[Tensor, " layer"]]
     processing: tuple[str, ...]
     skipped: tuple[int, ...]
@@ -86,9 +88,16 @@ class BlockNorms(Mapping[str, Tensor]):
     mask: Tensor | None
     chain: tuple[str, ...]
     sketch: int | None = None
+    kept_attention: Tensor | None = None
+
+    __eq__ = object.__eq__  # maps are tensors: two results are the same only if they are one
+    __hash__ = object.__hash__
 
     def __getitem__(self, scope: str) -> Float[Tensor, "layer *batch query key"]:
-        return self.maps[self._computed(scope)]
+        scope = self._computed(scope)
+        if scope not in self.maps:
+            raise UnknownScopeError(f"the map of {scope!r} was not kept; record it with NormRecorder(model, keep='maps').")
+        return self.maps[scope]
 
     def __iter__(self):
         return iter(self.scopes)
@@ -118,12 +127,20 @@ class BlockNorms(Mapping[str, Tensor]):
     @property
     def head_norms(self) -> Float[Tensor, "layer *batch head query key"]:
         """‖αf(x)‖ = α ‖f(x)‖ per head, made when asked for."""
+        if self.patterns is None:
+            raise UnknownScopeError(
+                "head norms need the attention patterns, which this result did not keep: use a cache, or "
+                "NormRecorder(model, keep=lambda norms: norms.head_norms)."
+            )
         rows = [self._masked_pattern(p) * v[..., None, :] for p, v in zip(self.patterns, self.value_norms, strict=True)]
         return torch.stack([row.to(rows[0].device) for row in rows])
 
     @property
     def attention(self) -> Float[Tensor, "layer *batch query key"]:
         """Attn-W: the attention weights, averaged over heads."""
+        if self.patterns is None:
+            assert self.kept_attention is not None
+            return self.kept_attention
         rows = [self._masked_pattern(pattern).mean(-3) for pattern in self.patterns]
         return torch.stack([row.to(rows[0].device) for row in rows])
 
@@ -205,7 +222,7 @@ class BlockNorms(Mapping[str, Tensor]):
 
     def _computed(self, scope: str) -> str:
         resolved = resolve_scope(scope, self.chain)
-        if resolved not in self.maps:
+        if resolved not in self.scopes:
             raise UnknownScopeError(
                 f"scope {resolved!r} was not computed; this result has {', '.join(self.scopes)}. "
                 f"Ask for it: block_norms(cache, scopes=[{resolved!r}])."
@@ -226,7 +243,7 @@ class BlockNorms(Mapping[str, Tensor]):
         return ratio.masked_fill(~self.mask.to(ratio.device), fill)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Decomposition:
     """The source vectors of one layer and scope, formed only when asked for.
 

@@ -1,5 +1,7 @@
 """What is needed of a cache: tensors by hook name, with a batch axis, in the arithmetic's dtype, padding zeroed."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -11,11 +13,11 @@ _EXACT = {torch.float64: torch.float64}  # everything else is computed in float3
 
 
 class Activations:
-    """A cache, read for one analysis."""
+    """The tensors of a cache, or of a run under way, read for one analysis."""
 
-    def __init__(self, cache, reader: Reader, mask: Tensor | None = None):
-        self._tensors, self._reader = cache.cache_dict, reader
-        self.has_batch = bool(cache.has_batch_dim)
+    def __init__(self, tensors: Mapping[str, Tensor], has_batch: bool, reader: Reader, mask: Tensor | None = None):
+        self._tensors, self._reader = tensors, reader
+        self.has_batch = bool(has_batch)
         self.coarsest = torch.float64  # the least exact dtype met: tolerances follow it
         self.mask = None if mask is None else self._checked_mask(mask)
 
@@ -29,7 +31,8 @@ class Activations:
 
     def tensor(self, hook: str) -> Tensor:
         """One activation with a batch axis, as it was cached."""
-        for name in self._reader.equivalents(hook):
+        names = (hook,) if hook in self._tensors else self._reader.equivalents(hook)
+        for name in names:
             if name in self._tensors:
                 value = self._tensors[name]
                 if value.dtype.is_floating_point and torch.finfo(value.dtype).eps > torch.finfo(self.coarsest).eps:

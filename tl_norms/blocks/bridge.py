@@ -31,7 +31,7 @@ class BridgeReader:
     def __init__(self, model: nn.Module, stack: str):
         self.model, self.stack = model, stack
         self._eps = float(getattr(model.cfg, "eps", 1e-5))
-        self._names: dict[int, list[str]] | None = None
+        self._aliases: dict[str, tuple[str, ...]] | None = None
 
     def blocks(self) -> tuple[Block | None, ...]:
         known = _layouts.setdefault(self.model, {})
@@ -55,10 +55,10 @@ class BridgeReader:
 
     def feed_forward(self, step: FeedForward, x: Tensor, y: Tensor | None) -> tuple[FeedForwardWeights, ...]:
         mlp = self._find(step.module)
-        with without_user_hooks(self.model):
-            if is_mixture(mlp):
+        if is_mixture(mlp):
+            with without_user_hooks(self.model):
                 return read_mixture(mlp, step.module, x, y, self._fitting)
-            return (self._fitting(mlp, step.module, x, y),)
+        return (self._fitting(mlp, step.module, x, y),)
 
     def _fitting(self, mlp: nn.Module, name: str, x: Tensor, y: Tensor | None) -> FeedForwardWeights:
         """The form of a plain or gated feed-forward that gives y for x; the likeliest one without a y."""
@@ -118,12 +118,13 @@ class BridgeReader:
         return affine(self._find(name), name)
 
     def equivalents(self, hook: str) -> tuple[str, ...]:
-        points = self.model.hook_dict
-        if self._names is None:
-            self._names = {}
+        if self._aliases is None:
+            points = self.model.hook_dict  # one point under several names; made anew at every access
+            names: dict[int, list[str]] = {}
             for name, point in points.items():
-                self._names.setdefault(id(point), []).append(name)
-        return (hook, *self._names.get(id(points.get(hook)), ()))
+                names.setdefault(id(point), []).append(name)
+            self._aliases = {name: tuple(names[id(point)]) for name, point in points.items()}
+        return self._aliases.get(hook, (hook,))
 
     def _find(self, path: str) -> nn.Module:
         module = self.model

@@ -107,7 +107,8 @@ class HookedReader:
                 f"(cfg.normalization_type one of {', '.join(_NORMS)})."
             )
         eps = float(norm.eps) if hasattr(norm, "eps") else float(self.cfg.eps)
-        return (NormForm(centers[kind], eps, getattr(norm, "w", None), getattr(norm, "b", None)),)
+        gain, beta = getattr(norm, "w", None), getattr(norm, "b", None)
+        return (NormForm(centers[kind], eps, gain, beta, folded=kind.endswith("Pre")),)
 
     def inner_norm(self, step: Attention) -> tuple[NormForm, ...]:
         raise NotImplementedError("the classes of TransformerLens itself have no norm inside attention")

@@ -15,7 +15,7 @@ _warned: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 def detect(reader: Reader, blocks: list[Block]) -> tuple[str, ...]:
     """Names of the processing steps seen in all of these blocks, as TransformerLens calls them.
 
-    fold_ln                 every norm's gain is one and its bias zero (or the norm has lost both)
+    fold_ln                 every norm's gain is one and its bias zero, or the norm has lost both
     center_writing_weights  W_O writes nothing along the mean of d_model
     fold_value_biases       b_V is zero although b_O is not
     """
@@ -27,7 +27,8 @@ def detect(reader: Reader, blocks: list[Block]) -> tuple[str, ...]:
     outputs = [reader.attention_output(step) for step in attentions]
     biases = [reader.value_bias(step) for step in attentions]
     found = []
-    if norms and all(_plain(forms) for forms in norms):
+    telling = [forms for forms in norms if any(form.folded or form.gain is not None for form in forms)]
+    if telling and all(_plain(forms) for forms in telling):
         found.append("fold_ln")
     if all(_centered(output.weight) for output in outputs):
         found.append("center_writing_weights")
@@ -59,9 +60,10 @@ def warn_once(model: nn.Module, found: tuple[str, ...]) -> None:
 
 
 def _plain(forms: tuple[NormForm, ...]) -> bool:
-    """Some form of this norm multiplies by exactly one and adds exactly zero, and another could have done otherwise."""
+    """Some form of this norm multiplies by exactly one and adds exactly zero."""
     return any(
-        (form.gain is None or bool((form.gain == 1).all())) and (form.beta is None or not bool(form.beta.any()))
+        form.folded
+        or (form.gain is not None and bool((form.gain == 1).all()) and (form.beta is None or not bool(form.beta.any())))
         for form in forms
     )
 

@@ -11,7 +11,7 @@ layout; nothing here knows an architecture.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -184,12 +184,16 @@ class Affine:
 
 @dataclass(frozen=True)
 class NormForm:
-    """One form a norm may take: centred (LayerNorm) or not (RMSNorm), with its effective gain and bias."""
+    """One form a norm may take: centred (LayerNorm) or not (RMSNorm), with its effective gain and bias.
+
+    `folded`: it had a gain that TransformerLens moved into the next weights; without it no gain means none ever was.
+    """
 
     center: bool
     eps: float
     gain: Tensor | None
     beta: Tensor | None
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,7 @@ class FeedForwardWeights:
     scale_out: Tensor | None = None
 
 
+@runtime_checkable
 class Reader(Protocol):
     """What a kind of model must tell: its blocks, and the weights behind their steps."""
 

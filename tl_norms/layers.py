@@ -1,0 +1,79 @@
+"""All numbers of one layer, and the layers as one result."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .blocks.activations import Activations
+from .linear.factors import head_norms
+from .linear.maps import Shared, free_memory, source_norms
+from .plan import Plan
+from .results import BlockNorms
+from .walk import Walk
+
+
+@dataclass(frozen=True)
+class LayerNorms:
+    """The numbers of one layer, with a batch axis; a map is None where only ratios are wanted."""
+
+    layer: int
+    maps: dict[str, Tensor]
+    ratios: dict[str, Tensor]
+    errors: dict[str, float]
+    value_norms: Tensor
+    pattern: Tensor
+    causal: bool
+
+
+def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
+    """Take the steps of one layer, check every scope, measure."""
+    block = walk.block
+    heads = walk.heads()
+    points = walk.points(plan.scopes, heads)
+    decomposed = {scope: points[block.point(scope)] for scope in plan.scopes}
+    errors = {scope: walk.error(scope, sources, plan.check) for scope, sources in decomposed.items()}
+    number, attention = block.attention()
+    shared = Shared()
+    lengths = {}
+    for scope, sources in decomposed.items() if maps else ():
+        memory = plan.max_memory or free_memory(sources.own.device)
+        lengths[scope] = source_norms(sources, max_memory=memory, shared=shared, sketch=plan.sketch)
+    return LayerNorms(
+        layer=block.layer,
+        maps=lengths,
+        ratios={scope: sources.mixing_ratio() for scope, sources in decomposed.items()},
+        errors=errors,
+        value_norms=head_norms(shared.triangle(heads[0])),
+        pattern=walk.activations.tensor(attention.pattern),
+        causal=points[number].causal,
+    )
+
+
+def collected(
+    plan: Plan, layers: list[LayerNorms], activations: Activations, attention: Tensor | None = None
+) -> BlockNorms:
+    """The layers as one result; `attention` (Attn-W) in place of the patterns where those are not kept."""
+    has_batch, mask = activations.has_batch, activations.mask
+    kept = [scope for scope in plan.scopes if all(scope in layer.maps for layer in layers)]
+    return BlockNorms(
+        scopes=plan.scopes,
+        layers=tuple(layer.layer for layer in layers),
+        maps={scope: stacked([layer.maps[scope] for layer in layers], has_batch) for scope in kept},
+        mixing_ratios={scope: stacked([layer.ratios[scope] for layer in layers], has_batch) for scope in plan.scopes},
+        value_norms=stacked([layer.value_norms for layer in layers], has_batch),
+        patterns=None if attention is not None else tuple(p if has_batch else p[0] for p in (l.pattern for l in layers)),
+        error={scope: torch.tensor([layer.errors[scope] for layer in layers]) for scope in plan.scopes},
+        processing=plan.processing,
+        skipped=plan.skipped,
+        causal=all(layer.causal for layer in layers),
+        mask=mask if mask is None or has_batch else mask[0],
+        chain=plan.chain,
+        sketch=plan.sketch,
+        kept_attention=attention,
+    )
+
+
+def stacked(rows: list[Tensor], has_batch: bool) -> Tensor:
+    """One tensor [layer ...] on the first layer's device, without batch axis if the cache has none."""
+    return torch.stack([(row if has_batch else row[0]).to(rows[0].device) for row in rows])
