@@ -9,12 +9,14 @@ from .errors import (
     MissingExtraError,
     NonFiniteError,
     NotACacheError,
+    RecorderError,
     TLNormsError,
     UnknownLayerError,
     UnknownScopeError,
     UnsupportedArchitectureError,
     WeightProcessingWarning,
 )
+from .hooks import NormRecorder, run_with_norms
 from .norms import (
     block_norms,
     decompose,
@@ -40,7 +42,9 @@ __all__ = [
     "MissingActivationError",
     "MissingExtraError",
     "NonFiniteError",
+    "NormRecorder",
     "NotACacheError",
+    "RecorderError",
     "TLNormsError",
     "UnknownLayerError",
     "UnknownScopeError",
@@ -51,6 +55,7 @@ __all__ = [
     "extend_cache",
     "ffn_maps",
     "required_hooks",
+    "run_with_norms",
     "scopes",
     "value_norms",
     "value_vectors",

@@ -48,6 +48,10 @@ class MemoryBudgetError(TLNormsError, MemoryError):
     """The memory budget is below the smallest piece of work."""
 
 
+class RecorderError(TLNormsError, RuntimeError):
+    """A recorder was used for two runs, or asked for results it does not have."""
+
+
 class MissingExtraError(TLNormsError, ImportError):
     """An optional dependency is not installed."""
 

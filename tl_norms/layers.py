@@ -1,6 +1,6 @@
 """All numbers of one layer, and the layers as one result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,8 +22,12 @@ class LayerNorms:
     ratios: dict[str, Tensor]
     errors: dict[str, float]
     value_norms: Tensor
-    pattern: Tensor
+    pattern: Tensor | None
     causal: bool
+
+    def without_pattern(self) -> "LayerNorms":
+        """The same, the attention pattern let go."""
+        return replace(self, pattern=None)
 
 
 def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
@@ -62,7 +66,7 @@ def collected(
         maps={scope: stacked([layer.maps[scope] for layer in layers], has_batch) for scope in kept},
         mixing_ratios={scope: stacked([layer.ratios[scope] for layer in layers], has_batch) for scope in plan.scopes},
         value_norms=stacked([layer.value_norms for layer in layers], has_batch),
-        patterns=None if attention is not None else tuple(p if has_batch else p[0] for p in (l.pattern for l in layers)),
+        patterns=None if attention is not None else tuple(_unbatched(layer.pattern, has_batch) for layer in layers),
         error={scope: torch.tensor([layer.errors[scope] for layer in layers]) for scope in plan.scopes},
         processing=plan.processing,
         skipped=plan.skipped,
@@ -76,4 +80,9 @@ def collected(
 
 def stacked(rows: list[Tensor], has_batch: bool) -> Tensor:
     """One tensor [layer ...] on the first layer's device, without batch axis if the cache has none."""
-    return torch.stack([(row if has_batch else row[0]).to(rows[0].device) for row in rows])
+    return torch.stack([_unbatched(row, has_batch).to(rows[0].device) for row in rows])
+
+
+def _unbatched(tensor: Tensor | None, has_batch: bool) -> Tensor:
+    assert tensor is not None
+    return tensor if has_batch else tensor[0]

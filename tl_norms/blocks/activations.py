@@ -21,6 +21,10 @@ class Activations:
         self.coarsest = torch.float64  # the least exact dtype met: tolerances follow it
         self.mask = None if mask is None else self._checked_mask(mask)
 
+    def emptied(self) -> "Activations":
+        """The same without its tensors: axes and mask only."""
+        return Activations({}, self.has_batch, self._reader, self.mask)
+
     def _checked_mask(self, mask: Tensor) -> Tensor:
         mask = torch.as_tensor(mask)
         wanted = 2 if self.has_batch else 1

@@ -1,0 +1,233 @@
+"""The same numbers during the forward pass: callbacks on hook points, one block at a time.
+
+A cache of all layers does not fit for long inputs. A recorder listens at the hook points that the scopes need; when a
+block has run, its norms are computed, its activations let go, and only what was asked for is kept. Numbers are those of
+a cache of the same run, made by the same code.
+
+Memory: the activations of one block, whatever the number of layers, plus what is kept.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .blocks.activations import Activations
+from .blocks.structure import Block
+from .errors import RecorderError
+from .layers import LayerNorms, collected, layer_norms
+from .linear.steps import Bias
+from .plan import Layers, Plan, Scopes
+from .results import BlockNorms
+from .walk import Walk
+
+Keep = Literal["maps", "mixing_ratio"] | Callable[[BlockNorms], Any]
+
+
+class NormRecorder:
+    """Computes block norms while the model runs.
+
+    Use it in one of three ways:
+
+        model.run_with_hooks(tokens, fwd_hooks=[*your_hooks, *recorder.fwd_hooks])
+        with recorder: model(tokens)
+        logits, norms = run_with_norms(model, tokens)
+
+    As a context manager it sees every activation after all other hooks have changed it, so that the norms are those of
+    a patched run; as `fwd_hooks`, put it last. It records one run; `reset()` makes it ready for another.
+
+    Args:
+        model: a TransformerBridge, HookedTransformer or HookedEncoder
+        scopes, layers, mask, stack, bias, max_memory, sketch, check: as for `block_norms`
+        keep: "maps" keeps what `block_norms` returns, except the attention patterns (Attn-W stays);
+            "mixing_ratio" computes no maps at all; a function of one layer's BlockNorms keeps what it returns, in
+            `recorder.kept[layer]`, and nothing else
+
+    Raises:
+        RecorderError: a second run through the same recorder, or results asked for before a run is complete.
+        Otherwise as `block_norms`, from inside the forward pass.
+
+    Example:
+        >>> recorder = tl_norms.NormRecorder(model, keep="mixing_ratio")        # doctest: +SKIP
+        >>> with recorder:                                                      # doctest: +SKIP
+        ...     model(tokens)
+        >>> recorder.norms.mixing_ratio("attn_res")                             # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scopes: Scopes = None,
+        layers: Layers = None,
+        *,
+        mask: Tensor | None = None,
+        keep: Keep = "maps",
+        stack: str | None = None,
+        bias: Bias = "player",
+        max_memory: int | None = None,
+        sketch: int | None = None,
+        check: bool = True,
+    ):
+        if not callable(keep) and keep not in ("maps", "mixing_ratio"):
+            raise RecorderError(f"keep is {keep!r}; expected 'maps', 'mixing_ratio' or a function of one layer's norms.")
+        self.model, self.mask, self.keep = model, mask, keep
+        self.plan = Plan.of(
+            model, scopes, layers, stack, bias=bias, max_memory=max_memory, sketch=sketch, check=check
+        )
+        self._waiting: dict[str, list[Block]] = {}
+        for block in self.plan.blocks:
+            for name in block.hooks(self.plan.scopes):
+                self._waiting.setdefault(name, []).append(block)
+        self._handles: list[Any] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the recorded run."""
+        self._tensors: dict[int, dict[str, Tensor]] = {block.layer: {} for block in self.plan.blocks}
+        self._layers: dict[int, LayerNorms] = {}
+        self._attention: dict[int, Tensor] = {}
+        self._activations: Activations | None = None
+        self.kept: dict[int, Any] = {}
+
+    @property
+    def fwd_hooks(self) -> list[tuple[str, Callable[..., None]]]:
+        """Pairs (hook name, function) for `model.run_with_hooks(tokens, fwd_hooks=...)`."""
+        return [(name, self._listener(name)) for name in self._waiting]
+
+    @property
+    def norms(self) -> BlockNorms:
+        """The recorded run as one result; without maps if `keep="mixing_ratio"`."""
+        if callable(self.keep):
+            raise RecorderError("this recorder keeps what its function returned, in recorder.kept[layer].")
+        missing = [block.layer for block in self.plan.blocks if block.layer not in self._layers]
+        if missing or self._activations is None:
+            names = [n for n, blocks in self._waiting.items() if any(b.layer in missing for b in blocks)]
+            silent = [n for n in names if not any(n in self._tensors[b.layer] for b in self._waiting[n])]
+            raise RecorderError(
+                f"the run is not complete: layers {missing} have no norms yet"
+                + (f" (these hooks did not fire: {', '.join(silent[:3])})" if len(missing) < len(self.plan.blocks) else "")
+                + ". Run the model inside `with recorder:` or with fwd_hooks=recorder.fwd_hooks first."
+            )
+        layers = [self._layers[block.layer] for block in self.plan.blocks]
+        first = next(iter(self._attention.values())).device
+        attention = torch.stack([self._attention[block.layer].to(first) for block in self.plan.blocks])
+        return collected(self.plan, layers, self._activations, attention)
+
+    def __enter__(self) -> "NormRecorder":
+        points = self.model.hook_dict
+        try:
+            for name, listener in self.fwd_hooks:
+                self._attach(points[name], listener)
+        except BaseException:
+            self._detach()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._detach()
+        if exception[0] is not None:
+            self.reset()
+
+    def _attach(self, point: nn.Module, listener: Callable[..., None]) -> None:
+        """Add a hook that fires behind all others of its point, those added later included."""
+        before = set(point._forward_hooks)
+        point.add_hook(listener)
+        (key,) = set(point._forward_hooks) - before
+        move = point.register_forward_pre_hook(lambda module, _: module._forward_hooks.move_to_end(key))
+        self._handles.append((point, key, move))
+
+    def _detach(self) -> None:
+        for point, key, move in self._handles:
+            move.remove()
+            for handle in [handle for handle in point.fwd_hooks if handle.hook.id == key]:
+                handle.hook.remove()
+                point.fwd_hooks.remove(handle)
+        self._handles.clear()
+
+    def _listener(self, name: str) -> Callable[..., None]:
+        def listen(tensor: Tensor, hook: Any) -> None:
+            for block in self._waiting[name]:
+                self._hear(block, name, tensor)
+
+        return listen
+
+    def _hear(self, block: Block, name: str, tensor: Tensor) -> None:
+        heard = self._tensors[block.layer]
+        if block.layer in self._layers or block.layer in self.kept or name in heard:
+            raise RecorderError(
+                f"{name} fired a second time: this recorder holds a run already, and two runs cannot be mixed. Call "
+                f"recorder.reset() between runs. (A model that runs its blocks several times per forward cannot be "
+                f"recorded; analyse its cache, which holds the last pass.)"
+            )
+        heard[name] = tensor.detach()
+        if len(heard) == len(block.hooks(self.plan.scopes)):
+            with torch.no_grad():
+                self._finish(block)
+
+    def _finish(self, block: Block) -> None:
+        """All activations of a block are here: compute, keep what was asked, let them go."""
+        activations = Activations(self._tensors[block.layer], True, self.plan.reader, self.mask)
+        walk = Walk(self.plan.reader, activations, block, self.plan.bias)
+        numbers = layer_norms(self.plan, walk, maps=self.keep != "mixing_ratio")
+        whole = collected(self.plan, [numbers], activations)
+        if callable(self.keep):
+            self.kept[block.layer] = self.keep(whole)
+        else:
+            self._attention[block.layer] = whole.attention[0]
+            self._layers[block.layer] = numbers.without_pattern()
+        self._activations = activations.emptied()
+        self._tensors[block.layer] = {}
+
+
+def run_with_norms(
+    model: nn.Module,
+    *model_args: Any,
+    scopes: Scopes = None,
+    layers: Layers = None,
+    mask: Tensor | None = None,
+    stack: str | None = None,
+    bias: Bias = "player",
+    max_memory: int | None = None,
+    sketch: int | None = None,
+    check: bool = True,
+    **model_kwargs: Any,
+) -> tuple[Any, BlockNorms]:
+    """Run the model and compute block norms on the way, without a cache, in the manner of `run_with_cache`.
+
+    Args:
+        model: the model
+        *model_args, **model_kwargs: what the model is called with
+        mask: attention mask, [batch pos]; the model is run with it too unless it is given one of its own
+        scopes, layers, stack, bias, max_memory, sketch, check: as for `block_norms`
+
+    Returns:
+        The model's output and the BlockNorms, equal to `block_norms` of a cache of the same run (its attention patterns
+        are not kept, so `head_norms` is not available).
+
+    Raises:
+        As `block_norms`.
+
+    Example:
+        >>> logits, norms = tl_norms.run_with_norms(model, "A long text.", scopes=["attn_res"])  # doctest: +SKIP
+    """
+    recorder = NormRecorder(
+        model,
+        scopes,
+        layers,
+        mask=mask,
+        stack=stack,
+        bias=bias,
+        max_memory=max_memory,
+        sketch=sketch,
+        check=check,
+    )
+    if mask is not None:
+        parameters = inspect.signature(model.forward).parameters
+        name = next((n for n in ("attention_mask", "one_zero_attention_mask") if n in parameters), None)
+        if name is not None:
+            model_kwargs.setdefault(name, torch.as_tensor(mask))
+    with recorder:
+        output = model(*model_args, **model_kwargs)
+    return output, recorder.norms
