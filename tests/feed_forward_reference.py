@@ -96,8 +96,8 @@ def minilm_folder() -> Path | None:
 def hooked(**options):
     """A tiny HookedTransformer of TransformerLens 2 or 3."""
     config = dict(
-        n_layers=2, d_model=24, n_ctx=300, d_head=6, d_mlp=40, d_vocab=VOCAB, act_fn="gelu", dtype=torch.float64, seed=0,
-        normalization_type="LN", device="cpu",
+        n_layers=2, d_model=24, n_ctx=300, d_head=6, d_mlp=40, d_vocab=VOCAB, act_fn="gelu", dtype=torch.float64,
+        seed=0, normalization_type="LN", device="cpu",
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TransformerLens 3 announces the end of this class

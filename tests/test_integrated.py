@@ -126,6 +126,31 @@ def test_coefficients_under_inference_mode(g):
         assert torch.equal(left, right.clone())
 
 
+def test_clipped_unit_against_numeric_integral():
+    """GPT-OSS: both inputs are clipped, so that the path has kinks where either meets its limit."""
+    g, limit, offset = ACTIVATIONS["quick_gelu"], 1.5, 1.0
+    generator = torch.Generator().manual_seed(5)
+    start, step, up_start, up_step = 3 * torch.randn(4, 60, generator=generator, dtype=torch.float64)
+
+    def unit(u, w):
+        return g(u.clamp(max=limit)) * (w.clamp(-limit, limit) + offset)
+
+    gates, ups = [], []
+    for a, d, b, e in zip(*(column.tolist() for column in (start, step, up_start, up_step)), strict=True):
+        crossings = [(limit - a) / d, (limit - b) / e, (-limit - b) / e]
+        edges = np.unique(np.clip(np.concatenate([crossings, np.linspace(0, 1, 9)]), 0, 1))
+        width = np.diff(edges)[:, None]
+        t = torch.from_numpy((edges[:-1, None] + width * (NODES + 1) / 2).ravel())
+        _, product = torch.func.vjp(unit, a + t * d, b + t * e)
+        weight = torch.from_numpy((width * WEIGHTS / 2).ravel())
+        gate, up = (float((weight * part).sum()) for part in product(torch.ones_like(t)))
+        gates.append(gate)
+        ups.append(up)
+    gate, up = integrated.clipped_gated(g, start, step, up_start, up_step, limit=limit, offset=offset)
+    assert_close(gate, gates)
+    assert_close(up, ups)
+
+
 def captum_attributions(forward, inputs, **options):
     attr = pytest.importorskip("captum.attr")
     return attr.IntegratedGradients(forward).attribute(inputs, n_steps=400, method="gausslegendre", **options)

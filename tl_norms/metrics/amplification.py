@@ -110,8 +110,9 @@ class FFAmplification:
         pairs = self._listed(*((1,) if self.before.ndim == 3 else ()), *self.before.shape[1:-1], True)
         difference = self.difference.detach().cpu().reshape(len(self.layers), *pairs.shape)[:, pairs]
         amplified = float((difference > 0).float().mean()) if difference.numel() else float("nan")
+        shape = list(self.before.shape)
         return (
-            f"FFAmplification, {len(self.layers)} layers, difference {list(self.before.shape)}, {normalized[self.normalize]}\n"
+            f"FFAmplification, {len(self.layers)} layers, difference {shape}, {normalized[self.normalize]}\n"
             f"  {self.scope} minus {self.scope.removesuffix('_ff')}: {amplified:.1%} of pairs amplified"
         )
 
