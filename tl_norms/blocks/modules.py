@@ -26,19 +26,44 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def affine(module: nn.Module, name: str) -> Affine:
-    """Weight [in out] and bias of a linear module."""
+    """Weight [in out] and bias of a linear module; quantised and offloaded ones are read through what they compute."""
     inner = unwrap(module)
     weight, bias = getattr(inner, "weight", None), getattr(inner, "bias", None)
-    if isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point():
+    if isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point() and not weight.is_meta:
         if isinstance(inner, nn.Linear):
             return Affine(weight.T, bias)
         if type(inner).__name__ == "Conv1D":  # transformers' GPT-2 layer stores [in out]
             return Affine(weight, bias)
+    computed = _by_computing(inner)
+    if computed is not None:
+        return computed
     raise UnsupportedArchitectureError(
-        f"{name} is a {type(inner).__name__}, not a plain linear layer with floating-point weights "
-        f"(quantised, sharded or custom): its matrix cannot be read. Load the model without quantisation, "
-        f"e.g. boot_transformers(..., dtype=torch.float32)."
+        f"{name} is a {type(inner).__name__} whose matrix cannot be read: it is no plain linear layer with "
+        f"floating-point weights, and what it computes is not linear (activations quantised too?) or fails. Load the "
+        f"model without quantisation, e.g. boot_transformers(..., dtype=torch.float32)."
     )
+
+
+def _by_computing(inner: nn.Module) -> Affine | None:
+    """The matrix of a linear layer from its images of the unit vectors, if it is linear."""
+    width = getattr(inner, "in_features", None)
+    if not isinstance(width, int):
+        return None
+    tensors = [*inner.parameters(), *inner.buffers()]
+    device = next((t.device for t in tensors if not t.is_meta), torch.device("cpu"))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        try:
+            with torch.no_grad():
+                inputs = torch.eye(width, device=device, dtype=dtype)
+                bias = inner(torch.zeros_like(inputs[:1]))[0].float()
+                weight = inner(inputs).float() - bias
+                probe = torch.linspace(-1, 1, width, device=device, dtype=dtype).cos()[None]
+                off = inner(probe).float() - (probe.float() @ weight + bias)
+        except Exception:  # not in this dtype
+            continue
+        if off.abs().max() <= 32 * torch.finfo(dtype).eps * (weight.abs().sum(0).max() + bias.abs().max()):
+            return Affine(weight, bias if bool(bias.any()) else None)
+    return None
 
 
 def activations(module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -78,6 +103,10 @@ def norm_forms(norm: nn.Module, default_eps: float) -> tuple[NormForm, ...]:
     """The forms a norm module may take, likeliest first; the cached numbers decide."""
     inner = unwrap(norm)
     weight, beta = getattr(inner, "weight", None), getattr(inner, "bias", None)
+    if weight is not None and weight.is_meta:
+        raise UnsupportedArchitectureError(
+            f"the weights of a {type(inner).__name__} are offloaded; load the model without disk or CPU offload."
+        )
     declared = [getattr(inner, name, None) for name in ("eps", "variance_epsilon", "epsilon", "norm_eps")]
     epsilons = [float(value) for value in (*declared, default_eps) if isinstance(value, (int, float))]
     if type(inner) is nn.LayerNorm:
