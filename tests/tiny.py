@@ -5,6 +5,7 @@ a parameter of that name, so that a bridge and a HookedTransformer of one family
 """
 
 import copy
+import warnings
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,6 +140,12 @@ def boot(model: nn.Module, architecture: str):
 
 def hooked(family: Family, dtype: torch.dtype = torch.float64, processing: bool = False) -> nn.Module:
     """The same weights in TransformerLens' own class; `processing` switches its defaults on."""
+    with warnings.catch_warnings():  # TransformerLens 3 announces on every call that 4 has these classes no more
+        warnings.filterwarnings("ignore", message="Hooked.* is deprecated", category=DeprecationWarning)
+        return _hooked(family, dtype, processing)
+
+
+def _hooked(family: Family, dtype: torch.dtype, processing: bool) -> nn.Module:
     config = HookedTransformerConfig(
         n_layers=N_LAYERS, d_model=D_MODEL, n_heads=N_HEADS, d_head=D_MODEL // N_HEADS, d_mlp=D_MLP, n_ctx=N_CTX,
         d_vocab=VOCAB, dtype=dtype, device="cpu", **{"normalization_type": "LN", **family.hooked},

@@ -36,14 +36,21 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("text", metavar="TEXT", nargs="?", help="the text to analyse (with --check: instead of the short built-in text)")
+    add(
+        "text", metavar="TEXT", nargs="?", help="the text to analyse (with --check: instead of the short built-in text)"
+    )
     add("--model", metavar="NAME_OR_FOLDER", help="Hugging Face name, folder or .gguf file; default: embedded MiniLM")
     add("--scope", action="append", type=_names, metavar="SCOPE", help="scope, comma list or 'all'; may be repeated")
     add("--layer", action="append", type=_numbers, metavar="N", help="layer, from the end if negative; may be repeated")
     add("--json", action="store_true", help="print everything as JSON instead of tables")
     add("--html", metavar="FILE", help="also write one self-contained page with the maps")
     add("--check", metavar="MODEL", help="check that this model's parts add up, at all layers and scopes")
-    add("--bias", choices=("player", "fixed"), default="player", help="biases in the feed-forward, see tl_norms.ffn_maps")
+    add(
+        "--bias",
+        choices=("player", "fixed"),
+        default="player",
+        help="biases in the feed-forward, see tl_norms.ffn_maps",
+    )
     add("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32", help="the model's numbers")
     add("--quiet", action="store_true", help="no tables and no notices; errors, --json and --html remain")
     found = parser.parse_args(argv)

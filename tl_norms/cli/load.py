@@ -74,7 +74,9 @@ def _checked_path(path: Path) -> Path:
         return files[0]
     if files:
         names = ", ".join(file.name for file in files)
-        raise ModelNotLoadedError(f"the folder {str(path)!r} holds several .gguf files ({names}); give the path of one.")
+        raise ModelNotLoadedError(
+            f"the folder {str(path)!r} holds several .gguf files ({names}); give the path of one."
+        )
     raise ModelNotLoadedError(f"the folder {str(path)!r} holds neither config.json nor a .gguf file.")
 
 
@@ -144,7 +146,13 @@ def _reason(name: str, error: BaseException) -> str:
         return f"{name!r} is a gated model: accept its terms on its hub page and log in with `hf auth login`."
     if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
         return f"there is no model {name!r} on the Hugging Face hub (or it is private: log in with `hf auth login`)."
-    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException"}:
+    if kinds & {
+        "LocalEntryNotFoundError",
+        "OfflineModeIsEnabled",
+        "ConnectionError",
+        "ConnectError",
+        "TimeoutException",
+    }:
         return (
             f"the Hugging Face hub cannot be reached and {name!r} is not in the local cache. Check the name and the "
             f"connection (or HF_HUB_OFFLINE), or leave --model out for the embedded model."

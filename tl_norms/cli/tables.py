@@ -42,7 +42,9 @@ def check(facts: dict[str, Any], norms: BlockNorms, tolerance: float, complete: 
     """Completeness errors by layer and scope, and the verdict."""
     console = _console()
     _heading(console, facts, norms)
-    table = _table(console, "Completeness error, relative, at the worst position", ["layer", *map(_stacked, norms.scopes)])
+    table = _table(
+        console, "Completeness error, relative, at the worst position", ["layer", *map(_stacked, norms.scopes)]
+    )
     for row, layer in enumerate(norms.layers):
         cells = [float(norms.error[scope][row]) for scope in norms.scopes]
         table.add_row(str(layer), *(_error(cell, tolerance) for cell in cells))
@@ -106,7 +108,9 @@ def _strongest(console: Console, norms: BlockNorms, words: list[str], scope: str
     maps, ratios = norms[scope][row, 0].tolist(), norms.mixing_ratio(scope)[row, 0].tolist()
     others = report.strongest_others(norms, scope)[row]
     title = f"Strongest sources in layer {norms.layers[row]}, {scope} (lengths of vectors; * is the strongest of all)"
-    table = _table(console, title, ["", "token", "mixing\nratio", "from itself", "", "strongest other", "from it"], text=(1, 5))
+    table = _table(
+        console, title, ["", "token", "mixing\nratio", "from itself", "", "strongest other", "from it"], text=(1, 5)
+    )
     for query, (word, key) in enumerate(zip(words, others, strict=True)):
         own = maps[query][query]
         cells = [str(query), printable(word), f"{ratios[query]:.1%}"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import MemoryBudgetError
 from . import factors
-from .sources import Mixture, Neurons, Sources, pairs
+from .sources import Mixture, Neurons, Sources
 
 _CHUNK_BYTES = 24 << 20  # vectors alive at a time: what the cache holds and the allocator gives without fresh pages
 _PAIRS = (512, 4096)  # fewer make the matrix products slower, more do not make them faster
@@ -45,12 +45,15 @@ def source_norms(
     if key not in shared.lengths:
         if len(sources.terms) < 2 and not needs_vectors(sources):
             shared.lengths[key] = _factored_norms(sources, shared)
-        elif sketch is not None and needs_vectors(sources):
-            shared.lengths[key] = _sketched_norms(sources, max_memory, sketch)
         else:
             family = shared.family if any(member is sources for member in shared.family) else (sources,)
-            family = {_key(member): member for member in family if needs_vectors(member) or member is sources}
-            shared.lengths |= zip(family, _pairwise_norms(tuple(family.values()), max_memory), strict=True)
+            chosen = {_key(member): member for member in family if needs_vectors(member) or member is sources}
+            members = tuple(chosen.values())
+            if sketch is None or not needs_vectors(sources):
+                found = _pairwise_norms(members, max_memory)
+            else:
+                found = _sketched_norms(members, max_memory, sketch)
+            shared.lengths |= zip(chosen, found, strict=True)
     lengths = shared.lengths[key].clone()
     lengths.diagonal(dim1=-2, dim2=-1).copy_(sources.own.norm(dim=-1))
     return lengths
@@ -65,13 +68,14 @@ def needs_vectors(sources: Sources) -> bool:
     return any(isinstance(term, Neurons) for term in sources.terms)
 
 
-def _sketched_norms(sources: Sources, max_memory: int, size: int) -> Tensor:
+def _sketched_norms(family: tuple[Sources, ...], max_memory: int, size: int) -> list[Tensor]:
     """|v_ij| from `size` random projections of the last axis: |v S| / c is unbiased, S gaussian, c its mean length."""
     generator = torch.Generator().manual_seed(size)
-    directions = torch.randn(sources.own.shape[-1], size, generator=generator, dtype=torch.float64).to(sources.own)
-    terms = tuple(term.mapped(lambda weight: weight @ directions) for term in sources.terms)
-    (lengths,) = _pairwise_norms((replace(sources, terms=terms, image=None),), max_memory)
-    return lengths / _mean_length(size)
+    own = family[0].own
+    directions = torch.randn(own.shape[-1], size, generator=generator, dtype=torch.float64).to(own)
+    projected = {id(t): t.mapped(lambda weight: weight @ directions) for sources in family for t in sources.terms}
+    family = tuple(replace(s, terms=tuple(projected[id(t)] for t in s.terms), image=None) for s in family)
+    return [lengths / _mean_length(size) for lengths in _pairwise_norms(family, max_memory)]
 
 
 def sketch_standard_error(size: int) -> float:
@@ -120,15 +124,26 @@ def _pairwise_norms(family: tuple[Sources, ...], max_memory: int) -> list[Tensor
 def _lengths(family: tuple[Sources, ...], batch: int, queries: slice, keys: slice) -> Iterator[Tensor]:
     """[k q] for every member; each goes on from the vectors of the one before it where it can."""
     before, vectors = None, torch.empty(0)
+    hidden: dict[tuple[int, int], Tensor] = {}
+
+    def form(term: Mixture | Neurons) -> Tensor:
+        if isinstance(term, Mixture):
+            return term.pairs(batch, queries, keys)
+        neurons = id(term.inputs), id(term.coefficients)
+        if neurons not in hidden:
+            hidden[neurons] = term.hidden(batch, queries, keys)
+        return term.pairs(batch, queries, keys, hidden[neurons])
+
     for sources in family:
-        terms = sources.terms
+        missing = sources.terms
         if before is not None and sources.image is not None and sources.image.of is before:
-            vectors = sources.image(vectors, batch, queries)
+            vectors, missing = sources.image(vectors, batch, queries), ()
         elif before is not None and _key(before) == _key(sources)[: len(before.terms)]:
-            for term in terms[len(before.terms) :]:
-                vectors += term.pairs(batch, queries, keys)
+            missing = missing[len(before.terms) :]
         else:
-            vectors = pairs(terms, batch, queries, keys)
+            vectors, missing = form(missing[0]), missing[1:]
+        for term in missing:
+            vectors += form(term)
         yield vectors.norm(dim=-1)
         before = sources
 

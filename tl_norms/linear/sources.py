@@ -79,17 +79,21 @@ class Neurons:
     def scaled(self, scale: Tensor) -> "Neurons":
         return replace(self, scale=scale if self.scale is None else self.scale * scale)
 
-    def pairs(self, batch: int, queries: slice, keys: slice) -> Tensor:
-        """v_ij for a block of queries and keys: [k q d]."""
-        hidden: Tensor | None = None
-        for terms, coefficient in zip(self.inputs, self.coefficients, strict=True):
-            share, factor = pairs(terms, batch, queries, keys), coefficient[batch, queries]
-            hidden = share.mul_(factor) if hidden is None else hidden.addcmul_(share, factor)
-        assert hidden is not None
-        vectors = hidden @ self.weight
+    def pairs(self, batch: int, queries: slice, keys: slice, hidden: Tensor | None = None) -> Tensor:
+        """v_ij for a block of queries and keys: [k q d]; `hidden` if it is known already."""
+        vectors = (self.hidden(batch, queries, keys) if hidden is None else hidden) @ self.weight
         if self.scale is not None:
             vectors *= self.scale[batch, queries, None]
         return vectors
+
+    def hidden(self, batch: int, queries: slice, keys: slice) -> Tensor:
+        """sum_p inputs_p * coefficients_p, [k q m]: the same for all that differ in weight and scale only."""
+        total: Tensor | None = None
+        for terms, coefficient in zip(self.inputs, self.coefficients, strict=True):
+            share, factor = pairs(terms, batch, queries, keys), coefficient[batch, queries]
+            total = share.mul_(factor) if total is None else total.addcmul_(share, factor)
+        assert total is not None
+        return total
 
 
 Terms = tuple[Mixture | Neurons, ...]

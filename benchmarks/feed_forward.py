@@ -1,0 +1,155 @@
+"""Maps through the feed-forward of one layer: tl_norms, the plain pairwise way, and the machine's matrix products.
+
+python benchmarks/feed_forward.py                  # a markdown table
+python benchmarks/feed_forward.py --cases SmolLM2 --lengths 256 512 1024 --json out.json
+
+tl_norms   ffn_maps(cache): all scopes with `ff` and the one before them, each checked against the activations
+sketch     ffn_maps(cache, sketch=64), an estimate
+plain      the same maps query by query: v W_in, times the coefficients, W_out, residual, norm, lengths
+W_out      the time that the products with W_out alone would take, one per pair (causal: j <= i), at the matrix
+           product rate measured in the same run
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from measure import CLOCKS, PeakMemory, matrix_rate, table, timed
+from models import CASES, Case
+from torch import Tensor, nn
+
+import tl_norms
+from tl_norms.linear import integrated
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the plain implementation needs of a layer; projections are [in out]."""
+
+    norm: nn.Module  # between attention and feed-forward
+    into: tuple[Tensor, ...]  # one, or gate and up
+    biases: tuple[Tensor | float, ...]
+    out: Tensor
+    activation: nn.Module
+    last: nn.Module | None = None  # behind the feed-forward's residual: a post-norm block
+
+
+def layer_of(name: str, case: Case) -> Layer:
+    layer = case.layer
+    if name == "BERT-base":
+        into, last = layer.intermediate, layer.output
+        norm, inside = layer.attention.output.LayerNorm, (into.dense.weight.T,)
+        return Layer(norm, inside, (into.dense.bias,), last.dense.weight.T, into.intermediate_act_fn, last.LayerNorm)
+    if name == "GPT-2":
+        mlp = layer.mlp
+        return Layer(layer.ln_2, (mlp.c_fc.weight,), (mlp.c_fc.bias,), mlp.c_proj.weight, mlp.act)
+    mlp, norm = layer.mlp, layer.post_attention_layernorm
+    return Layer(norm, (mlp.gate_proj.weight.T, mlp.up_proj.weight.T), (0.0, 0.0), mlp.down_proj.weight.T, mlp.act_fn)
+
+
+def linear_part(norm: nn.Module, vectors: Tensor, full: Tensor) -> Tensor:
+    """A layer norm with the scale of the full vector held."""
+    if isinstance(norm, nn.LayerNorm):
+        centered = vectors - vectors.mean(-1, keepdim=True)
+        return centered / (full.var(-1, unbiased=False) + norm.eps).sqrt() * norm.weight
+    return vectors / (full.square().mean(-1) + norm.variance_epsilon).sqrt() * norm.weight
+
+
+def plain_maps(cache, layer: Layer, scopes: tuple[str, ...], totals: dict[str, Tensor]) -> dict[str, Tensor]:
+    """scope -> |v_ij| [q k], by forming the vectors of one query after the other."""
+    values, pattern = tl_norms.value_vectors(cache, 0)[0], cache["pattern", 0][0]
+    stream, n = cache["blocks.0.hook_in"][0], pattern.shape[-1]
+    maps = {scope: pattern.new_zeros(n, n) for scope in scopes}
+    u = [totals["attn_res_ln"] @ w + b for w, b in zip(layer.into, layer.biases, strict=True)]
+    u, zero = [x.double() for x in u], torch.zeros_like(u[0]).double()
+    if len(u) == 1:
+        coefficients = [integrated.slope(layer.activation, zero, u[0]).float()]
+    else:
+        coefficients = [c.float() for c in integrated.gated(layer.activation, zero, u[0], zero, u[1])]
+    for i in range(n):
+        before = torch.einsum("hk,hkd->kd", pattern[:, i], values)
+        before[i] += stream[i]
+        normed = linear_part(layer.norm, before, totals["attn_res"][i])
+        hidden = sum(normed @ w * c[i] for w, c in zip(layer.into, coefficients, strict=True))
+        through = hidden @ layer.out
+        found = {"attn_res_ln": normed, "attn_res_ln_ff": through}
+        if layer.last is None:
+            found["attn_res_ln_ff_res"] = through + before
+        else:
+            found["attn_res_ln_ff_res"] = after = through + normed
+            found["attn_res_ln_ff_res_ln"] = linear_part(layer.last, after, totals["attn_res_ln_ff_res"][i])
+        for scope in scopes:
+            maps[scope][i] = found[scope].norm(dim=-1)
+    return maps
+
+
+def measure(name: str, lengths: list[int], rounds: int, clock: str, slowest: int) -> list[dict[str, object]]:
+    """One row per length; the plain implementation is left out beyond `slowest`."""
+    case, rows = CASES[name](), []
+    layer, chain = layer_of(name, case), tl_norms.scopes(case.bridge)
+    n_weights = layer.out.numel()
+    for n in lengths:
+        filters = [*tl_norms.required_hooks(case.bridge, "all"), "blocks.0.hook_in"]
+        _, cache = case.bridge.run_with_cache(case.tokens(n), names_filter=filters)
+        totals = {scope: tl_norms.decompose(cache, 0, scope).total()[0] for scope in chain}
+        contenders = {
+            "tl_norms": lambda c=cache: tl_norms.ffn_maps(c),
+            "sketch": lambda c=cache: tl_norms.ffn_maps(c, sketch=64),
+            "forward": case.layer_forward(n),
+        }
+        if n <= slowest:
+            norms = tl_norms.ffn_maps(cache)
+            for scope, slow in plain_maps(cache, layer, norms.scopes, totals).items():
+                torch.testing.assert_close(norms[scope][0, 0], slow, rtol=1e-3, atol=1e-5)
+            contenders["plain"] = lambda c=cache, s=norms.scopes, t=totals: plain_maps(c, layer, s, t)
+        rate = matrix_rate(clock=clock)
+        found = timed(contenders, rounds=rounds, clock=clock)
+        rate = (rate + matrix_rate(clock=clock)) / 2
+        with PeakMemory() as memory:
+            tl_norms.ffn_maps(cache)
+        n_pairs = n * n if name == "BERT-base" else n * (n + 1) / 2
+        needed = 2 * n_pairs * n_weights / rate
+        plain = found.get("plain", float("nan"))
+        rows.append(
+            {
+                "model": name,
+                "n": n,
+                "tl_norms s": found["tl_norms"],
+                "sketch s": found["sketch"],
+                "plain s": plain,
+                "forward s": found["forward"],
+                "faster than plain": plain / found["tl_norms"],
+                "W_out s": needed,
+                "W_out share": needed / found["tl_norms"],
+                "GFLOP/s peak": rate / 1e9,
+                "us per pair": found["tl_norms"] / n_pairs * 1e6,
+                "memory MB": memory.peak / 1e6,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time and memory of feed-forward maps, one layer.")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--lengths", nargs="+", type=int, default=[128, 256, 512])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--slowest", type=int, default=512, help="longest sequence for the plain implementation")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+    rows = []
+    for name in options.cases:
+        rows += measure(name, options.lengths, options.rounds, options.clock, options.slowest)
+    print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
