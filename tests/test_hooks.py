@@ -140,7 +140,7 @@ def test_two_runs_are_not_mixed(name, kind):
     with torch.no_grad():
         made.model.run_with_hooks(made.tokens(), fwd_hooks=recorder.fwd_hooks)
         with pytest.raises(tl_norms.RecorderError, match="reset"):
-            made.model.run_with_hooks(made.tokens() + 1, fwd_hooks=recorder.fwd_hooks)
+            made.model.run_with_hooks(made.tokens().flip(0), fwd_hooks=recorder.fwd_hooks)
 
 
 @pytest.mark.parametrize(("name", "kind"), FEW)

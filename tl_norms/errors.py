@@ -28,6 +28,10 @@ class UnknownLayerError(TLNormsError, IndexError):
     """The layer does not exist, or has no attention."""
 
 
+class UnknownOptionError(TLNormsError, ValueError):
+    """An option has a value that means nothing."""
+
+
 class MaskError(TLNormsError, ValueError):
     """The mask has the wrong shape, or contradicts the attention pattern."""
 

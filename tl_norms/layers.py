@@ -41,7 +41,7 @@ def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
     shared = Shared()
     lengths = {}
     for scope, sources in decomposed.items() if maps else ():
-        memory = plan.max_memory or free_memory(sources.own.device)
+        memory = free_memory(sources.own.device) if plan.max_memory is None else plan.max_memory
         lengths[scope] = source_norms(sources, max_memory=memory, shared=shared, sketch=plan.sketch)
     return LayerNorms(
         layer=block.layer,

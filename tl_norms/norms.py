@@ -282,13 +282,13 @@ def decompose(
         >>> tl_norms.decompose(cache, layer=3, scope="attn_res").vectors(query=5)   # doctest: +SKIP
     """
     check_cache(cache)
-    plan = Plan.of(cache.model, scope, layer, stack)
+    plan = Plan.of(cache.model, scope, layer, stack, bias=bias)
     (block,), (resolved,) = plan.blocks, plan.scopes
     activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, mask)
     walk = Walk(plan.reader, activations, block, bias)
     sources = walk.points(plan.scopes, walk.heads())[block.point(resolved)]
     error = walk.error(resolved, sources, check)
-    memory = max_memory or free_memory(sources.own.device)
+    memory = free_memory(sources.own.device) if max_memory is None else max_memory
     return Decomposition(block.layer, resolved, error, sources, activations.has_batch, activations.mask, memory)
 
 

@@ -9,7 +9,7 @@ from .blocks import processing
 from .blocks.bridge import BridgeReader
 from .blocks.hooked import HookedReader
 from .blocks.structure import Block, Reader
-from .errors import UnknownLayerError, UnsupportedArchitectureError
+from .errors import UnknownLayerError, UnknownOptionError, UnsupportedArchitectureError
 from .linear.steps import Bias
 from .results import is_post_norm, resolve_scope
 
@@ -47,6 +47,10 @@ class Plan:
     @classmethod
     def of(cls, model: nn.Module, scopes: Scopes, layers: Layers, stack: str | None, **options) -> "Plan":
         """Read the model; warn once if its weights were processed."""
+        if options.get("bias", "player") not in ("player", "fixed"):
+            raise UnknownOptionError(f"bias is {options['bias']!r}; expected 'player' or 'fixed'.")
+        if (options.get("sketch") or 1) < 1:
+            raise UnknownOptionError(f"sketch is {options['sketch']}; expected a number of directions, at least 1.")
         reader = reader_of(model, stack)
         blocks, skipped = chosen_blocks(reader, layers)
         chain = chain_of(reader)

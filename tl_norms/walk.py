@@ -100,7 +100,8 @@ class Walk:
         if len(made) == 1 or truth is None:
             return made[0]
         found = self.activations.truth(truth)
-        return min(made, key=lambda sources: float((sources.total - found).norm()))
+        real = self.activations.real(found)
+        return min(made, key=lambda sources: float((sources.total[real] - found[real]).norm()))
 
     def _feed_forward(self, operation: FeedForward, sources: Sources) -> Sources:
         full = sources.total
@@ -127,8 +128,7 @@ class Walk:
             sizes = [total.norm(dim=-1)]
         size = torch.stack([*sizes, found.norm(dim=-1)]).amax(0)
         relative = (total - found).norm(dim=-1) / size.clamp_min(torch.finfo(size.dtype).tiny)
-        if self.activations.mask is not None:
-            relative = relative[self.activations.mask.to(relative.device)]
+        relative = relative[self.activations.real(relative)]
         error = float(relative.max()) if relative.numel() else 0.0
         tolerance = TOLERANCE[self.activations.coarsest]
         if check and not error <= tolerance:

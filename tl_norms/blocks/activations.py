@@ -80,6 +80,12 @@ class Activations:
             )
         return self.mask.to(device)
 
+    def real(self, like: Tensor) -> Tensor:
+        """Which positions are not padding, [batch pos], for a tensor [batch pos ...]."""
+        if self.mask is None:
+            return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
+        return self._fitting_mask(like.shape[0], like.shape[1], like.device)
+
     def truth(self, truth: Truth) -> Tensor:
         """The activation that a truth names."""
         value = self.vectors(truth.plus[0])

@@ -53,6 +53,7 @@ class BridgeReader:
         assert step.inner_norm is not None
         return norm_forms(self._find(step.inner_norm), self._eps)
 
+    @torch.no_grad()
     def feed_forward(self, step: FeedForward, x: Tensor, y: Tensor | None) -> tuple[FeedForwardWeights, ...]:
         mlp = self._find(step.module)
         if is_mixture(mlp):
@@ -66,7 +67,7 @@ class BridgeReader:
         for candidate in self._forms(mlp, name):
             if y is None:
                 return candidate
-            off = distance(run(candidate, x), y)
+            off = distance(_unpadded(run(candidate, x), y), y)
             if off < least:
                 closest, least = candidate, off
             if off < 1e-5:
@@ -159,6 +160,11 @@ def run(weights: FeedForwardWeights, x: Tensor) -> Tensor:
         hidden = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
         hidden = hidden if norm.gain is None else hidden * norm.gain.to(hidden)
     return _apply(weights.out, hidden)
+
+
+def _unpadded(made: Tensor, y: Tensor) -> Tensor:
+    """Zero where the whole of y is: padded positions, which a mask has emptied."""
+    return made.masked_fill(~y.any(-1, keepdim=True), 0)
 
 
 def _apply(affine: Affine, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ and for a gated unit y = g(u) w, with w(t) = b + t e, a source that moves (u, w)
 
 so that d * gate + e * up + g(a) b = g(a + d) (b + e) whatever the error of `up`: completeness is structural. Where |d| is
 small the quotients would cancel; there the integrals of g' are taken by Gauss-Legendre on both sides of u = 0 (the
-kink of ReLU-like activations). Everything here is float64, elementwise, O(n d_mlp).
+kink of ReLU-like activations), if they add up: another kink in between is left to the quotients. Everything here is float64, elementwise, O(n d_mlp).
 """
 
 from collections.abc import Callable
@@ -29,8 +29,9 @@ _PANEL, _REACH, _NODES = 0.5, 48.0, 16  # the antiderivative: panels of this wid
 
 def slope(g: Activation, start: Tensor, step: Tensor) -> Tensor:
     """Mean slope of g from `start` to `start + step` (float64); g'(start) where step = 0."""
-    wide = (g(start + step) - g(start)) / torch.where(step == 0, torch.ones_like(step), step)
-    return _patch(wide, start, step, lambda a, d: _gauss(g, a, d)[0])
+    rise = g(start + step) - g(start)
+    quotient = rise / torch.where(step == 0, torch.ones_like(step), step)
+    return _where_small(g, start, step, rise, quotient, lambda plain, ramp: plain)
 
 
 def gated(g: Activation, start: Tensor, step: Tensor, up_start: Tensor, up_step: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,8 +41,8 @@ def gated(g: Activation, start: Tensor, step: Tensor, up_start: Tensor, up_step:
     area = antiderivative(g, start + step)
     if bool(start.any()):  # it is zero at zero
         area = area - antiderivative(g, start)
-    mean = area / safe
-    ramp = _patch((end - mean) / safe, start, step, lambda a, d: _gauss(g, a, d)[1])  # int t g'(a + t d) dt
+    # int t g'(a + t d) dt
+    ramp = _where_small(g, start, step, end - g(start), (end - area / safe) / safe, lambda plain, ramp: ramp)
     up = end - step * ramp
     return up_start * slope(g, start, step) + up_step * ramp, up
 
@@ -82,12 +83,21 @@ def derivative(g: Activation, x: Tensor) -> Tensor:
     return gradient
 
 
-def _patch(wide: Tensor, start: Tensor, step: Tensor, narrow: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`wide`, but `narrow(start, step)` where |step| is small."""
+def _where_small(
+    g: Activation,
+    start: Tensor,
+    step: Tensor,
+    rise: Tensor,
+    quotient: Tensor,
+    choose: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """`quotient`, but an integral of g' where |step| is small, unless g has a kink in between that the nodes miss."""
     small = step.abs() < _SMALL
     if small.any():
-        wide[small] = narrow(start[small], step[small])
-    return wide
+        integrals = _gauss(g, start[small], step[small])
+        smooth = (integrals[0] * step[small] - rise[small]).abs() <= 1e-12 * (1 + g(start[small]).abs())
+        quotient[small] = torch.where(smooth, choose(*integrals), quotient[small])
+    return quotient
 
 
 def _gauss(g: Activation, start: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
