@@ -25,15 +25,16 @@ def test_hooked_and_bridge_agree(name, dtype):
     assert first.scopes == second.scopes and tl_norms.scopes(one.model) == tl_norms.scopes(two.model)
     assert first.processing == second.processing == () and first.causal == second.causal
 
-    def near(left, right):
-        return left.shape == right.shape and float((left - right).abs().max() / right.abs().max()) < 1e-6
+    def near(left, right, limit=1e-6):
+        return left.shape == right.shape and float((left - right).abs().max() / right.abs().max()) < limit
 
     for scope in SCOPES:
         assert near(first[scope], second[scope])
         assert near(first.mixing_ratio(scope), second.mixing_ratio(scope))
         a, b = tl_norms.decompose(left, 1, scope), tl_norms.decompose(right, 1, scope)
-        assert near(a.vectors(), b.vectors()) and near(a.total(), b.total())
-        assert (a.remainder - b.remainder).abs().max() < 1e-6
+        rounding = 1e-6 if dtype == torch.float64 else 5e-6  # single coordinates, after two float32 forward passes
+        assert near(a.vectors(), b.vectors(), rounding) and near(a.total(), b.total(), rounding)
+        assert (a.remainder - b.remainder).abs().max() < rounding
     for quantity in ("value_norms", "head_norms", "attention", "attention_residual"):
         assert near(getattr(first, quantity), getattr(second, quantity)), quantity
     assert near(tl_norms.value_vectors(left, 0), tl_norms.value_vectors(right, 0))

@@ -87,7 +87,7 @@ def from_config(model: str, config: str, options: dict[str, Any]) -> nn.Module:
 
 
 def jitter(model: nn.Module, seed: int = 1) -> None:
-    """Move every parameter and saved buffer, so that no default value (a gain of one, a bias of zero) hides a mistake."""
+    """Move every parameter and saved buffer: no default (a gain of one, a bias of zero) may hide a mistake."""
     generator = torch.Generator().manual_seed(seed)
     saved = model.state_dict(keep_vars=True)
     with torch.no_grad():

@@ -148,8 +148,8 @@ spec(
 )  # fmt: skip
 spec(
     "Gemma4ForCausalLM@moe", "Gemma4TextConfig",
-    dict(GEMMA4, num_kv_shared_layers=0, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=16,
-         hidden_size_per_layer_input=0, attention_k_eq_v=True, num_global_key_value_heads=2),
+    dict(GEMMA4, num_kv_shared_layers=0, enable_moe_block=True, num_experts=4, top_k_experts=2,
+         moe_intermediate_size=16, hidden_size_per_layer_input=0, attention_k_eq_v=True, num_global_key_value_heads=2),
     refused="Gemma4TextDecoderLayer",
 )  # fmt: skip
 

@@ -27,7 +27,8 @@ spec("MT5ForConditionalGeneration", "MT5Config", T5, **ENCODER)
 spec("LongT5ForConditionalGeneration", "LongT5Config", dict(T5, local_radius=3), refused="hook_pattern", **ENCODER)
 spec(
     "LongT5ForConditionalGeneration@transient_global", "LongT5Config",
-    dict(T5, local_radius=3, global_block_size=2, encoder_attention_type="transient-global"), refused="hook_pattern", **ENCODER,
+    dict(T5, local_radius=3, global_block_size=2, encoder_attention_type="transient-global"), refused="hook_pattern",
+    **ENCODER,
 )  # fmt: skip
 spec(
     "SwitchTransformersForConditionalGeneration", "SwitchTransformersConfig",
