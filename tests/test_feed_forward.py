@@ -343,6 +343,24 @@ def test_weights_that_cannot_be_read_are_refused(name):
     for layer in model.transformer.h:
         setattr(layer.mlp, name, Int8Linear(getattr(layer.mlp, name)))
     cache = ref.cached(ref.bridged(model), ref.tokens())
-    with pytest.raises(tl_norms.UnsupportedArchitectureError, match="is a Int8Linear, not a plain linear layer"):
+    with pytest.raises(tl_norms.UnsupportedArchitectureError, match="is a Int8Linear whose matrix cannot be read"):
         tl_norms.ffn_maps(cache)
     assert tl_norms.block_norms(cache)["attn_res"].isfinite().all()
+
+
+@needs_bridge
+def test_quantised_weights_are_read_through_what_they_compute():
+    """Weight-only quantisation: the layer is linear, so its images of the unit vectors are its matrix."""
+    model = ref.tiny("llama").float()
+    for layer in model.model.layers:
+        for parent in (layer.self_attn, layer.mlp):
+            for name, linear in list(parent.named_children()):
+                if isinstance(linear, nn.Linear):
+                    quantised = Int8Linear(nn.Linear(linear.out_features, linear.in_features))
+                    scale = linear.weight.detach().abs().max() / 127
+                    quantised.scale, quantised.bias = scale, linear.bias
+                    quantised.weight = nn.Parameter((linear.weight / scale).round().to(torch.int8), requires_grad=False)
+                    quantised.in_features, quantised.out_features = linear.in_features, linear.out_features
+                    setattr(parent, name, quantised)
+    norms = tl_norms.block_norms(ref.cached(ref.bridged(model), ref.tokens()), "all")
+    assert max(float(error.max()) for error in norms.error.values()) < 1e-5

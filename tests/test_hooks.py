@@ -146,7 +146,7 @@ def test_two_runs_are_not_mixed(name, kind):
 @pytest.mark.parametrize(("name", "kind"), FEW)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_batches(name, kind, side):
-    made = tiny.make(name, kind)
+    made = tiny.make(name, kind, torch.float32)  # transformers' own Llama is nan in float64 with left padding
     mask = torch.ones(2, 7, dtype=torch.long)
     mask[1, slice(0, 3) if side == "left" else slice(4, 7)] = 0
     with torch.no_grad():

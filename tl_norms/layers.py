@@ -38,7 +38,7 @@ def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
     decomposed = {scope: points[block.point(scope)] for scope in plan.scopes}
     errors = {scope: walk.error(scope, sources, plan.check) for scope, sources in decomposed.items()}
     number, attention = block.attention()
-    shared = Shared()
+    shared = Shared(tuple(decomposed.values()))
     lengths = {}
     for scope, sources in decomposed.items() if maps else ():
         memory = free_memory(sources.own.device) if plan.max_memory is None else plan.max_memory

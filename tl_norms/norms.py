@@ -17,7 +17,6 @@ from .linear.maps import free_memory
 from .linear.steps import Bias
 from .plan import Layers, Plan, Scopes, chain_of, chosen_blocks, chosen_scopes, reader_of
 from .results import BlockNorms, Decomposition
-from .walk import TOLERANCE as TOLERANCE
 from .walk import Walk
 
 
@@ -69,6 +68,7 @@ def required_hooks(
     return list(dict.fromkeys(name for block in blocks for name in block.hooks(chosen)))
 
 
+@torch.no_grad()
 def value_vectors(cache, layer: int, *, stack: str | None = None) -> Float[Tensor, "*batch head key d_model"]:
     """The value-transformed vectors f(x) = (x W_V + b_V) W_O of one layer, per head.
 
@@ -92,6 +92,7 @@ def value_vectors(cache, layer: int, *, stack: str | None = None) -> Float[Tenso
     return vectors if walk.activations.has_batch else vectors[0]
 
 
+@torch.no_grad()
 def value_norms(cache, layers: Layers = None, *, stack: str | None = None) -> Float[Tensor, "layer *batch head key"]:
     """‖f(x)‖, the length of each head's value-transformed vector (Kobayashi et al. 2020, §3).
 
@@ -113,6 +114,7 @@ def value_norms(cache, layers: Layers = None, *, stack: str | None = None) -> Fl
     return stacked(rows, walks[0].activations.has_batch)
 
 
+@torch.no_grad()
 def weighted_value_norms(
     cache, layers: Layers = None, *, stack: str | None = None
 ) -> Float[Tensor, "layer *batch head query key"]:
@@ -146,6 +148,7 @@ def _walks(cache, layers: Layers, stack: str | None) -> list[Walk]:
     return [Walk(reader, activations, block) for block in chosen_blocks(reader, layers)[0]]
 
 
+@torch.no_grad()
 def block_norms(
     cache,
     scopes: Scopes = None,
@@ -250,6 +253,7 @@ def ffn_maps(
     )
 
 
+@torch.no_grad()
 def decompose(
     cache,
     layer: int,

@@ -237,6 +237,19 @@ def _is_internal(handle) -> bool:
     return handle.is_permanent and (function is None or str(function.__module__).startswith("transformer_lens."))
 
 
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Without dropout, which would keep sums from being sums; every module's mode is put back."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def _short_run(model: nn.Module, stack: str) -> Mapping[str, Tensor]:
     """The activations of a few tokens, by name."""
     size = int(getattr(model.cfg, "d_vocab", 0) or 0)
@@ -244,7 +257,7 @@ def _short_run(model: nn.Module, stack: str) -> Mapping[str, Tensor]:
     tokens = tokens[None].to(next(model.parameters()).device)
     extra = {"decoder_input": tokens} if hasattr(model, "decoder_blocks") else {}
     try:
-        with torch.no_grad(), without_user_hooks(model), warnings.catch_warnings():
+        with torch.no_grad(), _in_eval_mode(model), without_user_hooks(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the bridge names hooks that are switched off
             _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.startswith(stack + "."), **extra)
     except Exception as error:  # whatever a model raises here, its layout cannot be read

@@ -1,5 +1,6 @@
 """Which weight processing a model went through, told from its tensors: flags of the bridge do not say."""
 
+import sys
 import warnings
 import weakref
 
@@ -55,8 +56,16 @@ def warn_once(model: nn.Module, found: tuple[str, ...]) -> None:
         f"value-weighted norms, mixing ratios and maps are those of the processed weights. "
         f"To analyse the trained weights load with {cure}.",
         WeightProcessingWarning,
-        stacklevel=4,
+        stacklevel=_callers_depth(),
     )
+
+
+def _callers_depth() -> int:
+    """How far up the line is that called this package, so that the warning points there."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("tl_norms", "torch"):
+        depth, frame = depth + 1, frame.f_back
+    return depth - 1
 
 
 def _plain(forms: tuple[NormForm, ...]) -> bool:
@@ -70,4 +79,5 @@ def _plain(forms: tuple[NormForm, ...]) -> bool:
 
 def _centered(weight: Tensor) -> bool:
     means, size = weight.float().mean(-1).abs().max(), weight.float().abs().mean()
-    return bool(means < 64 * torch.finfo(weight.dtype).eps * size)
+    coarse = torch.finfo(weight.dtype).eps if weight.element_size() <= 2 else 64 * torch.finfo(torch.float32).eps
+    return bool(means < coarse * size)  # TransformerLens centres in float32 at best

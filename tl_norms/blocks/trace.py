@@ -40,6 +40,7 @@ def distance(left: Tensor | None, right: Tensor | None) -> float:
     """The largest difference, relative to the largest number; infinite where they cannot be compared."""
     if left is None or right is None or left.shape != right.shape:
         return float("inf")
+    left, right = left.detach(), right.detach()
     return float((left - right).abs().max() / right.abs().max().clamp_min(1e-30))
 
 

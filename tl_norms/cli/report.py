@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MissingExtraError
-from ..norms import TOLERANCE, scopes
+from ..norms import scopes
 from ..results import BlockNorms, resolve_scope
+from ..walk import TOLERANCE
 
 PAIRS = 10  # of the pairs that the feed-forward amplifies most, per layer
 

@@ -12,7 +12,8 @@ from ..blocks.structure import Add, Block, FeedForward, Norm, NormForm, Reader, 
 from ..errors import MissingExtraError, UnknownScopeError, UnsupportedArchitectureError
 from ..linear import steps
 from ..linear.maps import source_norms
-from ..norms import Layers, decompose, reader_of, required_hooks
+from ..norms import decompose
+from ..plan import Layers, chosen_blocks, reader_of
 from ..results import Decomposition
 from .change import MetricsInputError, contextualization_change
 
@@ -121,8 +122,8 @@ def cancellation(
     """
     check_cache(cache)
     reader = reader_of(cache.model, stack)
-    activations = Activations(cache, reader, mask)
-    blocks = _chosen(reader, layers, stack)
+    activations = Activations(cache.cache_dict, cache.has_batch_dim, reader, mask)
+    blocks, _ = chosen_blocks(reader, layers)
     base, later = _base(blocks[0])
     changes, dimensions, outputs, streams = [], [], [], []
     for block in blocks:
@@ -155,16 +156,6 @@ def cancellation(
         output_norm=collected(outputs),
         stream_norm=collected(streams),
     )
-
-
-def _chosen(reader: Reader, layers: Layers, stack: str | None) -> list[Block]:
-    """The blocks asked for."""
-    blocks = reader.blocks()
-    if layers is None:
-        return [block for block in blocks if block is not None]
-    wanted = [layers] if isinstance(layers, int) else list(layers)
-    required_hooks(reader.model, layers=wanted, stack=stack)  # refuses layers that do not exist
-    return [blocks[layer] for layer in wanted]
 
 
 def _checked(k: int | None, d_model: int) -> int:
