@@ -4,11 +4,12 @@ import copy
 import math
 
 import pytest
-import tl_norms
 import torch
 from tiny import CASES, FAMILIES, KINDS, boot, hugging_face, make
 from torch import nn
 from transformer_lens import ActivationCache
+
+import tl_norms
 
 CALLS = {
     "block_norms": lambda cache: tl_norms.block_norms(cache),

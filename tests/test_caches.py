@@ -1,10 +1,11 @@
 """Caches: left as they were, partial ones, and extended ones."""
 
 import pytest
-import tl_norms
 import torch
 from tiny import CASES, make
 from transformer_lens import ActivationCache
+
+import tl_norms
 
 SCOPES = ("attn", "attn_res", "attn_res_ln")
 ASKED = [None, "attn", "attn_res", "attn_res_ln", SCOPES, "all"]

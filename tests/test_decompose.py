@@ -2,9 +2,10 @@
 
 import pytest
 import reference
-import tl_norms
 import torch
 from tiny import CASES, make
+
+import tl_norms
 
 SCOPES = ("attn", "attn_res", "attn_res_ln")
 

@@ -3,10 +3,11 @@
 import math
 
 import pytest
-import tl_norms
 import torch
 from tiny import CASES, FAMILIES, make
 from transformer_lens import ActivationCache
+
+import tl_norms
 
 SCOPES = ("attn", "attn_res", "attn_res_ln")
 PADDED = 3
@@ -120,7 +121,9 @@ def test_statistics_leave_padding_out(run):
     frame = norms.to_dataframe()
     assert len(frame) == len(norms.scopes) * 2 * int(mask.sum())
     rows = frame[frame.scope == "attn_res"]
-    assert {(b, q) for b, q in zip(rows.batch, rows["query"], strict=True)} == {tuple(p) for p in mask.nonzero().tolist()}
+    assert {(b, q) for b, q in zip(rows.batch, rows["query"], strict=True)} == {
+        tuple(p) for p in mask.nonzero().tolist()
+    }
     ratios = norms.mixing_ratio("attn_res")
     mean = float(ratios[:, mask.bool()].mean())
     assert f"{mean:6.1%}" in repr(norms) and abs(mean - float(ratios.mean())) > 0.01

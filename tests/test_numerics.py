@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import reference
-import tl_norms
 import torch
 from tiny import D_MODEL, FAMILIES, KINDS, N_CTX, N_HEADS, N_LAYERS, Tiny, boot, hooked, hugging_face, make, waves
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens import ActivationCache
+
+import tl_norms
 
 SCOPES = ("attn", "attn_res", "attn_res_ln")
 EPSILON = 1e-4

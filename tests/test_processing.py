@@ -4,9 +4,10 @@ import gc
 import warnings
 
 import pytest
-import tl_norms
 import torch
 from tiny import CASES, FAMILIES, KINDS, N_LAYERS, hooked, make
+
+import tl_norms
 
 ALL = ("fold_ln", "center_writing_weights", "fold_value_biases")
 needs = {kind: pytest.mark.skipif(kind not in KINDS, reason=f"this TransformerLens has no {kind} models") for kind in (
@@ -67,7 +68,9 @@ def test_the_warning_comes_once_per_model_and_names_the_cure(processed):
         tl_norms.block_norms(after)
     (warning,) = caught
     assert all(step in str(warning.message) for step in ALL)
-    cure = "enable_compatibility_mode(no_processing=True)" if plain.kind == "bridge" else "from_pretrained_no_processing"
+    cure = (
+        "enable_compatibility_mode(no_processing=True)" if plain.kind == "bridge" else "from_pretrained_no_processing"
+    )
     assert cure in str(warning.message)
     assert warning.filename == __file__, "the warning should point at the caller's line"
     with warnings.catch_warnings():

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import tl_norms
-from tl_norms.norms import TOLERANCE
 from tl_norms.results import resolve_scope
+from tl_norms.walk import TOLERANCE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

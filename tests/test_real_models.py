@@ -4,8 +4,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-import tl_norms
 import torch
+
+import tl_norms
 
 SENTENCE = "The keys to the cabinet are on the table."
 
@@ -21,7 +22,9 @@ def test_minilm_is_complete(minilm):
         assert norms[scope].isfinite().all() and norms[scope].min() >= 0
     # Kobayashi et al. 2021: residual and layer norm keep far more of the token itself than attention weights suggest
     weights, attn = norms.attention_mixing_ratio().mean(), norms.mixing_ratio("attn").mean()
-    assert norms.mixing_ratio("attn_res").mean() < 0.5 * attn and norms.mixing_ratio("attn_res_ln").mean() < 0.5 * weights
+    assert (
+        norms.mixing_ratio("attn_res").mean() < 0.5 * attn and norms.mixing_ratio("attn_res_ln").mean() < 0.5 * weights
+    )
 
 
 def test_minilm_on_a_padded_batch(minilm):

@@ -1,9 +1,10 @@
 """Reading a bridge runs five tokens through it once: the user's own hooks neither fire nor vanish."""
 
 import pytest
-import tl_norms
 import torch
 from tiny import KINDS, make
+
+import tl_norms
 
 pytestmark = pytest.mark.skipif("bridge" not in KINDS, reason="this TransformerLens has no bridge")
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import reference
-import tl_norms
 import torch
 from tiny import CASES, FAMILIES, KINDS, hugging_face, make
+
+import tl_norms
 
 SCOPES = ("attn", "attn_res", "attn_res_ln")
 STORED = Path(__file__).parent / "fixtures" / "attention_block.json"
@@ -64,7 +65,9 @@ def compute() -> dict:
         out[name] = {
             "tokens": tokens.tolist(),
             "norms": {s: [x for layer in layers for x in layer.norms(s).flatten().tolist()] for s in SCOPES},
-            "mixing_ratio": {s: [x for layer in layers for x in layer.mixing_ratio(s).flatten().tolist()] for s in SCOPES},
+            "mixing_ratio": {
+                s: [x for layer in layers for x in layer.mixing_ratio(s).flatten().tolist()] for s in SCOPES
+            },
             "value_norms": [x for layer in layers for x in layer.value_norms.flatten().tolist()],
         }
     return out

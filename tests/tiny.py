@@ -154,7 +154,9 @@ def _hooked(family: Family, dtype: torch.dtype, processing: bool) -> nn.Module:
     weights = getattr(weight_conversions, f"convert_{family.converter}_weights")(source, config)
     if family.name == "bert":
         model = HookedEncoder(config, move_to_device=False)
-        missing = model.load_state_dict({name: value.detach() for name, value in weights.items()}, strict=False).missing_keys
+        missing = model.load_state_dict(
+            {name: value.detach() for name, value in weights.items()}, strict=False
+        ).missing_keys
         assert not [name for name in missing if "mask" not in name.lower() and "IGNORE" not in name], missing
     else:
         model = HookedTransformer(config, move_to_device=False)

@@ -71,11 +71,11 @@ class NormRecorder:
         check: bool = True,
     ):
         if not callable(keep) and keep not in ("maps", "mixing_ratio"):
-            raise RecorderError(f"keep is {keep!r}; expected 'maps', 'mixing_ratio' or a function of one layer's norms.")
+            raise RecorderError(
+                f"keep is {keep!r}; expected 'maps', 'mixing_ratio' or a function of one layer's norms."
+            )
         self.model, self.mask, self.keep = model, mask, keep
-        self.plan = Plan.of(
-            model, scopes, layers, stack, bias=bias, max_memory=max_memory, sketch=sketch, check=check
-        )
+        self.plan = Plan.of(model, scopes, layers, stack, bias=bias, max_memory=max_memory, sketch=sketch, check=check)
         self._waiting: dict[str, list[Block]] = {}
         for block in self.plan.blocks:
             for name in block.hooks(self.plan.scopes):
@@ -107,7 +107,11 @@ class NormRecorder:
             silent = [n for n in names if not any(n in self._tensors[b.layer] for b in self._waiting[n])]
             raise RecorderError(
                 f"the run is not complete: layers {missing} have no norms yet"
-                + (f" (these hooks did not fire: {', '.join(silent[:3])})" if len(missing) < len(self.plan.blocks) else "")
+                + (
+                    f" (these hooks did not fire: {', '.join(silent[:3])})"
+                    if len(missing) < len(self.plan.blocks)
+                    else ""
+                )
                 + ". Run the model inside `with recorder:` or with fwd_hooks=recorder.fwd_hooks first."
             )
         layers = [self._layers[block.layer] for block in self.plan.blocks]

@@ -1,9 +1,9 @@
 """The public functions: from a cache to numbers.
 
-    Plan            which model, blocks and scopes                     (plan, blocks/)
-    Walk            the steps of a block, on source vectors, checked   (walk, linear/)
-    layer_norms     the numbers of one layer                           (layers)
-    BlockNorms      what comes out                                     (results)
+Plan            which model, blocks and scopes                     (plan, blocks/)
+Walk            the steps of a block, on source vectors, checked   (walk, linear/)
+layer_norms     the numbers of one layer                           (layers)
+BlockNorms      what comes out                                     (results)
 """
 
 import torch
@@ -193,9 +193,7 @@ def block_norms(
         >>> norms.mixing_ratio("attn_res").mean()                               # doctest: +SKIP
     """
     check_cache(cache)
-    plan = Plan.of(
-        cache.model, scopes, layers, stack, bias=bias, max_memory=max_memory, sketch=sketch, check=check
-    )
+    plan = Plan.of(cache.model, scopes, layers, stack, bias=bias, max_memory=max_memory, sketch=sketch, check=check)
     activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, mask)
     layers_ = [layer_norms(plan, Walk(plan.reader, activations, block, bias)) for block in plan.blocks]
     return collected(plan, layers_, activations)

@@ -96,7 +96,9 @@ class BlockNorms(Mapping[str, Tensor]):
     def __getitem__(self, scope: str) -> Float[Tensor, "layer *batch query key"]:
         scope = self._computed(scope)
         if scope not in self.maps:
-            raise UnknownScopeError(f"the map of {scope!r} was not kept; record it with NormRecorder(model, keep='maps').")
+            raise UnknownScopeError(
+                f"the map of {scope!r} was not kept; record it with NormRecorder(model, keep='maps')."
+            )
         return self.maps[scope]
 
     def __iter__(self):
@@ -153,7 +155,9 @@ class BlockNorms(Mapping[str, Tensor]):
             identity = identity * self.mask.to(attention.device)[..., None, :]
         return (attention + identity) / 2
 
-    def attention_mixing_ratio(self, *, residual: bool = False, fill: float = 0.0) -> Float[Tensor, "layer *batch query"]:
+    def attention_mixing_ratio(
+        self, *, residual: bool = False, fill: float = 0.0
+    ) -> Float[Tensor, "layer *batch query"]:
         """Mixing ratio by weights alone: 1 − α_ii of Attn-W, or half of it for AttnRes-W (`residual=True`)."""
         attention = self.attention
         ratio = attention.sum(-1) - attention.diagonal(dim1=-2, dim2=-1)
@@ -187,7 +191,11 @@ class BlockNorms(Mapping[str, Tensor]):
             lengths, ratio = self.maps[scope].float().cpu(), self.mixing_ratios[scope].float().cpu()
             if not has_batch:
                 lengths, ratio = lengths[:, None], ratio[:, None]
-            keep = torch.ones(lengths.shape[1:3], dtype=torch.bool) if self.mask is None else self.mask.reshape(lengths.shape[1:3]).cpu()
+            keep = (
+                torch.ones(lengths.shape[1:3], dtype=torch.bool)
+                if self.mask is None
+                else self.mask.reshape(lengths.shape[1:3]).cpu()
+            )
             where = keep.expand(len(self.layers), *keep.shape).nonzero()
             layer, batch, query = where.T
             strongest = lengths.argmax(-1)[layer, batch, query]

@@ -89,7 +89,12 @@ class Walk:
         full = sources.total
         made = [
             steps.normalise(
-                sources, full, center=form.center, eps=form.eps, gain=_cast(form.gain, full), beta=_cast(form.beta, full)
+                sources,
+                full,
+                center=form.center,
+                eps=form.eps,
+                gain=_cast(form.gain, full),
+                beta=_cast(form.beta, full),
             )
             for form in self.reader.norm_forms(operation)
         ]

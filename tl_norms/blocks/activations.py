@@ -30,7 +30,9 @@ class Activations:
         wanted = 2 if self.has_batch else 1
         if mask.ndim != wanted:
             shape = "[batch, pos]" if self.has_batch else "[pos]"
-            raise MaskError(f"the mask has shape {list(mask.shape)}; this cache takes {shape}: pass tokenizer(...).attention_mask.")
+            raise MaskError(
+                f"the mask has shape {list(mask.shape)}; this cache takes {shape}: pass tokenizer(...).attention_mask."
+            )
         return (mask if self.has_batch else mask[None]).bool()
 
     def tensor(self, hook: str) -> Tensor:

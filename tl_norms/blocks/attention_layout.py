@@ -15,6 +15,7 @@ from .modules import unwrap
 from .structure import Attention, Gate
 from .trace import Trace, same
 
+
 def read_attention(module: nn.Module, trace: Trace, name: str) -> Attention:
     """The attention step of a block; its plainest form if the short run cannot tell (the cache will)."""
     at = f"{trace.prefix}.{name}"
@@ -61,9 +62,7 @@ def _candidates(module: nn.Module, plain: Attention, trace: Trace, name: str) ->
             yield replace(plain, inner_norm=f"{plain.module}.original_component.{child}")
 
 
-def _explains(
-    candidate: Attention, module: nn.Module, trace: Trace, name: str, pattern: Tensor, mixed: Tensor
-) -> bool:
+def _explains(candidate: Attention, module: nn.Module, trace: Trace, name: str, pattern: Tensor, mixed: Tensor) -> bool:
     values = trace.anywhere(candidate.values)
     if values is None:
         return False

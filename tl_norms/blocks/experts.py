@@ -25,7 +25,9 @@ def is_mixture(module: nn.Module) -> bool:
     return isinstance(getattr(unwrap(module), "experts", None), nn.Module)
 
 
-def read_mixture(mlp: nn.Module, name: str, x: Tensor, y: Tensor | None, fitting: Fitting) -> tuple[FeedForwardWeights, ...]:
+def read_mixture(
+    mlp: nn.Module, name: str, x: Tensor, y: Tensor | None, fitting: Fitting
+) -> tuple[FeedForwardWeights, ...]:
     """Every expert that some token was sent to, and the shared ones, with their weights per position."""
     inner = unwrap(mlp)
     call = _overhear(inner, name, x)
@@ -104,7 +106,9 @@ def _routing(call: _Call, x: Tensor) -> Tensor:
     if weight.shape == index.shape:
         out.scatter_add_(1, index.reshape(tokens, -1).long(), weight.reshape(tokens, -1))
     else:  # weights of all experts, indices of the chosen ones
-        out.scatter_(1, index.reshape(tokens, -1).long(), weight.reshape(tokens, -1).gather(1, index.reshape(tokens, -1).long()))
+        out.scatter_(
+            1, index.reshape(tokens, -1).long(), weight.reshape(tokens, -1).gather(1, index.reshape(tokens, -1).long())
+        )
     return out[:, :n_experts].T
 
 
@@ -140,12 +144,17 @@ def _expert(module: nn.Module | None, name: str, number: int, **scales: Tensor) 
         return FeedForwardWeights(
             into, up, out, lambda u: u * torch.sigmoid(alpha * u), up_offset=1.0, limit=float(limit), **scales
         )
-    into, up = (Affine(half, None if both_bias is None else both_bias.chunk(2)[k]) for k, half in enumerate(both.chunk(2, dim=1)))
+    into, up = (
+        Affine(half, None if both_bias is None else both_bias.chunk(2)[k])
+        for k, half in enumerate(both.chunk(2, dim=1))
+    )
     assert module is not None
     for activation in activations(module):
         if is_elementwise(activation, both.device):
             return FeedForwardWeights(into, up, out, activation, **scales)
-    raise UnsupportedArchitectureError(f"the experts of {name} ({type(module).__name__}) have no elementwise activation.")
+    raise UnsupportedArchitectureError(
+        f"the experts of {name} ({type(module).__name__}) have no elementwise activation."
+    )
 
 
 def _factors(inner: nn.Module, name: str, call: _Call, shared: list[Tensor], x: Tensor) -> list[float | Tensor]:

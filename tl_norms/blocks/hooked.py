@@ -37,9 +37,7 @@ class HookedReader:
         ln1 = chain.add(Norm(at + "ln1", None), mid, "attn_res_ln", normed_mid)
         ff = chain.add(FeedForward(at + "mlp"), ln1, "attn_res_ln_ff", Truth((at + "hook_mlp_out",)))
         out = chain.add(Add(ln1), ff, "attn_res_ln_ff_res", post)
-        chain.add(
-            Norm(at + "ln2", None), out, "attn_res_ln_ff_res_ln", Truth((at + "hook_normalized_resid_post",))
-        )
+        chain.add(Norm(at + "ln2", None), out, "attn_res_ln_ff_res_ln", Truth((at + "hook_normalized_resid_post",)))
         return Block(layer, at + "hook_resid_pre", tuple(chain.steps))
 
     def _pre_norm(self, layer: int) -> Block:
@@ -143,4 +141,3 @@ class HookedReader:
 
     def _find(self, path: str) -> nn.Module:
         return self.model.get_submodule(path.rstrip("."))
-

@@ -41,13 +41,17 @@ class _Reading:
     def __init__(self, model: nn.Module, block: nn.Module, layer: int, trace: Trace, following: list[Trace]):
         self.model, self.module, self.layer, self.trace = model, block, layer, trace
         self.children = {name: child for name, child in block.named_children() if not name.startswith("_")}
-        self.norms = [n for n in self.children if "norm" in _kind(self.children[n]) and trace(f"{n}.hook_in") is not None]
+        self.norms = [
+            n for n in self.children if "norm" in _kind(self.children[n]) and trace(f"{n}.hook_in") is not None
+        ]
         self.chain = Chain()
         # OpenAI-GPT's blocks return a list, which no hook sees: the next block's input is the same tensor
         self.out_name, self.out = "hook_out", trace("hook_out")
         if self.out is None and following:
             self.out = following[0]("hook_in")
-        self.out_truth = trace.truth("hook_out") if trace("hook_out") is not None or not following else following[0].truth("hook_in")
+        self.out_truth = (
+            trace.truth("hook_out") if trace("hook_out") is not None or not following else following[0].truth("hook_in")
+        )
 
     def block(self) -> Block | None:
         attention = next((n for n in ("attn", "self_attn") if n in self.children), None)
@@ -57,19 +61,25 @@ class _Reading:
         stream = self.trace("hook_in")
         branch = self.trace(f"{attention}.o.hook_out")
         if stream is None or branch is None:
-            missing = "its input" if stream is None else f"{attention}.o.hook_out (its attention has no output projection)"
+            missing = (
+                "its input" if stream is None else f"{attention}.o.hook_out (its attention has no output projection)"
+            )
             raise self._refused(f"TransformerLens does not expose {missing}")
         if "cross_attn" in self.children:
             raise self._refused("it has cross-attention, and decoders of encoder-decoders are not analysed")
         self.stream = stream
-        at = self._step(read_attention(self.children[attention], self.trace, attention), 0, "attn", f"{attention}.o.hook_out")
+        at = self._step(
+            read_attention(self.children[attention], self.trace, attention), 0, "attn", f"{attention}.o.hook_out"
+        )
         at, scope, branch, _ = self._norm_behind(at, "attn", branch)
         self._feed_forward(at, scope, branch, attention)
         return Block(self.layer, f"{self.trace.prefix}.hook_in", tuple(self.chain.steps))
 
     def _feed_forward(self, at: int, scope: str, branch: Tensor, attention: str) -> None:
         names = [n for n in _FEED_FORWARDS if n in self.children]
-        into_name, into = self.trace.first(*(f"{n}{part}" for n in names for part in (".hook_in", ".in.hook_in", ".gate.hook_in")))
+        into_name, into = self.trace.first(
+            *(f"{n}{part}" for n in names for part in (".hook_in", ".in.hook_in", ".gate.hook_in"))
+        )
         if not names or into is None:
             raise self._refused("no feed-forward of it exposes its input")
         into = into.reshape(self.stream.shape) if into.numel() == self.stream.numel() else into
@@ -99,7 +109,9 @@ class _Reading:
         pre = next((n for n in self.norms if same(self.trace(f"{n}.hook_in"), self.stream)), None)
         if pre is not None:  # BLOOM can take the residual behind the norm
             bases.append((None, self.trace(f"{pre}.hook_out")))
-        beside = [n for n in self.children if n not in names + [attention] and _mixes(self.children[n]) and self._beside(n)]
+        beside = [
+            n for n in self.children if n not in names + [attention] and _mixes(self.children[n]) and self._beside(n)
+        ]
         for point, base in bases:
             fitted = combination(read, [base, branch, *(self._beside(n)[1] for n in beside)])
             if fitted is not None:
@@ -108,7 +120,10 @@ class _Reading:
             raise self._refused("what its feed-forward reads is not its input plus its attention, scaled or not")
         if point is None:
             point = self._norm(pre, 0, None)
-        others = tuple((f"{self.trace.prefix}.{self._beside(n)[0]}", self._snapped(c)) for n, c in zip(beside, fitted[2:], strict=True))
+        others = tuple(
+            (f"{self.trace.prefix}.{self._beside(n)[0]}", self._snapped(c))
+            for n, c in zip(beside, fitted[2:], strict=True)
+        )
         scope += "_res"
         read_name = into_name if in_front is None else f"{in_front}.hook_in"
         add = Add(point, self._snapped(fitted[1]), self._snapped(fitted[0]), others)
@@ -162,7 +177,9 @@ class _Reading:
         for point, value in zip(points[1:], values[1:], strict=True):
             total = total + value
             last = point == points[-1]
-            at = self.chain.add(Add(point), at, scope if last else None, Truth(tuple(hooks)) if last and scope else None)
+            at = self.chain.add(
+                Add(point), at, scope if last else None, Truth(tuple(hooks)) if last and scope else None
+            )
         return at, total, tuple(hooks)
 
     def _norm_behind(self, at: int, scope: str, value: Tensor) -> tuple[int, str, Tensor, str | None]:
@@ -192,9 +209,11 @@ class _Reading:
         if abs(fitted - 1) < 1e-4:
             return 1.0
         known = float_attributes(unwrap(self.module), getattr(self.model.original_model, "config", None))
-        return min(known, key=lambda value: abs(value - fitted), default=fitted) if any(
-            abs(value - fitted) < 1e-4 * abs(fitted) for value in known
-        ) else fitted
+        return (
+            min(known, key=lambda value: abs(value - fitted), default=fitted)
+            if any(abs(value - fitted) < 1e-4 * abs(fitted) for value in known)
+            else fitted
+        )
 
     def _refuse_hidden_attention(self) -> None:
         """A layer whose attention is inside an opaque module is refused, not reported as a layer without attention."""
@@ -204,7 +223,9 @@ class _Reading:
 
     def _refused(self, why: str) -> UnsupportedArchitectureError:
         kind = type(unwrap(self.module)).__name__
-        return UnsupportedArchitectureError(f"{self.trace.prefix} ({kind}): {why}, so it cannot be taken apart exactly.")
+        return UnsupportedArchitectureError(
+            f"{self.trace.prefix} ({kind}): {why}, so it cannot be taken apart exactly."
+        )
 
 
 def _kind(module: nn.Module) -> str:

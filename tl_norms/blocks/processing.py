@@ -65,7 +65,7 @@ def _callers_depth() -> int:
     depth, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("tl_norms", "torch"):
         depth, frame = depth + 1, frame.f_back
-    return depth - 1
+    return depth
 
 
 def _plain(forms: tuple[NormForm, ...]) -> bool:
