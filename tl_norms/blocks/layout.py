@@ -112,11 +112,10 @@ class _Reading:
         beside = [
             n for n in self.children if n not in names + [attention] and _mixes(self.children[n]) and self._beside(n)
         ]
-        for point, base in bases:
-            fitted = combination(read, [base, branch, *(self._beside(n)[1] for n in beside)])
-            if fitted is not None:
-                break
-        else:
+        written = [self._beside(n)[1] for n in beside]
+        sums = [(point, combination(read, [base, branch, *written])) for point, base in bases]
+        point, fitted = next(((point, fitted) for point, fitted in sums if fitted is not None), (None, None))
+        if fitted is None:
             raise self._refused("what its feed-forward reads is not its input plus its attention, scaled or not")
         if point is None:
             point = self._norm(pre, 0, None)

@@ -9,9 +9,10 @@ and for a gated unit y = g(u) w, with w(t) = b + t e, a source that moves (u, w)
     up     = int_0^1 g(a + t d) dt                = (G(a + d) - G(a)) / d,  G an antiderivative of g
     gate   = int_0^1 g'(a + t d) w(t) dt          = b * slope + e * (g(a + d) - up) / d
 
-so that d * gate + e * up + g(a) b = g(a + d) (b + e) whatever the error of `up`: completeness is structural. Where |d| is
-small the quotients would cancel; there the integrals of g' are taken by Gauss-Legendre on both sides of u = 0 (the
-kink of ReLU-like activations), if they add up: another kink in between is left to the quotients. Everything here is float64, elementwise, O(n d_mlp).
+so that d * gate + e * up + g(a) b = g(a + d) (b + e) whatever the error of `up`: completeness is structural. Where
+|d| is small the quotients would cancel; there the integrals of g' are taken by Gauss-Legendre on both sides of u = 0
+(the kink of ReLU-like activations), if they add up: another kink in between is left to the quotients. Everything here
+is float64, elementwise, O(n d_mlp).
 """
 
 from collections.abc import Callable
