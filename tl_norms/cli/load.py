@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import MissingExtraError, TLNormsError
 from .arguments import DEMO_PACKAGE
@@ -80,7 +81,7 @@ def _checked_path(path: Path) -> Path:
     raise ModelNotLoadedError(f"the folder {str(path)!r} holds neither config.json nor a .gguf file.")
 
 
-def load(name: str, dtype: torch.dtype) -> nn.Module:
+def load(name: str, dtype: torch.dtype) -> Any:
     """A TransformerBridge with eager attention, or an unprocessed HookedTransformer where there are no bridges yet.
 
     Raises:
@@ -113,25 +114,26 @@ def _from_gguf(path: Path, dtype: torch.dtype) -> dict:
     return {"hf_model": model, "tokenizer": AutoTokenizer.from_pretrained(path.parent, **where)}
 
 
-def _load_hooked(name: str, dtype: torch.dtype) -> nn.Module:
+def _load_hooked(name: str, dtype: torch.dtype) -> Any:
     """TransformerLens 2: names of its own list only."""
-    from transformer_lens import HookedEncoder, HookedTransformer, loading_from_pretrained
+    import transformer_lens
 
+    library: Any = transformer_lens  # these names are gone from the versions that type checkers see
     if Path(name).exists():
         raise ModelNotLoadedError(
             f"this version of TransformerLens loads models by name only, not {name!r}: "
             f"pip install 'transformer_lens>=3', or name a model: --model gpt2"
         )
     try:
-        loading_from_pretrained.get_official_model_name(name)
+        library.loading_from_pretrained.get_official_model_name(name)
     except ValueError as error:
         raise ModelNotLoadedError(
             f"{name!r} is not among the models that this version of TransformerLens knows by name: "
             f"pip install 'transformer_lens>=3' loads any model of the hub."
         ) from error
     if "bert" in name.lower():
-        return HookedEncoder.from_pretrained(name, dtype=dtype)
-    return HookedTransformer.from_pretrained_no_processing(name, dtype=dtype)
+        return library.HookedEncoder.from_pretrained(name, dtype=dtype)
+    return library.HookedTransformer.from_pretrained_no_processing(name, dtype=dtype)
 
 
 def _reason(name: str, error: BaseException) -> str:
@@ -166,7 +168,7 @@ def brief(error: BaseException, length: int = 400) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def tokenize(model: nn.Module, text: str) -> tuple[Tensor, list[str]]:
+def tokenize(model: Any, text: str) -> tuple[Tensor, list[str]]:
     """Token numbers [1 pos] and the tokens as strings.
 
     Raises:

@@ -68,7 +68,7 @@ def render(norms: BlockNorms, tokens: list[str], facts: dict[str, Any]) -> str:
         },
         "errors": {scope: [_short(value) for value in norms.error[scope].tolist()] for scope in norms.scopes},
     }
-    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    template = files("tl_norms.cli").joinpath("page.html").read_text(encoding="utf-8")
     title = html.escape(f"{facts['model']}: norm-based attention maps")
     return template.replace("__TITLE__", title).replace("__DATA__", _embedded(data))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import MissingExtraError
 from ..norms import scopes
@@ -23,7 +23,7 @@ def has_ff(scope: str) -> bool:
     return "ff" in scope.split("_")
 
 
-def with_predecessors(model: nn.Module, asked: Sequence[str] | None) -> list[str] | None:
+def with_predecessors(model: Any, asked: Sequence[str] | None) -> list[str] | None:
     """The scopes asked for; those through the feed-forward bring the one before them, to compare with."""
     if asked is None:
         return None
@@ -37,7 +37,7 @@ def with_predecessors(model: nn.Module, asked: Sequence[str] | None) -> list[str
     return chosen
 
 
-def unique_layers(model: nn.Module, asked: Sequence[int] | None) -> list[int] | None:
+def unique_layers(model: Any, asked: Sequence[int] | None) -> list[int] | None:
     """Layer numbers without repetition; -1 and 5 are one layer in a model of six. Unknown ones are left to fail."""
     if asked is None:
         return None
@@ -45,9 +45,7 @@ def unique_layers(model: nn.Module, asked: Sequence[int] | None) -> list[int] | 
     return list(dict.fromkeys(layer + n if -n <= layer < 0 else layer for layer in asked))
 
 
-def facts(
-    model: nn.Module, name: str, text: str, tokens: Tensor, words: list[str], dtype: str, bias: str
-) -> dict[str, Any]:
+def facts(model: Any, name: str, text: str, tokens: Tensor, words: list[str], dtype: str, bias: str) -> dict[str, Any]:
     """What was run, and with which versions."""
     packages = ("tl_norms", "transformer_lens", "transformers", "torch")
     cfg = model.cfg

@@ -4,14 +4,14 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .arguments import parse
 
 if TYPE_CHECKING:
     import argparse
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ..results import BlockNorms
 
@@ -110,7 +110,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _model(given: str | None, options: "argparse.Namespace") -> "tuple[nn.Module, str]":
+def _model(given: str | None, options: "argparse.Namespace") -> tuple[Any, str]:
     """The loaded model, and the name to call it by."""
     import torch
 
@@ -125,7 +125,7 @@ def _model(given: str | None, options: "argparse.Namespace") -> "tuple[nn.Module
 
 
 def _norms(
-    model: "nn.Module", text: str, options: "argparse.Namespace", *, scopes, layers, raises: bool = True
+    model: Any, text: str, options: "argparse.Namespace", *, scopes, layers, raises: bool = True
 ) -> "tuple[Tensor, list[str], BlockNorms]":
     """Token numbers, tokens, and all norms of one text."""
     import torch
