@@ -32,7 +32,7 @@ def padded_run(tiny, side):
 @pytest.fixture(params=[(*case, side) for case in CASES for side in ("left", "right")], ids=str)
 def run(request):
     name, kind, side = request.param
-    # a padded query of Llama sees no key: in float64 Hugging Face's float32 softmax makes NaN of that, for all layers after
+    # a padded query of Llama sees no key: in float64 Hugging Face turns that into NaN, for all layers after
     tiny = make(name, kind, torch.float32 if FAMILIES[name].rms else torch.float64)
     if side == "left" and kind == "hooked" and tiny.family.post_norm:
         pytest.skip("HookedEncoder takes no positions: a text padded on the left is another text to it")

@@ -1,4 +1,4 @@
-"""The reference itself: its vectors must add up to Hugging Face's own hidden states before anything is compared with it."""
+"""The reference itself: its vectors must add up to Hugging Face's own hidden states before they judge others."""
 
 import pytest
 import reference

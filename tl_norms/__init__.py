@@ -1,35 +1,45 @@
 """Norm-based analysis of transformer blocks, from a TransformerLens cache: what each source token contributed."""
 
-from .errors import (
-    AttentionPatternError,
-    DecompositionError,
-    MaskError,
-    MemoryBudgetError,
-    MissingActivationError,
-    MissingExtraError,
-    NonFiniteError,
-    NotACacheError,
-    RecorderError,
-    TLNormsError,
-    UnknownLayerError,
-    UnknownOptionError,
-    UnknownScopeError,
-    UnsupportedArchitectureError,
-    WeightProcessingWarning,
-)
-from .hooks import NormRecorder, run_with_norms
-from .norms import (
-    block_norms,
-    decompose,
-    extend_cache,
-    ffn_maps,
-    required_hooks,
-    scopes,
-    value_norms,
-    value_vectors,
-    weighted_value_norms,
-)
-from .results import BlockNorms, Decomposition
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .errors import (
+        AttentionPatternError,
+        DecompositionError,
+        MaskError,
+        MemoryBudgetError,
+        MissingActivationError,
+        MissingExtraError,
+        NonFiniteError,
+        NotACacheError,
+        RecorderError,
+        TLNormsError,
+        UnknownLayerError,
+        UnknownOptionError,
+        UnknownScopeError,
+        UnsupportedArchitectureError,
+        WeightProcessingWarning,
+    )
+    from .hooks import (
+        NormRecorder,
+        run_with_norms,
+    )
+    from .norms import (
+        block_norms,
+        decompose,
+        extend_cache,
+        ffn_maps,
+        required_hooks,
+        scopes,
+        value_norms,
+        value_vectors,
+        weighted_value_norms,
+    )
+    from .results import (
+        BlockNorms,
+        Decomposition,
+    )
 
 __version__ = "0.1.0"
 
@@ -63,3 +73,47 @@ __all__ = [
     "value_vectors",
     "weighted_value_norms",
 ]
+
+_HOME = {
+    "AttentionPatternError": "errors",
+    "DecompositionError": "errors",
+    "MaskError": "errors",
+    "MemoryBudgetError": "errors",
+    "MissingActivationError": "errors",
+    "MissingExtraError": "errors",
+    "NonFiniteError": "errors",
+    "NotACacheError": "errors",
+    "RecorderError": "errors",
+    "TLNormsError": "errors",
+    "UnknownLayerError": "errors",
+    "UnknownOptionError": "errors",
+    "UnknownScopeError": "errors",
+    "UnsupportedArchitectureError": "errors",
+    "WeightProcessingWarning": "errors",
+    "NormRecorder": "hooks",
+    "run_with_norms": "hooks",
+    "block_norms": "norms",
+    "decompose": "norms",
+    "extend_cache": "norms",
+    "ffn_maps": "norms",
+    "required_hooks": "norms",
+    "scopes": "norms",
+    "value_norms": "norms",
+    "value_vectors": "norms",
+    "weighted_value_norms": "norms",
+    "BlockNorms": "results",
+    "Decomposition": "results",
+}
+
+
+def __getattr__(name: str):
+    """Import a public name when it is first used, so that the command line starts without torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -120,7 +120,7 @@ class NormRecorder:
         return collected(self.plan, layers, self._activations, attention)
 
     def __enter__(self) -> "NormRecorder":
-        points = self.model.hook_dict
+        points: dict[str, Any] = dict(self.model.hook_dict.items())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         try:
             for name, listener in self.fwd_hooks:
                 self._attach(points[name], listener)
@@ -134,7 +134,7 @@ class NormRecorder:
         if exception[0] is not None:
             self.reset()
 
-    def _attach(self, point: nn.Module, listener: Callable[..., None]) -> None:
+    def _attach(self, point: Any, listener: Callable[..., None]) -> None:
         """Add a hook that fires behind all others of its point, those added later included."""
         before = set(point._forward_hooks)
         point.add_hook(listener)

@@ -91,7 +91,9 @@ class BlockNorms(Mapping[str, Tensor]):
     kept_attention: Tensor | None = None
 
     __eq__ = object.__eq__  # maps are tensors: two results are the same only if they are one
-    __hash__ = object.__hash__
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  Mapping sets it to None
+        return id(self)
 
     def __getitem__(self, scope: str) -> Float[Tensor, "layer *batch query key"]:
         scope = self._computed(scope)

@@ -140,8 +140,8 @@ class Walk:
             raise DecompositionError(
                 f"layer {self.block.layer}, scope {scope!r}: the parts miss {' + '.join(truth.plus)} by {error:.1e} "
                 f"(tolerance {tolerance:.0e}). Likely causes: the model's weights or device changed after the cache "
-                f"was made; a hook edited an activation inside the block during the run; the model was in training mode "
-                f"(call model.eval()). If none applies, the block is not understood: please report it with "
+                f"was made; a hook edited an activation inside the block during the run; the model was in training "
+                f"mode (call model.eval()). If none applies, the block is not understood: please report it with "
                 f"tl_norms.scopes(model) and the model's name."
             )
         return error

@@ -46,10 +46,10 @@ class Activations:
                 return value if self.has_batch else value[None]
         if hook.endswith("hook_pattern"):
             raise AttentionPatternError(
-                f"the cache has no {hook!r}: either it was left out of names_filter, or the model runs fused attention, "
-                f"which never forms the pattern. Boot with "
-                f"TransformerBridge.boot_transformers(name, model_kwargs={{'attn_implementation': 'eager'}}) and "
-                f"cache with names_filter=tl_norms.required_hooks(model)."
+                f"the cache has no {hook!r}: it was left out of names_filter, or the model runs fused attention, "
+                f"which never forms the pattern. boot_transformers(name) loads with eager attention; a model of your "
+                f"own needs AutoModel.from_pretrained(name, attn_implementation='eager'). Cache with "
+                f"names_filter=tl_norms.required_hooks(model)."
             )
         raise MissingActivationError(
             f"the cache has no {hook!r}. Run the model again with "

@@ -89,7 +89,7 @@ class BridgeReader:
             pairs: list[tuple[Affine, Affine | None]] = [(gated, linear), (linear, gated)]
         elif linear.weight.shape[1] == 2 * out.weight.shape[0]:  # gate and up in one projection
             halves = _halves(linear)
-            pairs = [halves, halves[::-1]]
+            pairs = [halves, (halves[1], halves[0])]
         else:
             pairs = [(linear, None)]
         inners: list[NormForm | None] = [None]

@@ -53,7 +53,7 @@ class _Call:
 
     def __init__(self) -> None:
         self.module: nn.Module | None = None
-        self.arguments: tuple[Tensor, ...] = ()
+        self.arguments: list[Tensor] = []
         self.routed: Tensor | None = None
         self.shared: dict[str, Tensor] = {}
         self.output: Tensor | None = None
@@ -64,7 +64,7 @@ def _overhear(inner: nn.Module, name: str, x: Tensor) -> _Call:
 
     def experts(module, args, kwargs, output):
         call.module, call.routed = unwrap(module), output.clone()
-        call.arguments = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        call.arguments = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
 
     def shared(child):
         # cloned: Llama 4 adds the routed experts to it in place
@@ -90,7 +90,7 @@ def _overhear(inner: nn.Module, name: str, x: Tensor) -> _Call:
         )
     call.output = (output[0] if isinstance(output, tuple) else output).reshape(x.shape).to(x)
     call.routed = call.routed.to(x)
-    call.arguments = tuple(a.to(x) if a.is_floating_point() else a for a in call.arguments)
+    call.arguments = [a.to(x) if a.is_floating_point() else a for a in call.arguments]
     call.shared = {child: value.to(x) for child, value in call.shared.items()}
     return call
 

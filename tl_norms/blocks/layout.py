@@ -98,31 +98,31 @@ class _Reading:
         fitted = None if self.out is None else combination(self.out, [self.stream, branch, hidden])
         if fitted is None or abs(fitted[1] - fitted[2]) > 1e-6:
             raise self._refused("its output is not input + attention + feed-forward")
-        both = Truth(self.chain.steps[at - 1].truth.plus + plus)
+        attended = self.chain.steps[at - 1].truth
+        assert attended is not None
+        both = Truth(attended.plus + plus)
         at = self.chain.add(Add(other), at, scope + "_ff", both)
         stream_scale, branch_scale = self._snapped(fitted[0]), self._snapped(fitted[1])
         self.chain.add(Add(0, branch_scale, stream_scale), at, scope + "_ff_res", self.out_truth)
 
     def _sequential(self, at, scope, branch, names, in_front, into_name, into, read, attention) -> None:
         """The feed-forward reads the sum of stream and attention, normed in front of it, behind it, or not."""
-        bases = [(0, self.stream)]
+        bases: list[tuple[int | None, Tensor]] = [(0, self.stream)]
         pre = next((n for n in self.norms if same(self.trace(f"{n}.hook_in"), self.stream)), None)
         if pre is not None:  # BLOOM can take the residual behind the norm
-            bases.append((None, self.trace(f"{pre}.hook_out")))
-        beside = [
-            n for n in self.children if n not in names + [attention] and _mixes(self.children[n]) and self._beside(n)
-        ]
-        written = [self._beside(n)[1] for n in beside]
-        sums = [(point, combination(read, [base, branch, *written])) for point, base in bases]
-        point, fitted = next(((point, fitted) for point, fitted in sums if fitted is not None), (None, None))
-        if fitted is None:
+            normed = self.trace(f"{pre}.hook_out")
+            assert normed is not None
+            bases.append((None, normed))
+        beside = [found for n in self.children if n not in (*names, attention) and (found := self._beside(n))]
+        sums = [(point, combination(read, [base, branch, *(value for _, value in beside)])) for point, base in bases]
+        found = next(((point, fitted) for point, fitted in sums if fitted is not None), None)
+        if found is None:
             raise self._refused("what its feed-forward reads is not its input plus its attention, scaled or not")
+        point, fitted = found
         if point is None:
+            assert pre is not None
             point = self._norm(pre, 0, None)
-        others = tuple(
-            (f"{self.trace.prefix}.{self._beside(n)[0]}", self._snapped(c))
-            for n, c in zip(beside, fitted[2:], strict=True)
-        )
+        others = tuple((hook, self._snapped(c)) for (hook, _), c in zip(beside, fitted[2:], strict=True))
         scope += "_res"
         read_name = into_name if in_front is None else f"{in_front}.hook_in"
         add = Add(point, self._snapped(fitted[1]), self._snapped(fitted[0]), others)
@@ -199,9 +199,11 @@ class _Reading:
         return self.chain.add(operation, reads, scope, self.trace.truth(hook))
 
     def _beside(self, name: str) -> tuple[str, Tensor] | None:
-        """What another branch of the block writes."""
+        """What another branch of the block that mixes positions writes, under its hook's whole name."""
         hook, value = self.trace.first(f"{name}.out_proj.hook_out", f"{name}.hook_out")
-        return None if value is None or value.shape != self.stream.shape else (hook, value)
+        if value is None or value.shape != self.stream.shape or not _mixes(self.children[name]):
+            return None
+        return f"{self.trace.prefix}.{hook}", value
 
     def _snapped(self, fitted: float) -> float:
         """One, or the multiplier that the model itself holds: a fitted number is only as exact as the run."""

@@ -194,7 +194,8 @@ def feed_forward(sources: Sources, full: Tensor, unit: Unit, bias: Bias = "playe
         base = base + sum(u * c for u, c in zip(still, coefficients, strict=True))
 
     def through(vectors: Tensor) -> Tensor:
-        return sum(vectors @ b.weight * c for b, c in zip(branches, coefficients, strict=True)) @ weight
+        shares = [vectors @ b.weight * c for b, c in zip(branches, coefficients, strict=True)]
+        return sum(shares[1:], shares[0]) @ weight
 
     terms: Terms = ()
     if sources.terms:

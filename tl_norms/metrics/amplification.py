@@ -83,7 +83,7 @@ class FFAmplification:
             before, after = before[:, None], after[:, None]
         difference = after - before
         texts = None if tokens is None else _texts(tokens, difference.shape[1], difference.shape[-1])
-        excluded = ~self._listed(*difference.shape[1:3], diagonal)
+        excluded = ~self._listed(diagonal)
         score = (difference if largest else -difference).masked_fill(excluded, -torch.inf)
         n_pairs = min(k, int((~excluded).sum()))
         rows = []
@@ -107,7 +107,7 @@ class FFAmplification:
             "row": "rows sum to one",
             "map": "maps have mean one",
         }
-        pairs = self._listed(*((1,) if self.before.ndim == 3 else ()), *self.before.shape[1:-1], True)
+        pairs = self._listed(True)
         difference = self.difference.detach().cpu().reshape(len(self.layers), *pairs.shape)[:, pairs]
         amplified = float((difference > 0).float().mean()) if difference.numel() else float("nan")
         shape = list(self.before.shape)
@@ -116,8 +116,10 @@ class FFAmplification:
             f"  {self.scope} minus {self.scope.removesuffix('_ff')}: {amplified:.1%} of pairs amplified"
         )
 
-    def _listed(self, n_batch: int, n: int, diagonal: bool) -> Tensor:
-        """The pairs that exist, [batch query key]."""
+    def _listed(self, diagonal: bool) -> Tensor:
+        """The pairs that exist, [batch query key], with a batch axis in any case."""
+        n = self.before.shape[-1]
+        n_batch = self.before.shape[1] if self.before.ndim == 4 else 1
         listed = torch.ones(n_batch, n, n, dtype=torch.bool)
         if self.mask is not None:
             mask = self.mask.cpu().reshape(n_batch, n)
@@ -159,7 +161,7 @@ def ff_amplification(norms: BlockNorms, *, normalize: Normalize = None) -> FFAmp
     if normalize not in ("row", "map"):
         raise MetricsInputError(f"normalize is None, 'row' or 'map', not {normalize!r}.")
     axes = (-1,) if normalize == "row" else (-2, -1)
-    pairs = result._listed(*((1,) if before.ndim == 3 else ()), *before.shape[1:-1], True).to(before.device)
+    pairs = result._listed(True).to(before.device)
     count = 1 if normalize == "row" else pairs.sum((-2, -1), keepdim=True).reshape(*before.shape[1:-2], 1, 1)
     tiny = torch.finfo(before.dtype).tiny
     before, after = (value / (value.sum(axes, keepdim=True) / count).clamp_min(tiny) for value in (before, after))

@@ -213,11 +213,12 @@ def _left_out(reader: Reader, activations: Activations, block: Block, output: Te
 
 def _gain(reader: Reader, activations: Activations, block: Block) -> Tensor:
     """The gains of the block's last layer norm; where a norm may take several forms, those its output shows."""
-    step = next((step for step in reversed(block.steps) if isinstance(step.operation, Norm)), None)
-    forms = () if step is None else reader.norm_forms(step.operation)
-    if len(forms) > 1:
-        before = block.steps[step.reads - 1].truth if step.reads else Truth((block.stream,))
-        full, truth = activations.truth(before), activations.truth(step.operation.output)
+    norms = [(step.reads, step.operation) for step in block.steps if isinstance(step.operation, Norm)]
+    reads, norm = norms[-1] if norms else (0, None)
+    forms = () if norm is None else reader.norm_forms(norm)
+    before = block.steps[reads - 1].truth if reads else Truth((block.stream,))
+    if len(forms) > 1 and norm is not None and norm.output is not None and before is not None:
+        full, truth = activations.truth(before), activations.truth(norm.output)
         forms = sorted(forms, key=lambda form: float((_normalised(full, form) - truth).norm()))
     if not forms or forms[0].gain is None:
         raise UnsupportedArchitectureError(
