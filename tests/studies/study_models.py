@@ -1,5 +1,7 @@
 """Tiny models with tokenizers, made by functions that other processes can call."""
 
+import tempfile
+
 import torch
 from tiny import FAMILIES, KINDS, VOCAB, hooked, hugging_face
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -22,7 +24,10 @@ def tokenizer(bert: bool) -> PreTrainedTokenizerFast:
     special = dict(cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]") if bert else {}
     if not bert:
         special = dict(bos_token="<s>", eos_token="</s>")
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", **special)
+    found = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", **special)
+    folder = tempfile.mkdtemp()  # TransformerLens loads the tokenizer a second time, from where it came from
+    found.save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def bert() -> nn.Module:

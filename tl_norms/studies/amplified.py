@@ -112,7 +112,7 @@ def amplified_pairs(
 ) -> AmplifiedPairs:
     """Which pairs of tokens (query, key) the feed-forward amplifies most, and how often.
 
-    Per text and layer the k pairs with the largest positive difference |v_ij| after - |v_ij| before the feed-forward, counted
+    Per text and layer the k pairs with the largest positive difference |v_ij| behind - in front of it, counted
     per pair of tokens over the corpus (Kobayashi et al. 2024, section 4.3; `tl_norms.metrics.ff_amplification`).
 
     Args:
