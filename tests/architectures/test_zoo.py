@@ -1,8 +1,9 @@
 """Every spec of the zoo is exact at every scope, or refused with an error that names the component."""
 
 import pytest
-import tl_norms
 import torch
+
+import tl_norms
 
 from . import zoo
 
