@@ -167,4 +167,10 @@ def cached(spec: Spec, dtype: torch.dtype = torch.float64) -> Made:
     return _made[key]
 
 
+def forget(spec: Spec) -> None:
+    """Drop what `cached` keeps of a spec."""
+    for dtype in (torch.float64, torch.float32):
+        _made.pop((spec.name, dtype), None)
+
+
 from . import zoo_dense, zoo_encoders, zoo_experts, zoo_hybrids, zoo_standins  # noqa: E402, F401 (they fill SPECS)

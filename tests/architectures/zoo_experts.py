@@ -13,6 +13,7 @@ DEEPSEEK = dict(
     n_group=1, topk_group=1,
 )  # fmt: skip
 DENSE_FIRST = dict(mlp_only_layers=[0])
+NARROW = dict(HEADS8, intermediate_size=4)
 
 spec("MixtralForCausalLM", "MixtralConfig", dict(GROUPED, **LOCAL))
 spec("OlmoeForCausalLM", "OlmoeConfig", dict(GROUPED, num_experts=4, num_experts_per_tok=2))
@@ -28,6 +29,7 @@ spec(
     model="PhimoeForCausalLM", tolerance=FLOAT64,
 )  # fmt: skip
 spec("GptOssForCausalLM", "GptOssConfig", dict(HEADS8, **LOCAL, **LOCAL_FIRST))
+spec("GptOssForCausalLM@narrow", "GptOssConfig", dict(NARROW, **LOCAL, **LOCAL_FIRST))
 spec("MiniMaxM2ForCausalLM", "MiniMaxM2Config", dict(HEADS8, **LOCAL))
 spec(
     "Ernie4_5_MoeForCausalLM", "Ernie4_5_MoeConfig",

@@ -1,0 +1,120 @@
+"""Write docs/architectures.md: every text architecture that TransformerLens registers, and how exactly it is analysed.
+
+python scripts/architecture_table.py
+"""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import torch  # noqa: E402
+from architectures import zoo  # noqa: E402
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES  # noqa: E402
+
+import tl_norms  # noqa: E402
+
+COMMAND = "python scripts/architecture_table.py"
+# an image or audio encoder, or a language model behind one: not text architectures
+NOT_TEXT = (
+    "AST", "AudioFlamingo", "DeiT", "Emu3", "Florence", "Gemma3ForConditional", "Gemma4ForConditional", "Gemma4Unified",
+    "Glm4v", "GlmAsr", "Hubert", "Idefics", "Llama4ForConditional", "Llava", "Mistral3", "MuseGlimmer", "MusicFlamingo",
+    "Qwen2_5_VL", "Qwen2Audio", "Qwen3VL", "Qwen3_5ForConditional", "Qwen3_5MoeForConditional", "ViT", "Wav2Vec2",
+)  # fmt: skip
+NOT_BUILT = {
+    "BD3LM": "code on the Hub only; residual connections gated inside compiled code",
+    "GiddForDiffusionLM": "code on the Hub only",
+    "HyenaDNAForCausalLM": "code on the Hub only; no attention",
+    "LLaDA2MoeModelLM": "code on the Hub only",
+    "LLaDAModelLM": "code on the Hub only; its block holds the projections itself, without a pattern",
+    "MinGPTForCausalLM": "no class in transformers; TransformerLens' first forward fails on minGPT's layout",
+    "NeelSoluOldForCausalLM": "no model class exists",
+    "OpenELMForCausalLM": "code on the Hub only; another number of heads in every layer",
+    "RWKV7ForCausalLM": "code on the Hub only; no attention",
+    "RavenForCausalLM": "code on the Hub only",
+    "TransformerLensPretrain": "the user's own module",
+}
+LAYOUTS = (
+    ("attn_ff", "parallel"),
+    ("attn_ln_res_ln", "sandwich"),
+    ("attn_ln_res", "norm behind each branch"),
+    ("attn_res_ln_ff_res_ln", "post-norm"),
+    ("attn_res", "pre-norm"),
+)
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    text = [name for name in SUPPORTED_ARCHITECTURES if not name.startswith(NOT_TEXT)]
+    rows = sorted(table(text))
+    exact = {row[0].partition("@")[0] for row in rows if row[4] != ""}
+    lines = [
+        "# Architectures",
+        "",
+        f"{len(exact)} of {len(text)} text architectures that TransformerLens registers are exact through the whole "
+        f"block; the rest are refused with an error that names the component, or could not be built here. "
+        f"Variants (`@`) are not counted.",
+        "",
+        "Each is a tiny model with random weights, built from a configuration (`tests/architectures/`). The errors are "
+        "the largest relative difference between the sum of the parts and the model's own activation, over all scopes, "
+        "layers and positions. In float64 they are about 1e-7 where the model itself computes norms in float32. "
+        "A stand-in has the module names of a model whose own code is on the Hub. Encoder-decoders: the encoder stack.",
+        "",
+        f"Made by `{COMMAND}` with "
+        + ", ".join(f"{name} {version(name)}" for name in ("transformer_lens", "transformers", "torch"))
+        + ".",
+        "",
+        "| architecture | layout | scopes | last scope | float64 | float32 | note |",
+        "|---|---|---|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+    target = ROOT / "docs" / "architectures.md"
+    target.write_text("\n".join(lines) + "\n")
+    print(f"{len(exact)} of {len(text)} exact; written to {target.relative_to(ROOT)}")
+
+
+def table(text: list[str]) -> Iterator[tuple[str, ...]]:
+    """Rows: name, layout, number of scopes, last scope, error in float64 and float32, note."""
+    for name in text:
+        specs = [spec for spec in zoo.SPECS.values() if spec.architecture == name]
+        for spec in specs:
+            yield measured(spec)
+            zoo.forget(spec)
+        if not specs:
+            yield (name, "", "", "", "", "", f"not built here: {NOT_BUILT[name]}")
+
+
+def measured(spec: zoo.Spec) -> tuple[str, ...]:
+    """One row, from running the spec."""
+    try:
+        made = zoo.cached(spec)
+    except Exception as error:  # TransformerLens' own
+        return (spec.name, "", "", "", "", "", f"TransformerLens cannot run it: {_short(error)}")
+    try:
+        norms = tl_norms.block_norms(made.cache, "all", stack=spec.stack)
+        single = tl_norms.block_norms(zoo.cached(spec, torch.float32).cache, "all", stack=spec.stack)
+    except tl_norms.TLNormsError as error:
+        return (spec.name, "", "", "", "", "", f"refused: {_short(error)}")
+    last = norms.scopes[-1]
+    layout = next(layout for start, layout in LAYOUTS if last.startswith(start))
+    skipped = f"layers without attention: {', '.join(map(str, norms.skipped))}" if norms.skipped else ""
+    note = "; ".join(part for part in (spec.note, skipped) if part)
+    errors = ("" if spec.only_float32 else _worst(norms), _worst(single))
+    return (spec.name, layout, str(len(norms.scopes)), f"`{last}`", errors[0] or "float32 only", errors[1], note)
+
+
+def _worst(norms: tl_norms.BlockNorms) -> str:
+    return f"{max(float(error.max()) for error in norms.error.values()):.0e}"
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()).replace("|", "\\|")
+    return text if len(text) < 200 else text[:197] + "..."
+
+
+if __name__ == "__main__":
+    main()

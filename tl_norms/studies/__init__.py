@@ -1,0 +1,55 @@
+"""The papers' measurements over a corpus: any model, any iterable of texts, stopped and resumed, here or on a cluster.
+
+    from tl_norms import studies
+    result = studies.mixing_ratio(model, texts, resume="mixing.npz")
+    result.to_dataframe()
+
+Each study takes a model and texts and returns a frozen dataclass. Options that all of them take are in `RunOptions`.
+"""
+
+from .amplified import AmplifiedPairs, amplified_pairs
+from .categories import token_categories, token_types
+from .change import Changes, cancellation, contextualization_change
+from .correlation import Spearman
+from .dispersion import ValueNormDispersion, value_norm_dispersion
+from .errors import ExcludedTextWarning, ResumeError, StudyFailedError, StudyInputError, TruncatedTextWarning
+from .expansion import ExpansionRates, expansion_rate
+from .frequency import Frequency, frequency
+from .lines import TextFile
+from .mixing import MixingRatios, mixing_ratio
+from .partial import Excluded, Partial
+from .ranks import read_ranks
+from .run import CorpusFacts, RunOptions
+from .weight import WeightAgainstNorm, weight_against_norm
+
+__all__ = [
+    "AmplifiedPairs",
+    "Changes",
+    "CorpusFacts",
+    "Excluded",
+    "ExcludedTextWarning",
+    "ExpansionRates",
+    "Frequency",
+    "MixingRatios",
+    "Partial",
+    "ResumeError",
+    "RunOptions",
+    "Spearman",
+    "StudyFailedError",
+    "StudyInputError",
+    "TextFile",
+    "TruncatedTextWarning",
+    "ValueNormDispersion",
+    "WeightAgainstNorm",
+    "amplified_pairs",
+    "cancellation",
+    "contextualization_change",
+    "expansion_rate",
+    "frequency",
+    "mixing_ratio",
+    "read_ranks",
+    "token_categories",
+    "token_types",
+    "value_norm_dispersion",
+    "weight_against_norm",
+]

@@ -1,0 +1,115 @@
+"""Chunks on an executor: a few at a time, in order, each exactly once whatever happens to workers."""
+
+import hashlib
+import pickle
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import TLNormsError
+from .corpus import Item
+from .errors import StudyFailedError, StudyInputError
+from .measuring import Reading, Source, Study, measure_elsewhere
+from .partial import Partial
+
+Model = nn.Module | Callable[[], nn.Module]
+_AHEAD = 3  # chunks submitted per worker, so that none waits for the reading of texts
+
+
+@dataclass
+class _Chunk:
+    items: tuple[Item, ...]
+    digest: str
+    future: Future | None  # None: the executor does not take any more
+
+
+def on_executor(
+    executor: Executor,
+    model: Model,
+    own: nn.Module,
+    study: Study,
+    chunks: Iterator[tuple[tuple[Item, ...], str]],
+    reading: Reading,
+) -> Iterator[tuple[str, Partial]]:
+    """Partial results in the order of the corpus, each with the digest that came with its chunk.
+
+    A chunk whose worker dies or fails is submitted once more; if that fails too, or the executor is broken, it runs in
+    this process. As results are taken from one place per chunk, no text is lost and none counts twice.
+
+    Args:
+        model: what workers get it from
+        own: the same model in this process
+
+    Raises:
+        StudyFailedError: a chunk failed here too.
+        TLNormsError: what is wrong with the study itself is raised at once.
+    """
+    source, key = source_of(executor, model)
+    ahead = _AHEAD * max(1, int(getattr(executor, "_max_workers", 0) or 4))
+    waiting: deque[_Chunk] = deque()
+
+    def submit(items: tuple[Item, ...]) -> Future | None:
+        try:
+            return executor.submit(measure_elsewhere, key, source, study, items, reading)
+        except RuntimeError:  # broken, or shut down
+            return None
+
+    def result(chunk: _Chunk) -> Partial:
+        for attempt in (chunk.future, None):
+            future = attempt or submit(chunk.items)
+            if future is None:
+                break
+            try:
+                return future.result()
+            except TLNormsError:
+                raise
+            except Exception:  # the worker died, or something failed there that need not fail again
+                continue
+        return _here(own, study, chunk.items, reading)
+
+    try:
+        for items, digest in chunks:
+            waiting.append(_Chunk(items, digest, submit(items)))
+            if len(waiting) >= ahead:
+                chunk = waiting.popleft()
+                yield chunk.digest, result(chunk)
+        while waiting:
+            chunk = waiting.popleft()
+            yield chunk.digest, result(chunk)
+    finally:
+        for chunk in waiting:
+            if chunk.future is not None:
+                chunk.future.cancel()
+
+
+def _here(own: nn.Module, study: Study, items: tuple[Item, ...], reading: Reading) -> Partial:
+    try:
+        return measure_elsewhere("", own, study, items, reading)  # a thread may be using this very model
+    except TLNormsError:
+        raise
+    except Exception as error:
+        raise StudyFailedError(
+            f"texts {items[0].index} to {items[-1].index} failed on the executor and in this process: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def source_of(executor: Executor, model: Model) -> tuple[Source, str]:
+    """What a worker makes the model from, and a name to remember it by."""
+    if isinstance(executor, ThreadPoolExecutor) and isinstance(model, nn.Module):
+        return model, ""
+    try:
+        pickled = pickle.dumps(model)
+    except Exception as error:
+        if isinstance(model, nn.Module):
+            raise StudyInputError(
+                f"a {type(model).__name__} cannot be sent to other processes ({error}). Give a function without "
+                f"arguments that makes the model, defined in a module: model=make_model."
+            ) from error
+        return model, uuid.uuid4().hex  # the executor may have a better pickle
+    key = hashlib.blake2b(pickled, digest_size=16).hexdigest()
+    return (pickled, key) if isinstance(model, nn.Module) else (model, key)
