@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedArchitectureError
 from .modules import unwrap
 from .structure import Attention, Gate
-from .trace import Trace, same
+from .trace import Trace, distance, rounding, same
 
 
 def read_attention(module: nn.Module, trace: Trace, name: str) -> Attention:
@@ -29,6 +29,12 @@ def read_attention(module: nn.Module, trace: Trace, name: str) -> Attention:
     if trace(values) is None:
         values = f"{name}.v_norm.hook_out"
     plain = Attention(at, f"{at}.hook_pattern", f"{trace.prefix}.{values}", heads_first, output=f"{at}.o.hook_out")
+    eager = getattr(getattr(unwrap(module), "config", None), "_attn_implementation", None) == "eager"
+    if pattern is None and eager:
+        raise UnsupportedArchitectureError(
+            f"{at} ({type(unwrap(module)).__name__}) exposes no attention pattern although it runs eager attention: "
+            f"TransformerLens does not hook it (or the attention never forms one)."
+        )
     if pattern is None or mixed is None or pattern.ndim != 4:
         return plain
     for candidate in _candidates(module, plain, trace, name):
@@ -80,7 +86,11 @@ def _explains(candidate: Attention, module: nn.Module, trace: Trace, name: str, 
     if candidate.inner_norm is not None:
         inner = getattr(unwrap(module), candidate.inner_norm.rpartition(".")[2])
         made = inner(made.flatten(2))
-    return same(made.flatten(), mixed.flatten().to(made.dtype))
+    if candidate.gate is None and candidate.inner_norm is None:
+        return same(made.flatten(), mixed.flatten().to(made.dtype))
+    # transformers may compute these two in float32 whatever the model's dtype
+    coarse = max(rounding(made.dtype), rounding(torch.float32))
+    return distance(made.flatten(), mixed.flatten().to(made.dtype)) <= coarse
 
 
 def arrange_values(step: Attention, values: Tensor, n_heads: int, d_head: int) -> Tensor:

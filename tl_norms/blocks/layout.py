@@ -24,6 +24,7 @@ _TOKENS = 5
 _FEED_FORWARDS = ("mlp", "moe", "shared_mlp", "feed_forward")
 
 
+@torch.no_grad()
 def read_layout(model: nn.Module, stack: str) -> tuple[Block | None, ...]:
     """The blocks of one stack of a bridge, None for a layer without attention."""
     tensors = _short_run(model, stack)
@@ -219,7 +220,8 @@ class _Reading:
     def _refuse_hidden_attention(self) -> None:
         """A layer whose attention is inside an opaque module is refused, not reported as a layer without attention."""
         for name, module in unwrap(self.module).named_modules():
-            if type(module).__name__.endswith("Attention") and hasattr(module, "forward"):
+            queries = any(child.startswith("q") or "query" in child for child, _ in module.named_children())
+            if type(module).__name__.endswith("Attention") and queries:  # RWKV calls a recurrence attention
                 raise self._refused(f"its attention ({name}) is inside a component without hooks")
 
     def _refused(self, why: str) -> UnsupportedArchitectureError:
