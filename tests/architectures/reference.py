@@ -36,6 +36,7 @@ class Case:
         routers: submodules of the feed-forward whose output is held
         ff: the feed-forward; modules called one after the other are joined by "+"
         inner_norms: norms inside the feed-forward, whose statistics are held
+        activation: path and plain function of an activation that torch.func cannot differentiate as it is
         centred: the norms subtract the mean although they are no nn.LayerNorm
         float32: transformers computes the softmax in float32, TransformerLens in the model's dtype
         nodes: Gauss-Legendre nodes on the path; kinks: where on it something has no derivative
@@ -61,6 +62,7 @@ class Case:
     ff_bias_out: tuple[str, ...] = ()
     inner_norms: tuple[str, ...] = ()
     centred: bool = False
+    activation: tuple[str, Callable] | None = None
     float32: bool = False
     layer: int = 1
     nodes: int = 24
@@ -224,7 +226,11 @@ def held(module: nn.Module, case: Case, seen: dict[str, tuple]):
         for router, said in routers:
             router.forward = lambda *args, said=said, **options: said
         for norm, (x, y) in norms:
-            norm.forward = lambda z, x=x, y=y: z * (y / x)
+            norm.forward = lambda z, x=x, y=y: z * (y / x).nan_to_num(0)  # 0/0 at neurons that are off
+        if case.activation:
+            plain = module.get_submodule(case.activation[0])
+            plain.forward = case.activation[1]
+            norms.append((plain, ()))
         yield
     finally:
         for part, _ in routers + norms:

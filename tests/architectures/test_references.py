@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.models.bloom.modeling_bloom import bloom_gelu_forward
 
 import tl_norms
 
@@ -91,10 +92,11 @@ CASES = {
         "BloomForCausalLM@residual_behind_norm", "transformer.h", "self_attention", "self_attention.dense",
         "mlp.dense_h_to_4h+mlp.gelu_impl+mlp.dense_4h_to_h",
         ln1="input_layernorm", ln2="post_attention_layernorm", base_is_normed=True, heads=_bloom_heads,
-        ff_bias_out=("2.bias",),
+        ff_bias_out=("2.bias",), activation=("1", bloom_gelu_forward),
     ),
     "post-norm encoder": Case(
-        "BertForMaskedLM", "bert.encoder.layer", "attention.self", "attention.output.dense", "intermediate+output.dense",
+        "BertForMaskedLM", "bert.encoder.layer", "attention.self", "attention.output.dense",
+        "intermediate+output.dense",
         ln2="attention.output.LayerNorm", ln3="output.LayerNorm", post_norm=True, ff_bias_out=("1.bias",),
     ),
     "post-norm encoder of an encoder-decoder": Case(
