@@ -100,7 +100,8 @@ def arrange_values(step: Attention, values: Tensor, n_heads: int, d_head: int) -
     values = values.reshape(*values.shape[:2], -1, d_head)
     if step.clip is not None:
         values = values.clamp(-step.clip, step.clip)
-    return values.repeat_interleave(n_heads // values.shape[2], dim=2)
+    group = n_heads // values.shape[2]
+    return values if group == 1 else values.repeat_interleave(group, dim=2)
 
 
 def gate_values(gate: Gate, hooked: Tensor, like: Tensor) -> Tensor:

@@ -2,9 +2,12 @@
 
 |sum_h a_h t_h| depends on the H weights and on the H x H triangle R of the source's head vectors, R^T R = T T^T:
 |sum_h a_h t_h| = |R a|. The triangle is made once per source. It must be accurate where heads nearly cancel: in
-float32 it is the Cholesky factor of a Gram matrix accumulated in float64 (of which a float32 one would lose the
-cancelled digits); a singular Gram matrix, and float64, take a QR decomposition instead.
+float32 it is the Cholesky factor of the Gram matrix, accepted where every head keeps a good part of its length outside
+the span of those before it; where one does not, the Gram matrix is made again in float64 (a float32 one has lost the
+digits that cancel). A singular Gram matrix, and float64, take a QR decomposition instead.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,20 +15,28 @@ from torch import Tensor
 from .sources import Mixture
 
 _CHUNK_BYTES = 2 << 20  # head vectors formed at a time: with their float64 copies they stay in the processor's cache
+_APART = 1 / 16  # a head's squared length outside the span of the heads before it: float32 is enough above this share
 _MANY_HEADS = 28  # from here on, a batched matrix product beats H^2 / 2 planes
 _TILE_BYTES = 8 << 20  # weights transposed for such a product at a time
 
 
 def triangles(mixture: Mixture) -> Tensor:
     """R with |R a| = |sum_h a_h t_h| for every key: [b g h k], zero where g > h."""
+    return triangles_of_images(mixture, ())[0]
+
+
+def triangles_of_images(mixture: Mixture, functions: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:
+    """The triangles of a mixture and of its images under linear functions, each [b g h k]; head vectors made once."""
     n_batch, n_keys, n_heads = mixture.values.shape[:3]
-    out = mixture.values.new_zeros(n_batch, n_heads, n_heads, n_keys)
-    chunk = max(1, _CHUNK_BYTES // (n_heads * mixture.weight.shape[-1] * out.element_size()))
+    out = [mixture.values.new_zeros(n_batch, n_heads, n_heads, n_keys) for _ in range(1 + len(functions))]
+    chunk = max(1, _CHUNK_BYTES // (n_heads * mixture.weight.shape[-1] * mixture.values.element_size()))
     for b in range(n_batch):
         for first in range(0, n_keys, chunk):
             keys = slice(first, min(first + chunk, n_keys))
             vectors = mixture.head_vectors(b, keys).transpose(0, 1)  # [k h d]
-            out[b, :, :, keys] = _triangle(vectors).permute(1, 2, 0)
+            out[0][b, :, :, keys] = _triangle(vectors).permute(1, 2, 0)
+            for triangle, function in zip(out[1:], functions, strict=True):
+                triangle[b, :, :, keys] = _triangle(function(vectors)).permute(1, 2, 0)
     return out
 
 
@@ -33,12 +44,22 @@ def _triangle(vectors: Tensor) -> Tensor:
     """Upper triangles [k h h] of vectors [k h d]."""
     if vectors.dtype != torch.float32:
         return _orthogonal_triangle(vectors)
-    wide = vectors.double()
-    factor, failed = torch.linalg.cholesky_ex(wide @ wide.transpose(1, 2), upper=True)
+    gram = vectors @ vectors.transpose(1, 2)
+    factor, failed = torch.linalg.cholesky_ex(gram, upper=True)
+    apart = factor.diagonal(dim1=1, dim2=2).square() >= _APART * gram.diagonal(dim1=1, dim2=2)
+    doubtful = ((failed != 0) | ~apart.all(-1)).nonzero()[:, 0]
+    if len(doubtful):
+        factor[doubtful] = _careful_triangle(vectors[doubtful].double()).float()
+    return factor
+
+
+def _careful_triangle(vectors: Tensor) -> Tensor:
+    """The same with a Gram matrix in float64, and by QR where even that is singular."""
+    factor, failed = torch.linalg.cholesky_ex(vectors @ vectors.transpose(1, 2), upper=True)
     singular = failed.nonzero()[:, 0]
     if len(singular):
-        factor[singular] = _orthogonal_triangle(wide[singular])
-    return factor.float()
+        factor[singular] = _orthogonal_triangle(vectors[singular])
+    return factor
 
 
 def _orthogonal_triangle(vectors: Tensor) -> Tensor:

@@ -32,7 +32,11 @@ class Shared:
 
     def triangle(self, mixture: Mixture) -> Tensor:
         if id(mixture) not in self.triangles:
-            self.triangles[id(mixture)] = factors.triangles(mixture)
+            images = [s for s in self.family if s.image is not None and _only(s) and _only(s.image.of) is mixture]
+            functions = [s.image.function for s in images if s.image is not None]
+            found = factors.triangles_of_images(mixture, functions)
+            self.triangles[id(mixture)] = found[0]
+            self.triangles |= {id(_only(s)): triangle for s, triangle in zip(images, found[1:], strict=True)}
         return self.triangles[id(mixture)]
 
 
@@ -57,6 +61,12 @@ def source_norms(
     lengths = shared.lengths[key].clone()
     lengths.diagonal(dim1=-2, dim2=-1).copy_(sources.own.norm(dim=-1))
     return lengths
+
+
+def _only(sources: Sources) -> Mixture | None:
+    """The mixture that is all there is of these sources, if it is one."""
+    term = sources.terms[0] if len(sources.terms) == 1 else None
+    return term if isinstance(term, Mixture) else None
 
 
 def _key(sources: Sources) -> tuple[int, ...]:
