@@ -73,4 +73,4 @@ spec(
     "Mamba2ForCausalLM", "Mamba2Config", dict(NONE, state_size=8, num_heads=4, head_dim=16, n_groups=1, chunk_size=8),
     refused="no layer with attention",
 )  # fmt: skip
-spec("RwkvForCausalLM", "RwkvConfig", dict(NONE, context_length=N_CTX), refused="RwkvBlock")
+spec("RwkvForCausalLM", "RwkvConfig", dict(NONE, context_length=N_CTX), refused="no layer with attention")
