@@ -24,6 +24,7 @@ def tokenizer(bert: bool) -> PreTrainedTokenizerFast:
     special = dict(cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]") if bert else {}
     if not bert:
         special = dict(bos_token="<s>", eos_token="</s>")
+    special["model_input_names"] = ["input_ids", "attention_mask"] + ["token_type_ids"] * bert
     found = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", **special)
     folder = tempfile.mkdtemp()  # TransformerLens loads the tokenizer a second time, from where it came from
     found.save_pretrained(folder)
