@@ -27,8 +27,10 @@ _FEED_FORWARDS = ("mlp", "moe", "shared_mlp", "feed_forward")
 @torch.no_grad()
 def read_layout(model: nn.Module, stack: str) -> tuple[Block | None, ...]:
     """The blocks of one stack of a bridge, None for a layer without attention."""
-    tensors = _short_run(model, stack)
     modules = list(getattr(model, stack))
+    tensors = _short_run(model, stack)
+    if _attention_is_silent(stack, len(modules), tensors):  # then a sum with it and one without look alike
+        tensors = _short_run(model, stack, disturbed=True)
     traces = [Trace(f"{stack}.{layer}", tensors) for layer in range(len(modules))]
     return tuple(
         _Reading(model, block, layer, traces[layer], traces[layer + 1 : layer + 2]).block()
@@ -274,8 +276,24 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _short_run(model: nn.Module, stack: str) -> Mapping[str, Tensor]:
-    """The activations of a few tokens, by name."""
+def _attention_is_silent(stack: str, n_layers: int, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether some attention writes nothing that its residual connection would show."""
+    for layer in range(n_layers):
+        trace = Trace(f"{stack}.{layer}", tensors)
+        stream, branch = trace("hook_in"), trace.first("attn.o.hook_out", "self_attn.o.hook_out")[1]
+        if stream is not None and branch is not None and same(stream, stream + branch):
+            return True
+    return False
+
+
+def _disturb(tensor: Tensor, hook: object) -> Tensor:
+    """Fixed numbers, as large as a typical activation, on what attention writes."""
+    steps = torch.arange(tensor.numel(), device=tensor.device, dtype=torch.float32).reshape(tensor.shape)
+    return tensor + (steps * steps * 0.7).sin().to(tensor.dtype)
+
+
+def _short_run(model: nn.Module, stack: str, disturbed: bool = False) -> Mapping[str, Tensor]:
+    """The activations of a few tokens, by name; `disturbed`, with something added to all attention outputs."""
     size = int(getattr(model.cfg, "d_vocab", 0) or 0)
     tokens = (torch.arange(_TOKENS) + 5) % size if size > 0 else torch.arange(_TOKENS)
     tokens = tokens[None].to(next(model.parameters()).device)
@@ -283,7 +301,9 @@ def _short_run(model: nn.Module, stack: str) -> Mapping[str, Tensor]:
     try:
         with torch.no_grad(), _in_eval_mode(model), without_user_hooks(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the bridge names hooks that are switched off
-            _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.startswith(stack + "."), **extra)
+            outputs = [name for name in model.hook_dict if name.endswith("attn.o.hook_out") and disturbed]
+            with model.hooks(fwd_hooks=[(name, _disturb) for name in outputs]):
+                _, cache = model.run_with_cache(tokens, names_filter=lambda n: n.startswith(stack + "."), **extra)
     except Exception as error:  # whatever a model raises here, its layout cannot be read
         raise UnsupportedArchitectureError(
             f"{type(model.original_model).__name__} could not be run on {_TOKENS} tokens to read its layout "
