@@ -57,7 +57,7 @@ def test_ci_runs_the_commands_of_the_readme():
     commands = [part.strip() for block in blocks("bash") for part in block.split("&&")]
     assert [command.split()[0] for command in commands] == ["pip", "python", "pip", "pytest"]
     assert commands[1] in run
-    assert re.search(r"tests .* tl4 pytest$", run, flags=re.MULTILINE)
+    assert re.search(r"tests .* tl4 pytest( \"\$\{parallel\[@\]\}\")?$", run, flags=re.MULTILINE)
 
 
 def test_the_tolerances_are_those_of_the_table():
