@@ -101,14 +101,14 @@ class _Study:
         return found
 
     def _pairs(self, pattern, lengths, keys, queries, causal: bool) -> Pairs:
-        found = Pairs(limit=self.exact_pairs)
+        weights, vectors = [], []
         for row in range(len(pattern)):
             pairs = queries[row][:, None] & keys[row]
             pairs = pairs.tril() if causal else pairs
-            weights = pattern[row][:, pairs]
-            vectors = lengths[row][:, None, :].expand_as(pattern[row])[:, pairs]
-            found = found.merge(Pairs.of(weights.numpy(), vectors.numpy(), limit=self.exact_pairs))
-        return found
+            weights.append(pattern[row][:, pairs].flatten())
+            vectors.append(lengths[row][:, None, :].expand_as(pattern[row])[:, pairs].flatten())
+        # one merge per layer, not per text: each sorts all cells seen so far
+        return Pairs.of(torch.cat(weights), torch.cat(vectors), limit=self.exact_pairs)
 
 
 def weight_against_norm(
