@@ -320,6 +320,22 @@ def test_starting_up_needs_no_torch(arguments, status, tmp_path):
     assert "usage: tl-norms" in done.stdout + done.stderr
 
 
+def test_help_as_a_user_asks_for_it_imports_no_torch(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "tl_norms", "--help"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == 0 and done.stdout.startswith("usage: tl-norms")
+    assert "tl_norms.cli.arguments" in imported  # the list is what it is taken for
+    assert not imported & {"torch", "numpy", "transformers", "transformer_lens", "tl_norms.norms"}
+
+
 def test_arguments_are_flat_lists():
     found = parse(["--scope", "a,b", "--scope", "b", "--layer", "1,-1", "--layer", "3", "text"])
     assert (found.scope, found.layer, found.text) == (["a", "b"], [1, -1, 3], "text")

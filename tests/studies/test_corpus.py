@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import study_models
 import torch
 
 from tl_norms import studies
@@ -108,7 +109,7 @@ def test_long_texts_are_cut_off_with_a_warning(model, texts):
     long = " ".join(f"w{7 + n % 54}" for n in range(70))
     with pytest.warns(studies.TruncatedTextWarning, match="1 of 2 texts"):
         found = studies.mixing_ratio(model, [long, texts[0]])
-    n_special = len(model.to_tokens("w7")[0]) - 1
+    n_special = len(study_models.tokens(model, "w7")[0]) - 1
     kept = " ".join(long.split()[: 32 - n_special])
     assert np.allclose(found.by_layer, ratios(model, [kept, texts[0]]))
     assert found.corpus.n_truncated == 1
@@ -120,7 +121,7 @@ def test_long_texts_are_cut_off_with_a_warning(model, texts):
 @pytest.mark.parametrize("stride", [1, 5, 8])
 def test_windows_cover_each_token_once(model, stride):
     words = [f"w{7 + n}" for n in range(23)]
-    whole = model.to_tokens(" ".join(words))[0].tolist()
+    whole = study_models.tokens(model, " ".join(words))[0].tolist()
     found = windows(model, Item(4, "", " ".join(words)), max_length=10, stride=min(stride, 10 - len(whole) + 23))
     counted = [i for window in found for i, keep in zip(window.ids, window.counted, strict=True) if keep]
     assert counted == whole and all(len(window.ids) <= 10 for window in found) and len(found) > 1

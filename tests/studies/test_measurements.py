@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import study_models
 import torch
 from scipy import stats
 
@@ -15,7 +16,7 @@ def each(model, texts):
     """Tokens, cache and norms of each text on its own."""
     found = []
     for text in texts:
-        ids = model.to_tokens(text)
+        ids = study_models.tokens(model, text)
         with torch.no_grad():
             cache = model.run_with_cache(ids)[1]
             found.append((ids[0].tolist(), cache, tl_norms.block_norms(cache, "all")))

@@ -18,6 +18,7 @@ examples:
   tl-norms --scope all --html maps.html "The keys to the cabinet are on the table."
   tl-norms --model gpt2 --layer 5 --layer 11 --json "The keys to the cabinet are on the table." > maps.json
   tl-norms --check gpt2
+  tl-norms study mixing-ratio --texts corpus.txt      (tl-norms study --help: all studies over a corpus)
 
 exit status: 0, or 1 if --check finds a scope that is not complete or a model that is refused, or 2 for bad input.
 """

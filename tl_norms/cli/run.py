@@ -31,11 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> from tl_norms.__main__ import main                                  # doctest: +SKIP
         >>> main(["--scope", "all", "The keys to the cabinet are on the table."])   # doctest: +SKIP
     """
-    options = parse(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["study"]:
+        from . import study
+
+        options, command = study.parse(arguments[1:]), study.run
+    else:
+        options = parse(arguments)
+        command = analyse if options.check is None else check
     from ..errors import TLNormsError  # from here on torch is loaded
 
     try:
-        status = check(options) if options.check is not None else analyse(options)
+        status = command(options)
         sys.stdout.flush()
         return status
     except TLNormsError as error:

@@ -1,0 +1,155 @@
+"""`tl-norms study NAME --texts FILE`: the papers' measurements over a corpus. Arguments need no torch."""
+
+import argparse
+import functools
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_SHOWN = 40  # rows of a table in a terminal; a file gets all
+_STUDIES = {  # name -> what it tells, its tables (names of methods), the first by default
+    "value-norm-dispersion": ("spread of |f(x)| per head (EMNLP 2020)", {"heads": "to_dataframe"}),
+    "weight-against-norm": (
+        "attention weights against vector lengths per kind of token (EMNLP 2020)",
+        {"correlations": "correlations", "heads": "to_dataframe"},
+    ),
+    "frequency": ("frequency rank against lengths and weights (EMNLP 2020)", {"summary": "to_dataframe"}),
+    "mixing-ratio": (
+        "how much comes from other tokens, by five methods (EMNLP 2021)",
+        {"summary": "to_dataframe", "layers": "layers_to_dataframe"},
+    ),
+    "expansion-rate": ("how much longer than x f(x) is; needs no texts (EMNLP 2021)", {"layers": "to_dataframe"}),
+    "contextualization-change": (
+        "how much each component changes the maps (ICLR 2024)",
+        {"mean": "to_dataframe", "texts": "texts_to_dataframe"},
+    ),
+    "amplified-pairs": ("pairs of tokens the feed-forward amplifies (ICLR 2024)", {"pairs": "to_dataframe"}),
+    "cancellation": (
+        "what later steps take back of the feed-forward (ICLR 2024)",
+        {"mean": "to_dataframe", "texts": "texts_to_dataframe"},
+    ),
+}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments behind `study`; exits with status 2 and a message if they are bad."""
+    parser = argparse.ArgumentParser(
+        prog="tl-norms study",
+        description="The papers' measurements over a corpus.",
+        epilog="example: tl-norms study mixing-ratio --texts corpus.txt --csv ratios.csv --resume ratios.npz",
+    )
+    names = parser.add_subparsers(dest="study", metavar="STUDY", required=True)
+    for name, (told, tables) in _STUDIES.items():
+        one = names.add_parser(name, help=told, description=told)
+        add = one.add_argument
+        add("--model", metavar="NAME_OR_FOLDER", help="Hugging Face name, folder or .gguf file; default: MiniLM")
+        add("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
+        add("--layer", type=int, action="append", metavar="N", help="layer, may be repeated; default: all")
+        add("--table", choices=tuple(tables), default=next(iter(tables)), help="which table of the result")
+        add("--csv", metavar="FILE", help="write the whole table there")
+        add("--quiet", action="store_true", help="no table, no progress bar and no notices")
+        if name != "expansion-rate":
+            _corpus(add)
+        if name in ("mixing-ratio", "frequency"):
+            add(
+                "--ranks",
+                default="corpus",
+                metavar="FILE",
+                help="lines 'rank count token_id'; default: count the texts",
+            )
+        if name == "mixing-ratio":
+            add("--mask-tokens", type=float, metavar="SHARE", help="share of masked tokens; 0.12 in the paper")
+            add("--seed", type=int, default=0, help="of the choice of masked tokens")
+        if name == "amplified-pairs":
+            add("--k", type=_positive, default=50, help="pairs per text and layer")
+        if name in ("amplified-pairs", "contextualization-change"):
+            add("--sketch", type=_positive, metavar="N", help="estimate lengths by N random directions: faster")
+    found = parser.parse_args(argv)
+    if found.csv is not None and not Path(found.csv).expanduser().parent.is_dir():
+        parser.error(f"--csv: there is no folder {str(Path(found.csv).expanduser().parent)!r} to write to")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print a table, write a file."""
+    from .. import studies
+    from . import load
+
+    name = load.model_name(options.model)
+    study = getattr(studies, options.study.replace("-", "_"))
+    with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        for kind in (studies.ExcludedTextWarning, studies.TruncatedTextWarning):
+            warnings.simplefilter("always", kind)
+        if options.study == "expansion-rate":
+            result = study(model(name, options.dtype), layers=options.layer)
+        else:
+            texts = studies.TextFile(options.texts, options.field)
+            loader = functools.partial(model, name, options.dtype)
+            given = loader() if options.workers is None else loader
+            executor = None if options.workers is None else stack.enter_context(_processes(options.workers))
+            result = study(given, texts, executor=executor, **_options(options))
+    for warning in caught:
+        print(f"tl-norms: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)
+    table = getattr(result, _STUDIES[options.study][1][options.table])()
+    if options.csv is not None:
+        table.to_csv(Path(options.csv).expanduser(), index=False)
+    if not options.quiet:
+        print(table.head(_SHOWN).to_string(index=False))
+        if len(table) > _SHOWN:
+            print(f"... {len(table) - _SHOWN} more rows{'' if options.csv else ': --csv FILE writes all'}")
+        if hasattr(result, "corpus"):
+            print(f"\n{result.corpus.n_texts} texts, {result.corpus.n_tokens} tokens")
+    return 0
+
+
+def model(name: str, dtype: str) -> "nn.Module":
+    """Load a model; in worker processes too."""
+    import torch
+
+    from . import load
+
+    with load.silence():
+        return load.load(name, getattr(torch, dtype))
+
+
+def _processes(workers: int):
+    """Processes of their own, that share the machine's threads."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    import torch
+
+    threads = max(1, torch.get_num_threads() // workers)
+    return ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    )
+
+
+def _corpus(add) -> None:
+    add("--texts", required=True, metavar="FILE", help="one text a line, or .jsonl with one object a line")
+    add("--field", default="text", help="key of the text in a .jsonl file")
+    add("--limit", type=_positive, metavar="N", help="read the first N texts only")
+    add("--max-length", type=_positive, metavar="N", help="tokens per text, at most the model's context")
+    add("--stride", type=_positive, metavar="N", help="cut long texts into windows this far apart, not off")
+    add("--resume", metavar="FILE", help="keep the state there, and go on from it if it exists")
+    add("--workers", type=_positive, metavar="N", help="processes; default: this one alone")
+
+
+def _options(options: argparse.Namespace) -> dict[str, Any]:
+    """What is passed on to the study under its own name."""
+    names = ("limit", "max_length", "stride", "resume", "ranks", "mask_tokens", "seed", "k", "sketch")
+    found = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    return found | {"layers": options.layer, "progress": False if options.quiet else None}
+
+
+def _positive(value: str) -> int:
+    if not value.isdigit() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {value!r}")
+    return int(value)
