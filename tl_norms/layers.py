@@ -39,6 +39,7 @@ def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
     errors = {scope: walk.error(scope, sources, plan.check) for scope, sources in decomposed.items()}
     number, attention = block.attention()
     shared = Shared(tuple(decomposed.values()))
+    values = head_norms(shared.triangle(heads[0]))  # first: the scopes' own triangles come with it
     lengths = {}
     for scope, sources in decomposed.items() if maps else ():
         memory = free_memory(sources.own.device) if plan.max_memory is None else plan.max_memory
@@ -48,7 +49,7 @@ def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
         maps=lengths,
         ratios={scope: sources.mixing_ratio() for scope, sources in decomposed.items()},
         errors=errors,
-        value_norms=head_norms(shared.triangle(heads[0])),
+        value_norms=values,
         pattern=walk.activations.tensor(attention.pattern),
         causal=points[number].causal,
     )

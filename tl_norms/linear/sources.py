@@ -41,9 +41,9 @@ class Mixture:
         """What each head would send from each key: [h k d]."""
         return torch.bmm(self.values[batch, keys].transpose(0, 1), self.weight)
 
-    def pairs(self, batch: int, queries: slice, keys: slice) -> Tensor:
+    def pairs(self, batch: int, queries: "Queries", keys: slice) -> Tensor:
         """v_ij for a block of queries and keys: [k q d] (keys first: one small matrix product per key)."""
-        weights = self.pattern[batch, :, queries, keys].permute(2, 1, 0)  # [k q h]
+        weights = self.pattern[batch, :, :, keys][:, queries].permute(2, 1, 0)  # [k q h]
         if self.scale is not None:  # h numbers per pair, where the product has d
             weights = weights * self.scale[batch, queries, None]
         return torch.bmm(weights, self.head_vectors(batch, keys).transpose(0, 1))
@@ -69,9 +69,10 @@ class Neurons:
     """v_ij = scale_i * (sum_p inputs_p[i, j] * coefficients_p[i]) @ weight, elementwise in the middle."""
 
     inputs: "tuple[Terms, ...]"  # p of them, each with vectors of width m
-    coefficients: tuple[Tensor, ...]  # p of them, [b q m]
+    coefficients: tuple[Tensor, ...]  # p of them, [b q m], or [row m] with `rows`
     weight: Tensor  # [m d]
     scale: Tensor | None = None  # [b q]
+    rows: Tensor | None = None  # [b q]: the row of the coefficients, -1 where they are all zero (an expert not chosen)
 
     def mapped(self, function: Linear) -> "Neurons":
         return replace(self, weight=function(self.weight))
@@ -79,27 +80,42 @@ class Neurons:
     def scaled(self, scale: Tensor) -> "Neurons":
         return replace(self, scale=scale if self.scale is None else self.scale * scale)
 
-    def pairs(self, batch: int, queries: slice, keys: slice, hidden: Tensor | None = None) -> Tensor:
+    def pairs(self, batch: int, queries: "Queries", keys: slice, hidden: Tensor | None = None) -> Tensor:
         """v_ij for a block of queries and keys: [k q d]; `hidden` if it is known already."""
         vectors = (self.hidden(batch, queries, keys) if hidden is None else hidden) @ self.weight
+        if self.rows is not None:
+            row = self.rows[batch, queries]
+            some = vectors.new_zeros(len(vectors), len(row), vectors.shape[-1])
+            some[:, row >= 0] = vectors
+            vectors = some
         if self.scale is not None:
             vectors *= self.scale[batch, queries, None]
         return vectors
 
-    def hidden(self, batch: int, queries: slice, keys: slice) -> Tensor:
-        """sum_p inputs_p * coefficients_p, [k q m]: the same for all that differ in weight and scale only."""
+    def hidden(self, batch: int, queries: "Queries", keys: slice) -> Tensor:
+        """sum_p inputs_p * coefficients_p, [k q m]: the same for all that differ in weight and scale only.
+
+        With `rows`, only for the queries that have one.
+        """
         total: Tensor | None = None
+        chosen: Queries = queries
+        if self.rows is not None:
+            row = self.rows[batch, queries]
+            numbers = torch.arange(self.rows.shape[1], device=row.device)[queries]
+            chosen, row = numbers[row >= 0], row[row >= 0]
         for terms, coefficient in zip(self.inputs, self.coefficients, strict=True):
-            share, factor = pairs(terms, batch, queries, keys), coefficient[batch, queries]
+            share = pairs(terms, batch, chosen, keys)
+            factor = coefficient[batch, queries] if self.rows is None else coefficient[row]
             total = share.mul_(factor) if total is None else total.addcmul_(share, factor)
         assert total is not None
         return total
 
 
 Terms = tuple[Mixture | Neurons, ...]
+Queries = slice | Tensor  # a block of them, or their numbers
 
 
-def pairs(terms: Terms, batch: int, queries: slice, keys: slice) -> Tensor:
+def pairs(terms: Terms, batch: int, queries: Queries, keys: slice) -> Tensor:
     """The sum of the terms for a block of queries and keys, j != i: [k q d], freshly allocated."""
     first, *others = terms
     vectors = first.pairs(batch, queries, keys)

@@ -166,6 +166,15 @@ class Unit:
     scale_in: Tensor | None = None
     scale_out: Tensor | None = None
 
+    def sent(self) -> Tensor | None:
+        """The positions whose result can differ from zero, [b q] bool; None if that may be all of them."""
+        scale = self.scale_out
+        if scale is None and self.up is not None and self.into.bias is None and self.up.bias is self.out.bias is None:
+            scale = self.scale_in  # zero in, zero out
+        if scale is None or bool((scale != 0).all()):
+            return None
+        return scale != 0
+
 
 def feed_forward(sources: Sources, full: Tensor, unit: Unit, bias: Bias = "player") -> Sources:
     """The feed-forward of x = full, [b q d], by integrated gradients at its activation.
@@ -173,15 +182,17 @@ def feed_forward(sources: Sources, full: Tensor, unit: Unit, bias: Bias = "playe
     bias="player": the rest of the input (with b_in) moves along the path like a source; its share becomes rest.
     bias="fixed": it stays where it is; the path starts from it, and g there becomes rest.
     """
+    sent = unit.sent()
     if unit.scale_in is not None:
         sources, full = sources.scaled(unit.scale_in), full * unit.scale_in[..., None]
+    off, own, rest, x = (v if sent is None else v[sent] for v in (sources.off, sources.own, sources.rest, full))
     branches = (unit.into,) if unit.up is None else (unit.into, unit.up)
-    still = [branch(sources.rest) for branch in branches]  # [b q m]
+    still = [branch(rest) for branch in branches]  # [b q m], or [sent m]
     if bias == "player":
-        step = [branch(full).double() for branch in branches]
+        step = [branch(x).double() for branch in branches]
         begin = [torch.zeros_like(u) for u in step]
     else:
-        step = [((sources.off + sources.own) @ branch.weight).double() for branch in branches]
+        step = [((off + own) @ branch.weight).double() for branch in branches]
         begin = [u.double() for u in still]
     coefficients, base, end = _integrate(unit, begin, step)
     weight = unit.out.weight
@@ -197,12 +208,16 @@ def feed_forward(sources: Sources, full: Tensor, unit: Unit, bias: Bias = "playe
         shares = [vectors @ b.weight * c for b, c in zip(branches, coefficients, strict=True)]
         return sum(shares[1:], shares[0]) @ weight
 
+    def everywhere(vectors: Tensor) -> Tensor:
+        return vectors if sent is None else full.new_zeros(full.shape).masked_scatter_(sent[..., None], vectors)
+
     terms: Terms = ()
     if sources.terms:
         inputs = tuple(tuple(t.mapped(lambda w, b=b: w @ b.weight) for t in sources.terms) for b in branches)
-        terms = (Neurons(inputs, tuple(coefficients), weight),)
-    rest = Projection(weight, unit.out.bias)(base)
-    made = Sources(terms, through(sources.off), through(sources.own), rest, sources.causal)
+        rows = None if sent is None else torch.where(sent, sent.flatten().cumsum(0).view_as(sent) - 1, -1)
+        terms = (Neurons(inputs, tuple(coefficients), weight, rows=rows),)
+    rest = everywhere(Projection(weight, unit.out.bias)(base))
+    made = Sources(terms, everywhere(through(off)), everywhere(through(own)), rest, sources.causal)
     return made if unit.scale_out is None else made.scaled(unit.scale_out)
 
 

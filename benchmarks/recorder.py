@@ -1,0 +1,114 @@
+"""Memory of norms during the forward pass, as the number of layers grows; and one long input.
+
+    python benchmarks/recorder.py                        # the curve: 2 to 32 layers
+    python benchmarks/recorder.py --long 4096            # SmolLM2-135M size, 30 layers, one input of 4096 tokens
+
+What is compared on the same random Llama-like model:
+
+    forward    the model alone
+    recorder   NormRecorder(keep="mixing_ratio") and NormRecorder(keep=a function that reduces each layer's maps)
+    cache      run_with_cache(names_filter=required_hooks(model)), then block_norms(cache)
+
+The curve counts tensors alive at once, in MB (see measure.py); the long input the process's peak resident memory.
+"""
+
+import argparse
+import resource
+import time
+
+import torch
+from measure import PeakMemory, table
+from torch import nn
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tl_norms
+
+
+def model_of(n_layers: int, *, width: int = 256, heads: int = 8, groups: int = 4, hidden: int = 512) -> nn.Module:
+    """A random Llama-like bridge."""
+    config = LlamaConfig(
+        num_hidden_layers=n_layers,
+        vocab_size=1000,
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        max_position_embeddings=8192,
+        attn_implementation="eager",
+    )
+    model = LlamaForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return build_bridge_from_module(model, "LlamaForCausalLM", hf_config=config)
+
+
+def reduced(norms: tl_norms.BlockNorms) -> torch.Tensor:
+    """What a study might keep of one layer's map: the mean contribution by distance to the source."""
+    lengths = norms["attn_res"][0, 0]
+    return torch.stack([lengths.diagonal(-distance).mean() for distance in range(32)])
+
+
+def curve(layers: list[int], n: int) -> list[dict[str, object]]:
+    """Peak memory by number of layers."""
+    rows = []
+    for n_layers in layers:
+        model = model_of(n_layers)
+        tokens = torch.arange(n)[None] % 1000
+        filters = tl_norms.required_hooks(model)
+        contenders = {
+            "forward": lambda m=model, t=tokens: m(t),
+            "recorder, ratios": lambda m=model, t=tokens: recorded(m, t, "mixing_ratio"),
+            "recorder, reduced maps": lambda m=model, t=tokens: recorded(m, t, reduced),
+            "cache": lambda m=model, t=tokens, f=filters: tl_norms.block_norms(m.run_with_cache(t, names_filter=f)[1]),
+        }
+        row: dict[str, object] = {"layers": n_layers, "n": n}
+        for name, run in contenders.items():
+            run()
+            with PeakMemory() as memory:
+                run()
+            row[name + " MB"] = memory.peak / 1e6
+        rows.append(row)
+    return rows
+
+
+def recorded(model: nn.Module, tokens: torch.Tensor, keep) -> tl_norms.NormRecorder:
+    recorder = tl_norms.NormRecorder(model, keep=keep)
+    with recorder:
+        model(tokens)
+    return recorder
+
+
+def long_input(n: int) -> list[dict[str, object]]:
+    """One long input through a model of SmolLM2-135M's size."""
+    model = model_of(30, width=576, heads=9, groups=3, hidden=1536)
+    tokens = torch.arange(n)[None] % 1000
+    rows = []
+    for name, run in {
+        "forward": lambda: model(tokens),
+        "recorder, ratios": lambda: recorded(model, tokens, "mixing_ratio"),
+        "recorder, reduced maps": lambda: recorded(model, tokens, reduced),
+    }.items():
+        begin = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - begin
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # grows only: the contenders are in its order
+        rows.append({"n": n, "run": name, "seconds": seconds, "peak resident GB": peak})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Memory of norms during the forward pass.")
+    parser.add_argument("--layers", nargs="+", type=int, default=[2, 4, 8, 16, 32])
+    parser.add_argument("--n", type=int, default=512)
+    parser.add_argument("--long", type=int, help="one input of this many tokens instead of the curve")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+    print(table(long_input(options.long) if options.long else curve(options.layers, options.n)))
+
+
+if __name__ == "__main__":
+    main()
