@@ -27,6 +27,7 @@ PAPER_NAMES = {
     "ATBLNFF": ("attn_res_ln_ff",),
     "ATBLNFFRES": ("attn_res_ln_ff_res",),
 }
+_WEIGHT_NAMES = ("Attn-W", "AttnRes-W")  # weights alone, as the papers call them
 
 
 def is_post_norm(scopes: tuple[str, ...]) -> bool:
@@ -96,6 +97,8 @@ class BlockNorms(Mapping[str, Tensor]):
         return id(self)
 
     def __getitem__(self, scope: str) -> Float[Tensor, "layer *batch query key"]:
+        if scope in _WEIGHT_NAMES:
+            return self.attention_residual if scope == "AttnRes-W" else self.attention
         scope = self._computed(scope)
         if scope not in self.maps:
             raise UnknownScopeError(
@@ -110,6 +113,8 @@ class BlockNorms(Mapping[str, Tensor]):
         return len(self.scopes)
 
     def __contains__(self, scope: object) -> bool:
+        if scope in _WEIGHT_NAMES:
+            return True
         try:
             self._computed(str(scope))
         except UnknownScopeError:
@@ -120,12 +125,14 @@ class BlockNorms(Mapping[str, Tensor]):
         """How much of position i comes from other positions: |sum_{j≠i} v_ij| / (|sum_{j≠i} v_ij| + |v_ii|).
 
         Args:
-            scope: a scope that was computed, or a paper's name for it
+            scope: a scope that was computed, or a paper's name for it; "Attn-W" and "AttnRes-W" for weights alone
             fill: the value at padded queries
 
         Returns:
             [layer batch query], between 0 and 1.
         """
+        if scope in _WEIGHT_NAMES:
+            return self.attention_mixing_ratio(residual=scope == "AttnRes-W", fill=fill)
         return self._filled(self.mixing_ratios[self._computed(scope)], fill)
 
     @property

@@ -168,6 +168,11 @@ def brief(error: BaseException, length: int = 400) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+def stack_of(model: Any) -> str | None:
+    """The stack of blocks to analyse: the encoder of an encoder-decoder, otherwise the only one."""
+    return "encoder" if hasattr(model, "encoder_blocks") and not hasattr(model, "blocks") else None
+
+
 def tokenize(model: Any, text: str) -> tuple[Tensor, list[str]]:
     """Token numbers [1 pos] and the tokens as strings.
 

@@ -14,6 +14,7 @@ from ..errors import MissingExtraError
 from ..norms import scopes
 from ..results import BlockNorms, resolve_scope
 from ..walk import TOLERANCE
+from .load import stack_of
 
 PAIRS = 10  # of the pairs that the feed-forward amplifies most, per layer
 
@@ -27,7 +28,7 @@ def with_predecessors(model: Any, asked: Sequence[str] | None) -> list[str] | No
     """The scopes asked for; those through the feed-forward bring the one before them, to compare with."""
     if asked is None:
         return None
-    chain = scopes(model)
+    chain = scopes(model, stack=stack_of(model))
     if "all" in asked:
         return list(chain)
     chosen = []

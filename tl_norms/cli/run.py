@@ -139,19 +139,22 @@ def _norms(
 
     from .. import norms
     from ..errors import TLNormsError
-    from .load import TextError, brief, tokenize
+    from .load import TextError, brief, stack_of, tokenize
 
     tokens, words = tokenize(model, text)
-    hooks = norms.required_hooks(model, scopes, layers)
+    stack = stack_of(model)
+    hooks = norms.required_hooks(model, scopes, layers, stack=stack)
+    decoder = {} if stack is None else {"decoder_input": tokens[:, :1]}
     try:
         with torch.no_grad():
-            _, cache = model.run_with_cache(tokens, names_filter=hooks)
+            _, cache = model.run_with_cache(tokens, names_filter=hooks, **decoder)
     except TLNormsError:
         raise
     except Exception as error:  # the model's own code: out of memory, an input that is no text, ...
         raise TextError(f"the model could not be run on this text: {type(error).__name__}: {brief(error)}") from error
     with torch.no_grad():
-        return tokens, words, norms.block_norms(cache, scopes, layers=layers, bias=options.bias, check=raises)
+        made = norms.block_norms(cache, scopes, layers=layers, stack=stack, bias=options.bias, check=raises)
+    return tokens, words, made
 
 
 def _notices(caught: list[warnings.WarningMessage], options: "argparse.Namespace") -> None:
