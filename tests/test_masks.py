@@ -115,6 +115,23 @@ def test_nan_at_padded_positions_does_no_harm(run):
         tl_norms.block_norms(dirty)
 
 
+def test_traces_of_attention_to_padding_are_removed(run):
+    """A mask of large negative numbers may leave a little weight on padded keys; they are no sources all the same."""
+    _, cache, mask, _, _ = run
+    hidden = ~mask.bool()[:, None, None, :]
+    leaky = {
+        name: value.masked_fill(hidden, 5e-5) if name.endswith("hook_pattern") else value
+        for name, value in cache.cache_dict.items()
+    }
+    clean = tl_norms.block_norms(cache, SCOPES, mask=mask)
+    norms = tl_norms.block_norms(ActivationCache(leaky, cache.model), SCOPES, mask=mask)
+    assert norms.causal is clean.causal
+    for scope in SCOPES:
+        assert torch.equal(norms[scope], clean[scope])
+    for quantity in ("attention", "attention_residual", "head_norms"):
+        assert torch.equal(getattr(norms, quantity), getattr(clean, quantity)), quantity
+
+
 def test_statistics_leave_padding_out(run):
     _, cache, mask, _, _ = run
     norms = tl_norms.block_norms(cache, mask=mask)

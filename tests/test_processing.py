@@ -20,7 +20,7 @@ def processed(request):
     plain = make("gpt2", request.param, fresh=True)
     other = make("gpt2", request.param, fresh=True)
     if request.param == "hooked":
-        other.model = hooked(FAMILIES["gpt2"], processing=True)
+        other.model = hooked(FAMILIES["gpt2"], processing=ALL)
     else:
         other.model.enable_compatibility_mode(disable_warnings=True)
     return plain, other, plain.cache(), other.cache()
@@ -92,22 +92,14 @@ def test_compatibility_mode_without_processing_is_not_processing():
 
 
 @pytest.mark.parametrize(
-    "flags, found",
-    [
-        (dict(fold_ln=True), ("fold_ln",)),
-        (dict(center_writing_weights=True), ("center_writing_weights",)),
-        (dict(fold_value_biases=True), ("fold_value_biases",)),
-        (dict(), ()),
-    ],
+    "steps", [("fold_ln",), ("center_writing_weights",), ("fold_value_biases",), ("fold_ln", "fold_value_biases"), ()]
 )
 @needs["hooked"]
-def test_each_step_is_found_alone(flags, found):
-    source, model = hooked(FAMILIES["gpt2"]), hooked(FAMILIES["gpt2"])
-    off = dict(fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False)
-    model.load_and_process_state_dict(dict(source.state_dict()), **{**off, **flags})
+def test_each_step_is_found_alone(steps):
+    model = hooked(FAMILIES["gpt2"], processing=steps)
     with torch.no_grad():
         cache = model.run_with_cache(torch.arange(3, 10)[None])[1]
-    assert quiet(tl_norms.block_norms, cache).processing == found
+    assert quiet(tl_norms.block_norms, cache).processing == steps
 
 
 @pytest.mark.parametrize("name, kind", CASES)

@@ -138,14 +138,14 @@ def boot(model: nn.Module, architecture: str):
         pytest.skip(f"this TransformerLens has no {architecture}")
 
 
-def hooked(family: Family, dtype: torch.dtype = torch.float64, processing: bool = False) -> nn.Module:
-    """The same weights in TransformerLens' own class; `processing` switches its defaults on."""
+def hooked(family: Family, dtype: torch.dtype = torch.float64, processing: tuple[str, ...] = ()) -> nn.Module:
+    """The same weights in TransformerLens' own class; `processing` names steps of loading to switch on."""
     with warnings.catch_warnings():  # TransformerLens 3 announces on every call that 4 has these classes no more
         warnings.filterwarnings("ignore", message="Hooked.* is deprecated", category=DeprecationWarning)
         return _hooked(family, dtype, processing)
 
 
-def _hooked(family: Family, dtype: torch.dtype, processing: bool) -> nn.Module:
+def _hooked(family: Family, dtype: torch.dtype, processing: tuple[str, ...]) -> nn.Module:
     config = HookedTransformerConfig(
         n_layers=N_LAYERS, d_model=D_MODEL, n_heads=N_HEADS, d_head=D_MODEL // N_HEADS, d_mlp=D_MLP, n_ctx=N_CTX,
         d_vocab=VOCAB, dtype=dtype, device="cpu", **{"normalization_type": "LN", **family.hooked},
@@ -160,9 +160,9 @@ def _hooked(family: Family, dtype: torch.dtype, processing: bool) -> nn.Module:
         assert not [name for name in missing if "mask" not in name.lower() and "IGNORE" not in name], missing
     else:
         model = HookedTransformer(config, move_to_device=False)
-        on = dict(fold_ln=processing, center_writing_weights=processing, fold_value_biases=processing)
+        on = {step: step in processing for step in ("fold_ln", "center_writing_weights", "fold_value_biases")}
         model.load_and_process_state_dict(
-            {name: value.detach().clone() for name, value in weights.items()}, center_unembed=processing, **on
+            {name: value.detach().clone() for name, value in weights.items()}, center_unembed=bool(processing), **on
         )
     return model.eval()
 
