@@ -64,6 +64,9 @@ def test_what_is_kept(name, kind):
     scope = expected.scopes[-1]
     assert torch.equal(ratios.norms.mixing_ratio(scope), expected.mixing_ratio(scope))
     assert not ratios.norms.maps
+    assert torch.allclose(ratios.norms.mixing_ratio("Attn-W"), expected.attention_mixing_ratio(), rtol=1e-12, atol=0)
+    with pytest.raises(tl_norms.UnknownScopeError, match="Attn-W was not kept"):
+        _ = ratios.norms.attention
     with pytest.raises(tl_norms.UnknownScopeError, match="not kept"):
         ratios.norms[scope]
     with pytest.raises(tl_norms.UnknownScopeError, match="patterns"):

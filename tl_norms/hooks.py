@@ -44,6 +44,7 @@ class NormRecorder:
         keep: "maps" keeps what `block_norms` returns, except the attention patterns (Attn-W stays);
             "mixing_ratio" computes no maps at all; a function of one layer's BlockNorms keeps what it returns, in
             `recorder.kept[layer]`, and nothing else
+        maps: False if the function needs no maps, which are then not computed
 
     Raises:
         RecorderError: a second run through the same recorder, or results asked for before a run is complete.
@@ -64,6 +65,7 @@ class NormRecorder:
         *,
         mask: Tensor | None = None,
         keep: Keep = "maps",
+        maps: bool = True,
         stack: str | None = None,
         bias: Bias = "player",
         max_memory: int | None = None,
@@ -75,6 +77,7 @@ class NormRecorder:
                 f"keep is {keep!r}; expected 'maps', 'mixing_ratio' or a function of one layer's norms."
             )
         self.model, self.mask, self.keep = model, mask, keep
+        self.maps = maps and keep != "mixing_ratio"
         self.plan = Plan.of(model, scopes, layers, stack, bias=bias, max_memory=max_memory, sketch=sketch, check=check)
         self._waiting: dict[str, list[Block]] = {}
         for block in self.plan.blocks:
@@ -88,6 +91,7 @@ class NormRecorder:
         self._tensors: dict[int, dict[str, Tensor]] = {block.layer: {} for block in self.plan.blocks}
         self._layers: dict[int, LayerNorms] = {}
         self._attention: dict[int, Tensor] = {}
+        self._attention_ratio: dict[int, Tensor] = {}
         self._activations: Activations | None = None
         self.kept: dict[int, Any] = {}
 
@@ -115,9 +119,13 @@ class NormRecorder:
                 + ". Run the model inside `with recorder:` or with fwd_hooks=recorder.fwd_hooks first."
             )
         layers = [self._layers[block.layer] for block in self.plan.blocks]
-        first = next(iter(self._attention.values())).device
-        attention = torch.stack([self._attention[block.layer].to(first) for block in self.plan.blocks])
-        return collected(self.plan, layers, self._activations, attention)
+        ratio = self._stacked(self._attention_ratio)
+        attention = self._stacked(self._attention) if self._attention else None
+        return collected(self.plan, layers, self._activations, attention, ratio)
+
+    def _stacked(self, rows: dict[int, Tensor]) -> Tensor:
+        first = next(iter(rows.values())).device
+        return torch.stack([rows[block.layer].to(first) for block in self.plan.blocks])
 
     def __enter__(self) -> "NormRecorder":
         points: dict[str, Any] = dict(self.model.hook_dict.items())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
@@ -174,12 +182,14 @@ class NormRecorder:
         """All activations of a block are here: compute, keep what was asked, let them go."""
         activations = Activations(self._tensors[block.layer], True, self.plan.reader, self.mask)
         walk = Walk(self.plan.reader, activations, block, self.plan.bias)
-        numbers = layer_norms(self.plan, walk, maps=self.keep != "mixing_ratio")
+        numbers = layer_norms(self.plan, walk, maps=self.maps)
         whole = collected(self.plan, [numbers], activations)
         if callable(self.keep):
             self.kept[block.layer] = self.keep(whole)
         else:
-            self._attention[block.layer] = whole.attention[0]
+            self._attention_ratio[block.layer] = whole.attention_mixing_ratio()[0]
+            if self.keep == "maps":
+                self._attention[block.layer] = whole.attention[0]
             self._layers[block.layer] = numbers.without_pattern()
         self._activations = activations.emptied()
         self._tensors[block.layer] = {}

@@ -56,9 +56,13 @@ def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
 
 
 def collected(
-    plan: Plan, layers: list[LayerNorms], activations: Activations, attention: Tensor | None = None
+    plan: Plan,
+    layers: list[LayerNorms],
+    activations: Activations,
+    attention: Tensor | None = None,
+    attention_ratio: Tensor | None = None,
 ) -> BlockNorms:
-    """The layers as one result; `attention` (Attn-W) in place of the patterns where those are not kept."""
+    """The layers as one result; Attn-W and its mixing ratio in place of the patterns where those are not kept."""
     has_batch, mask = activations.has_batch, activations.mask
     kept = [scope for scope in plan.scopes if all(scope in layer.maps for layer in layers)]
     return BlockNorms(
@@ -67,7 +71,9 @@ def collected(
         maps={scope: stacked([layer.maps[scope] for layer in layers], has_batch) for scope in kept},
         mixing_ratios={scope: stacked([layer.ratios[scope] for layer in layers], has_batch) for scope in plan.scopes},
         value_norms=stacked([layer.value_norms for layer in layers], has_batch),
-        patterns=None if attention is not None else tuple(_unbatched(layer.pattern, has_batch) for layer in layers),
+        patterns=None
+        if attention_ratio is not None
+        else tuple(_unbatched(layer.pattern, has_batch) for layer in layers),
         error={scope: torch.tensor([layer.errors[scope] for layer in layers]) for scope in plan.scopes},
         processing=plan.processing,
         skipped=plan.skipped,
@@ -76,6 +82,7 @@ def collected(
         chain=plan.chain,
         sketch=plan.sketch,
         kept_attention=attention,
+        kept_attention_ratio=attention_ratio,
     )
 
 

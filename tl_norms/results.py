@@ -73,7 +73,7 @@ class BlockNorms(Mapping[str, Tensor]):
         mask: True where a position is real, [batch pos], or None
         chain: all scopes this model has
         sketch: random directions used for the scopes with `ff`, None if they are exact
-        kept_attention: Attn-W, where the patterns were not kept
+        kept_attention, kept_attention_ratio: Attn-W and its mixing ratio, where the patterns were not kept
     """
 
     scopes: tuple[str, ...]
@@ -90,6 +90,7 @@ class BlockNorms(Mapping[str, Tensor]):
     chain: tuple[str, ...]
     sketch: int | None = None
     kept_attention: Tensor | None = None
+    kept_attention_ratio: Tensor | None = None
 
     __eq__ = object.__eq__  # maps are tensors: two results are the same only if they are one
 
@@ -150,7 +151,8 @@ class BlockNorms(Mapping[str, Tensor]):
     def attention(self) -> Float[Tensor, "layer *batch query key"]:
         """Attn-W: the attention weights, averaged over heads."""
         if self.patterns is None:
-            assert self.kept_attention is not None
+            if self.kept_attention is None:
+                raise UnknownScopeError("Attn-W was not kept; record it with NormRecorder(model, keep='maps').")
             return self.kept_attention
         rows = [self._masked_pattern(pattern).mean(-3) for pattern in self.patterns]
         return torch.stack([row.to(rows[0].device) for row in rows])
@@ -168,8 +170,11 @@ class BlockNorms(Mapping[str, Tensor]):
         self, *, residual: bool = False, fill: float = 0.0
     ) -> Float[Tensor, "layer *batch query"]:
         """Mixing ratio by weights alone: 1 − α_ii of Attn-W, or half of it for AttnRes-W (`residual=True`)."""
-        attention = self.attention
-        ratio = attention.sum(-1) - attention.diagonal(dim1=-2, dim2=-1)
+        if self.patterns is None and self.kept_attention_ratio is not None:
+            ratio = self.kept_attention_ratio
+        else:
+            attention = self.attention
+            ratio = attention.sum(-1) - attention.diagonal(dim1=-2, dim2=-1)
         return self._filled(ratio / 2 if residual else ratio, fill)
 
     def standard_error(self, scope: str) -> Float[Tensor, "layer *batch query key"]:
