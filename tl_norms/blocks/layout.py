@@ -301,7 +301,7 @@ def _short_run(model: nn.Module, stack: str, disturbed: bool = False) -> Mapping
     try:
         with torch.no_grad(), _in_eval_mode(model), without_user_hooks(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the bridge names hooks that are switched off
-            outputs = [name for name in model.hook_dict if name.endswith("attn.o.hook_out") and disturbed]
+            outputs = [name for name in dict(model.hook_dict.items()) if name.endswith("attn.o.hook_out") and disturbed]
             with model.hooks(fwd_hooks=[(name, _disturb) for name in outputs]):
                 _, cache = model.run_with_cache(tokens, names_filter=lambda n: n.startswith(stack + "."), **extra)
     except Exception as error:  # whatever a model raises here, its layout cannot be read

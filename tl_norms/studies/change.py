@@ -94,7 +94,8 @@ class _CancellationStudy:
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Mergeable]:
         ids, options = arguments(model, batch)
         hooks = required_hooks(model, "all", self.layers)
-        _, cache = model.run_with_cache(ids, names_filter=hooks, **options)
+        lens: Any = model  # torch's stubs do not know it
+        _, cache = lens.run_with_cache(ids, names_filter=hooks, **options)
         found = cancellation_of(cache, layers=self.layers, mask=batch.mask, bias=self.bias, leave_out=0)
         rows = [*found.changes["all"].values(), found.output_norm, found.stream_norm]
         return {"change": Rows(index(batch), np.stack([numbers(row) for row in rows]).transpose(2, 0, 1))}

@@ -63,7 +63,8 @@ class Notebook:
         beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         try:
             with open(beside, "wb") as file:
-                np.savez(file, **facts, **partial.arrays())
+                arrays: dict[str, Any] = {**facts, **partial.arrays()}
+                np.savez(file, **arrays)
             os.replace(beside, self.path)
         finally:
             beside.unlink(missing_ok=True)
@@ -88,4 +89,5 @@ def model_fingerprint(model: nn.Module) -> str:
     for name, weight in sorted(model.state_dict().items()):
         first = weight.detach().flatten()[:16].to(torch.float64).cpu().numpy()
         digest.update(f"{name} {tuple(weight.shape)} ".encode() + first.tobytes())
-    return f"{type(model).__name__}, {model.cfg.n_layers} layers of {model.cfg.d_model}, weights {digest.hexdigest()}"
+    cfg: Any = model.cfg
+    return f"{type(model).__name__}, {cfg.n_layers} layers of {cfg.d_model}, weights {digest.hexdigest()}"

@@ -149,7 +149,7 @@ def masked(window: Window, tokenizer: Any, share: float, seed: int) -> Window:
     return replace(window, ids=tuple(ids))
 
 
-def _ids(model: nn.Module, item: Item) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+def _ids(model: Any, item: Item) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     content = item.content
     assert content is not None
     if not isinstance(content[0], str):
