@@ -38,6 +38,9 @@ def test_the_python_example_runs_and_prints_what_the_readme_shows(capsys):
     torch.testing.assert_close(names["vectors"][0, 0].norm(dim=-1), names["lengths"][3, 0, 4], rtol=1e-4, atol=1e-5)
     for result in (names["norms"], names["through_ff"]):
         assert max(float(error.max()) for error in result.error.values()) < 1e-5
+    assert torch.equal(names["norms"]["Attn-W"], names["norms"].attention)
+    weights = names["norms"].attention_mixing_ratio(residual=True)
+    assert torch.equal(names["norms"].mixing_ratio("AttnRes-W"), weights)
     recorder, study = others
     exec(compile(recorder, "README.md", "exec"), names)
     expected = names["norms"].mixing_ratio("attn_res")
