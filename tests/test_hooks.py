@@ -118,6 +118,17 @@ def test_an_edit_inside_a_block_is_not_passed_over(name, kind):
 
 
 @pytest.mark.parametrize(("name", "kind"), FEW)
+def test_the_first_scope_that_does_not_add_up_is_named(name, kind):
+    """An edit in front of the feed-forward is not blamed on the feed-forward."""
+    made = tiny.make(name, kind)
+    hook_name = next(n for n in tl_norms.required_hooks(made.model, "attn", [0]) if "out" in n)
+    with torch.no_grad(), made.model.hooks(fwd_hooks=[(hook_name, lambda tensor, hook: tensor / 2)]):
+        cache = made.cache()
+    with pytest.raises(tl_norms.DecompositionError, match="layer 0, scope 'attn'"):
+        tl_norms.block_norms(cache, "all")
+
+
+@pytest.mark.parametrize(("name", "kind"), FEW)
 def test_no_hook_stays_after_an_exception(name, kind):
     made = tiny.make(name, kind)
     before = n_hooks(made.model)

@@ -34,10 +34,10 @@ def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
     """Take the steps of one layer, check every scope, measure."""
     block = walk.block
     heads = walk.heads()
-    points = walk.points(plan.scopes, heads)
-    decomposed = {scope: points[block.point(scope)] for scope in plan.scopes}
-    errors = {scope: walk.error(scope, sources, plan.check) for scope, sources in decomposed.items()}
-    number, attention = block.attention()
+    decomposed, errors = {}, {}
+    for scope, sources, error in walk.decomposed(plan.scopes, heads, plan.check):
+        decomposed[scope], errors[scope] = sources, error
+    attention = block.attention()[1]
     shared = Shared(tuple(decomposed.values()))
     values = head_norms(shared.triangle(heads[0]))  # first: the scopes' own triangles come with it
     lengths = {}
@@ -51,7 +51,7 @@ def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
         errors=errors,
         value_norms=values,
         pattern=walk.activations.tensor(attention.pattern),
-        causal=points[number].causal,
+        causal=all(sources.causal for sources in decomposed.values()),
     )
 
 

@@ -288,8 +288,7 @@ def decompose(
     (block,), (resolved,) = plan.blocks, plan.scopes
     activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, mask)
     walk = Walk(plan.reader, activations, block, bias)
-    sources = walk.points(plan.scopes, walk.heads())[block.point(resolved)]
-    error = walk.error(resolved, sources, check)
+    ((_, sources, error),) = walk.decomposed(plan.scopes, walk.heads(), check)
     memory = free_memory(sources.own.device) if max_memory is None else max_memory
     return Decomposition(block.layer, resolved, error, sources, activations.has_batch, activations.mask, memory)
 

@@ -3,6 +3,7 @@
 This is where the two halves of the package meet: names and weights from `blocks`, mathematics from `linear`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -48,8 +49,13 @@ class Walk:
         output = _like(output, values)
         return Mixture(pattern, values, output.weight.unflatten(0, (pattern.shape[1], -1))), output.bias
 
-    def points(self, scopes: tuple[str, ...], heads: tuple[Mixture, Tensor | None]) -> dict[int, Sources]:
-        """Take the steps that the scopes need; the source vectors at every point made."""
+    def decomposed(
+        self, scopes: tuple[str, ...], heads: tuple[Mixture, Tensor | None], check: bool
+    ) -> Iterator[tuple[str, Sources, float]]:
+        """Take the steps that the scopes need: each scope with its source vectors and its error, as soon as it is made.
+
+        What does not add up is found before anything is built on it.
+        """
         points: dict[int, Sources] = {}
         if self.block.reads_stream(scopes):
             points[0] = steps.start(self.activations.vectors(self.block.stream))
@@ -59,7 +65,8 @@ class Walk:
                 points[number] = self._attend(step.operation, *heads)
             else:
                 points[number] = self._take(step.operation, points[step.reads], points)
-        return points
+            if step.scope in scopes:
+                yield step.scope, points[number], self.error(step.scope, points[number], check)
 
     def _attend(self, operation: Attention, mixture: Mixture, bias: Tensor | None) -> Sources:
         gate = self.activations.gate(operation, mixture.values)

@@ -75,8 +75,8 @@ class BridgeReader:
         if closest is None or least > 0.05:
             raise UnsupportedArchitectureError(
                 f"{name} ({type(unwrap(mlp)).__name__}): no elementwise activation function of the model explains its "
-                f"output (closest: off by {least:.1e}), so integrated gradients have no closed form here. Ask for "
-                f"scopes without 'ff': tl_norms.block_norms(cache)."
+                f"output (closest: off by {least:.1e}): either a hook edited this block during the run, or integrated "
+                f"gradients have no closed form here. Ask for scopes without 'ff': tl_norms.block_norms(cache)."
             )
         return closest
 
