@@ -121,7 +121,8 @@ def test_an_edit_inside_a_block_is_not_passed_over(name, kind):
 def test_the_first_scope_that_does_not_add_up_is_named(name, kind):
     """An edit in front of the feed-forward is not blamed on the feed-forward."""
     made = tiny.make(name, kind)
-    hook_name = next(n for n in tl_norms.required_hooks(made.model, "attn", [0]) if "out" in n)
+    hooks = tl_norms.required_hooks(made.model, "attn", [0])
+    hook_name = next(n for n in hooks if n.endswith(("attn.o.hook_out", "hook_attn_out")))
     with torch.no_grad(), made.model.hooks(fwd_hooks=[(hook_name, lambda tensor, hook: tensor / 2)]):
         cache = made.cache()
     with pytest.raises(tl_norms.DecompositionError, match="layer 0, scope 'attn'"):
