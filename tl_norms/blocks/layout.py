@@ -49,12 +49,9 @@ class _Reading:
         ]
         self.chain = Chain()
         # OpenAI-GPT's blocks return a list, which no hook sees: the next block's input is the same tensor
-        self.out_name, self.out = "hook_out", trace("hook_out")
+        self.out, self.out_truth = trace("hook_out"), trace.truth("hook_out")
         if self.out is None and following:
-            self.out = following[0]("hook_in")
-        self.out_truth = (
-            trace.truth("hook_out") if trace("hook_out") is not None or not following else following[0].truth("hook_in")
-        )
+            self.out, self.out_truth = following[0]("hook_in"), following[0].truth("hook_in")
 
     def block(self) -> Block | None:
         attention = next((n for n in ("attn", "self_attn") if n in self.children), None)
@@ -74,7 +71,7 @@ class _Reading:
         at = self._step(
             read_attention(self.children[attention], self.trace, attention), 0, "attn", f"{attention}.o.hook_out"
         )
-        at, scope, branch, _ = self._norm_behind(at, "attn", branch)
+        at, scope, branch = self._norm_behind(at, "attn", branch)
         self._feed_forward(at, scope, branch, attention)
         return Block(self.layer, f"{self.trace.prefix}.hook_in", tuple(self.chain.steps))
 
@@ -137,7 +134,7 @@ class _Reading:
             streams.append((inner, into))
         scope += "_ff"
         at, hidden, _ = self._hidden(names, inner, scope)
-        at, scope, hidden, behind = self._norm_behind(at, scope, hidden)
+        at, scope, hidden = self._norm_behind(at, scope, hidden)
         self._leave(at, scope + "_res", hidden, streams)
 
     def _leave(self, at: int, scope: str, hidden: Tensor, streams: list[tuple[int, Tensor]]) -> None:
@@ -184,15 +181,15 @@ class _Reading:
             )
         return at, total, tuple(hooks)
 
-    def _norm_behind(self, at: int, scope: str, value: Tensor) -> tuple[int, str, Tensor, str | None]:
+    def _norm_behind(self, at: int, scope: str, value: Tensor) -> tuple[int, str, Tensor]:
         """A norm between a branch and its sum (sandwich and post-norm layouts), if there is one."""
         name = next((n for n in self.norms if same(self.trace(f"{n}.hook_in"), value)), None)
         if name is None:
-            return at, scope, value, None
+            return at, scope, value
         scope += "_ln"
         normed = self.trace(f"{name}.hook_out")
         assert normed is not None
-        return self._norm(name, at, scope), scope, normed, name
+        return self._norm(name, at, scope), scope, normed
 
     def _norm(self, name: str, reads: int, scope: str | None) -> int:
         truth = self.trace.truth(f"{name}.hook_out")
@@ -213,11 +210,8 @@ class _Reading:
         if abs(fitted - 1) < 1e-4:
             return 1.0
         known = float_attributes(unwrap(self.module), getattr(self.model.original_model, "config", None))
-        return (
-            min(known, key=lambda value: abs(value - fitted), default=fitted)
-            if any(abs(value - fitted) < 1e-4 * abs(fitted) for value in known)
-            else fitted
-        )
+        nearest = min(known, key=lambda value: abs(value - fitted), default=fitted)
+        return nearest if abs(nearest - fitted) < 1e-4 * abs(fitted) else fitted
 
     def _refuse_hidden_attention(self) -> None:
         """A layer whose attention is inside an opaque module is refused, not reported as a layer without attention."""
