@@ -4,6 +4,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cross import (
+        cross_norms,
+    )
     from .errors import (
         AttentionPatternError,
         DecompositionError,
@@ -38,7 +41,9 @@ if TYPE_CHECKING:
     )
     from .results import (
         BlockNorms,
+        CrossNorms,
         Decomposition,
+        MixingShares,
     )
 
 __version__ = "0.1.0"
@@ -46,12 +51,14 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionPatternError",
     "BlockNorms",
+    "CrossNorms",
     "Decomposition",
     "DecompositionError",
     "MaskError",
     "MemoryBudgetError",
     "MissingActivationError",
     "MissingExtraError",
+    "MixingShares",
     "NonFiniteError",
     "NormRecorder",
     "NotACacheError",
@@ -63,6 +70,7 @@ __all__ = [
     "UnsupportedArchitectureError",
     "WeightProcessingWarning",
     "block_norms",
+    "cross_norms",
     "decompose",
     "extend_cache",
     "ffn_maps",
@@ -75,6 +83,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "cross_norms": "cross",
     "AttentionPatternError": "errors",
     "DecompositionError": "errors",
     "MaskError": "errors",
@@ -102,7 +111,9 @@ _HOME = {
     "value_vectors": "norms",
     "weighted_value_norms": "norms",
     "BlockNorms": "results",
+    "CrossNorms": "results",
     "Decomposition": "results",
+    "MixingShares": "results",
 }
 
 

@@ -40,7 +40,7 @@ class NormRecorder:
 
     Args:
         model: a TransformerBridge, HookedTransformer or HookedEncoder
-        scopes, layers, mask, stack, bias, max_memory, sketch, check: as for `block_norms`
+        scopes, layers, mask, source_mask, stack, bias, max_memory, sketch, check: as for `block_norms`
         keep: "maps" keeps what `block_norms` returns, except the attention patterns (Attn-W stays);
             "mixing_ratio" computes no maps at all; a function of one layer's BlockNorms keeps what it returns, in
             `recorder.kept[layer]`, and nothing else
@@ -64,6 +64,7 @@ class NormRecorder:
         layers: Layers = None,
         *,
         mask: Tensor | None = None,
+        source_mask: Tensor | None = None,
         keep: Keep = "maps",
         maps: bool = True,
         stack: str | None = None,
@@ -76,7 +77,7 @@ class NormRecorder:
             raise RecorderError(
                 f"keep is {keep!r}; expected 'maps', 'mixing_ratio' or a function of one layer's norms."
             )
-        self.model, self.mask, self.keep = model, mask, keep
+        self.model, self.mask, self.source_mask, self.keep = model, mask, source_mask, keep
         self.maps = maps and keep != "mixing_ratio"
         self.plan = Plan.of(model, scopes, layers, stack, bias=bias, max_memory=max_memory, sketch=sketch, check=check)
         self._waiting: dict[str, list[Block]] = {}
@@ -180,7 +181,7 @@ class NormRecorder:
 
     def _finish(self, block: Block) -> None:
         """All activations of a block are here: compute, keep what was asked, let them go."""
-        activations = Activations(self._tensors[block.layer], True, self.plan.reader, self.mask)
+        activations = Activations(self._tensors[block.layer], True, self.plan.reader, self.mask, self.source_mask)
         walk = Walk(self.plan.reader, activations, block, self.plan.bias)
         numbers = layer_norms(self.plan, walk, maps=self.maps)
         whole = collected(self.plan, [numbers], activations)
@@ -201,6 +202,7 @@ def run_with_norms(
     scopes: Scopes = None,
     layers: Layers = None,
     mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
     stack: str | None = None,
     bias: Bias = "player",
     max_memory: int | None = None,
@@ -213,7 +215,7 @@ def run_with_norms(
     Args:
         model: the model
         *model_args, **model_kwargs: what the model is called with
-        mask: attention mask, [batch pos]; the model is run with it too unless it is given one of its own
+        mask, source_mask: attention masks, as for `block_norms`; the model is run with them too, unless given its own
         scopes, layers, stack, bias, max_memory, sketch, check: as for `block_norms`
 
     Returns:
@@ -231,17 +233,22 @@ def run_with_norms(
         scopes,
         layers,
         mask=mask,
+        source_mask=source_mask,
         stack=stack,
         bias=bias,
         max_memory=max_memory,
         sketch=sketch,
         check=check,
     )
-    if mask is not None:
+    decoder = recorder.plan.blocks[0].cross() is not None
+    if decoder and mask is not None and hasattr(model, "original_model"):
+        model_kwargs.setdefault("decoder_attention_mask", torch.as_tensor(mask))
+    attention_mask = source_mask if decoder else mask
+    if attention_mask is not None:
         parameters = inspect.signature(model.forward).parameters
         name = next((n for n in ("attention_mask", "one_zero_attention_mask") if n in parameters), None)
         if name is not None:
-            model_kwargs.setdefault(name, torch.as_tensor(mask))
+            model_kwargs.setdefault(name, torch.as_tensor(attention_mask))
     with recorder:
         output = model(*model_args, **model_kwargs)
     return output, recorder.norms

@@ -20,6 +20,7 @@ class LayerNorms:
     layer: int
     maps: dict[str, Tensor]
     ratios: dict[str, Tensor]
+    shares: dict[str, Tensor]
     errors: dict[str, float]
     value_norms: Tensor
     pattern: Tensor | None
@@ -35,10 +36,10 @@ def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
     block = walk.block
     heads = walk.heads()
     decomposed, errors = {}, {}
-    for scope, sources, error in walk.decomposed(plan.scopes, heads, plan.check):
+    for scope, sources, error in walk.decomposed(plan.scopes, plan.check, heads):
         decomposed[scope], errors[scope] = sources, error
     attention = block.attention()[1]
-    shared = Shared(tuple(decomposed.values()))
+    shared = Shared.of(tuple(decomposed.values()))
     values = head_norms(shared.triangle(heads[0]))  # first: the scopes' own triangles come with it
     lengths = {}
     for scope, sources in decomposed.items() if maps else ():
@@ -48,6 +49,7 @@ def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
         layer=block.layer,
         maps=lengths,
         ratios={scope: sources.mixing_ratio() for scope, sources in decomposed.items()},
+        shares={scope: sources.shares() for scope, sources in decomposed.items() if sources.cross is not None},
         errors=errors,
         value_norms=values,
         pattern=walk.activations.tensor(attention.pattern),
@@ -63,7 +65,8 @@ def collected(
     attention_ratio: Tensor | None = None,
 ) -> BlockNorms:
     """The layers as one result; Attn-W and its mixing ratio in place of the patterns where those are not kept."""
-    has_batch, mask = activations.has_batch, activations.mask
+    has_batch, mask, source_mask = activations.has_batch, activations.mask, activations.source_mask
+    crossed = [scope for scope in plan.scopes if scope in layers[0].shares]
     kept = [scope for scope in plan.scopes if all(scope in layer.maps for layer in layers)]
     return BlockNorms(
         scopes=plan.scopes,
@@ -79,6 +82,14 @@ def collected(
         skipped=plan.skipped,
         causal=all(layer.causal for layer in layers),
         mask=mask if mask is None or has_batch else mask[0],
+        source_mask=source_mask if source_mask is None or has_batch else source_mask[0],
+        boundary=layers[0].value_norms.shape[-1] if crossed else None,
+        shares={
+            scope: torch.stack(
+                [stacked([layer.shares[scope][part] for layer in layers], has_batch) for part in range(3)]
+            )
+            for scope in crossed
+        },
         chain=plan.chain,
         sketch=plan.sketch,
         kept_attention=attention,

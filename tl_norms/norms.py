@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .blocks.activations import Activations, check_cache
+from .errors import UnknownScopeError
 from .layers import collected, layer_norms, stacked
 from .linear.factors import head_norms, triangles
 from .linear.maps import free_memory
@@ -155,6 +156,7 @@ def block_norms(
     *,
     layers: Layers = None,
     mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
     stack: str | None = None,
     bias: Bias = "player",
     max_memory: int | None = None,
@@ -173,7 +175,8 @@ def block_norms(
         scopes: one scope, several, "all", or None: all up to and including the attention block
         layers: one layer, several, or None for all
         mask: attention mask, [batch pos], True or 1 at real tokens; needed if the batch is padded
-        stack: which stack of blocks, "encoder" for that of an encoder-decoder; None for the only one
+        source_mask: in a decoder with cross-attention, the encoder's attention mask, [batch pos]
+        stack: which stack of blocks: "decoder" (the default) or "encoder" of an encoder-decoder; None for the only one
         bias: how the feed-forward treats biases, see `ffn_maps`
         max_memory: bytes that scopes with `ff` may use beyond their result; None for half of what is free
         sketch: estimate maps of scopes with `ff` from this many random directions, see `ffn_maps`
@@ -194,7 +197,7 @@ def block_norms(
     """
     check_cache(cache)
     plan = Plan.of(cache.model, scopes, layers, stack, bias=bias, max_memory=max_memory, sketch=sketch, check=check)
-    activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, mask)
+    activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, mask, source_mask)
     layers_ = [layer_norms(plan, Walk(plan.reader, activations, block, bias)) for block in plan.blocks]
     return collected(plan, layers_, activations)
 
@@ -204,6 +207,7 @@ def ffn_maps(
     *,
     layers: Layers = None,
     mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
     stack: str | None = None,
     bias: Bias = "player",
     max_memory: int | None = None,
@@ -216,7 +220,7 @@ def ffn_maps(
     gets (z_ij (g(u_i) - g(0)) / u_i) W_out, with the corresponding closed form for gated feed-forwards.
 
     Args:
-        cache, layers, mask, max_memory, check: as for `block_norms`
+        cache, layers, mask, source_mask, stack, max_memory, check: as for `block_norms`
         bias: "player": the biases move along the path like a source of their own, whose share goes to the remainder:
             tokens share g(u) in proportion to their part of the whole pre-activation.
             "fixed": the biases stay and the path starts from them: tokens share g(u) - g(bias), all that they changed.
@@ -228,6 +232,7 @@ def ffn_maps(
         BlockNorms of the scopes with `ff` and the one before them.
 
     Raises:
+        UnknownScopeError: the model has no feed-forward.
         UnsupportedArchitectureError: an activation that is not elementwise, or weights that cannot be read.
         MemoryBudgetError: max_memory is below one pair. Otherwise as `block_norms`.
 
@@ -237,12 +242,18 @@ def ffn_maps(
     """
     check_cache(cache)
     chain = chain_of(reader_of(cache.model, stack))
-    first = next(n for n, scope in enumerate(chain) if "ff" in scope.split("_"))
+    first = next((n for n, scope in enumerate(chain) if "ff" in scope.split("_")), None)
+    if first is None:
+        raise UnknownScopeError(
+            f"{type(cache.model).__name__} has no feed-forward; its chain is {', '.join(chain)}. "
+            f"Call tl_norms.block_norms(cache)."
+        )
     return block_norms(
         cache,
         chain[max(first - 1, 0) :],
         layers=layers,
         mask=mask,
+        source_mask=source_mask,
         stack=stack,
         bias=bias,
         max_memory=max_memory,
@@ -258,6 +269,7 @@ def decompose(
     scope: str,
     *,
     mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
     stack: str | None = None,
     bias: Bias = "player",
     max_memory: int | None = None,
@@ -271,7 +283,7 @@ def decompose(
         cache: an ActivationCache
         layer: its number, negative from the end
         scope: a scope of the model, or a paper's name for it
-        mask, bias, max_memory, check: as for `block_norms`
+        mask, source_mask, stack, bias, max_memory, check: as for `block_norms`
 
     Returns:
         Decomposition: `.vectors(query, key)` [batch query key d_model], `.remainder` and `.total()`
@@ -286,19 +298,35 @@ def decompose(
     check_cache(cache)
     plan = Plan.of(cache.model, scope, layer, stack, bias=bias)
     (block,), (resolved,) = plan.blocks, plan.scopes
-    activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, mask)
+    activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, mask, source_mask)
     walk = Walk(plan.reader, activations, block, bias)
-    ((_, sources, error),) = walk.decomposed(plan.scopes, walk.heads(), check)
+    ((_, sources, error),) = walk.decomposed(plan.scopes, check)
     memory = free_memory(sources.own.device) if max_memory is None else max_memory
-    return Decomposition(block.layer, resolved, error, sources, activations.has_batch, activations.mask, memory)
+    return Decomposition(
+        block.layer,
+        resolved,
+        error,
+        sources,
+        activations.has_batch,
+        activations.mask,
+        memory,
+        activations.source_mask,
+    )
 
 
-def extend_cache(cache, scopes: Scopes = None, *, mask: Tensor | None = None, stack: str | None = None):
+def extend_cache(
+    cache,
+    scopes: Scopes = None,
+    *,
+    mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    stack: str | None = None,
+):
     """A new cache that also holds the maps, under TransformerLens-style names.
 
     Args:
         cache: an ActivationCache; its entries are shared, not copied, and it is not changed
-        scopes, mask: as for `block_norms`
+        scopes, mask, source_mask, stack: as for `block_norms`
 
     Returns:
         ActivationCache with "blocks.{layer}.hook_norm_{scope}" [batch query key] and
@@ -310,8 +338,8 @@ def extend_cache(cache, scopes: Scopes = None, *, mask: Tensor | None = None, st
     Example:
         >>> tl_norms.extend_cache(cache).stack_activation("norm_attn_res").shape    # doctest: +SKIP
     """
-    norms = block_norms(cache, scopes, mask=mask, stack=stack)
-    prefix = f"{stack}_blocks" if stack else "blocks"
+    norms = block_norms(cache, scopes, mask=mask, source_mask=source_mask, stack=stack)
+    prefix = reader_of(cache.model, stack).stack
     entries = dict(cache.cache_dict)
     for scope in norms.scopes:
         for row, layer in enumerate(norms.layers):

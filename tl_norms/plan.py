@@ -73,8 +73,15 @@ def reader_of(model: nn.Module, stack: str | None = None) -> Reader:
         return BridgeReader(model, chosen)
     if hasattr(model, "blocks") and hasattr(model, "cfg"):
         return HookedReader(model)
+    if hasattr(model, "encoder") and hasattr(model, "decoder") and hasattr(model, "cfg"):
+        if stack not in (None, "encoder", "decoder"):
+            raise UnsupportedArchitectureError(
+                f"{type(model).__name__} has no stack {stack!r}; it has 'decoder' and 'encoder'."
+            )
+        return HookedReader(model, stack or "decoder")
     raise UnsupportedArchitectureError(
-        f"expected a TransformerBridge, HookedTransformer or HookedEncoder, got {type(model).__name__}. "
+        f"expected a TransformerBridge, HookedTransformer, HookedEncoder or HookedEncoderDecoder, "
+        f"got {type(model).__name__}. "
         f"Boot it: TransformerBridge.boot_transformers(name)."
     )
 

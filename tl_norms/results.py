@@ -1,7 +1,7 @@
 """What the functions return: frozen dataclasses of plain tensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,6 +42,8 @@ def resolve_scope(name: str, scopes: tuple[str, ...]) -> str:
     candidates = PAPER_NAMES.get(name, ())
     if name == "ATB" and not is_post_norm(scopes):
         candidates = ("attn_res",)
+    if name == "cross":  # cross-attention itself, whatever stands in front of it
+        candidates = tuple(scope for scope in scopes if scope.endswith("_cross"))
     for candidate in candidates:
         if candidate in scopes:
             return candidate
@@ -74,6 +76,10 @@ class BlockNorms(Mapping[str, Tensor]):
         chain: all scopes this model has
         sketch: random directions used for the scopes with `ff`, None if they are exact
         kept_attention, kept_attention_ratio: Attn-W and its mixing ratio, where the patterns were not kept
+        boundary: in the decoder of an encoder-decoder, the number of its own positions: behind cross-attention the key
+            axis has those first, then the encoder's; None elsewhere
+        source_mask: True where a position of the encoder is real, [batch pos], or None
+        shares: scope -> the three parts of `mixing_shares`, [part layer batch query]
     """
 
     scopes: tuple[str, ...]
@@ -91,6 +97,9 @@ class BlockNorms(Mapping[str, Tensor]):
     sketch: int | None = None
     kept_attention: Tensor | None = None
     kept_attention_ratio: Tensor | None = None
+    boundary: int | None = None
+    source_mask: Tensor | None = None
+    shares: dict[str, Tensor] = field(default_factory=dict)
 
     __eq__ = object.__eq__  # maps are tensors: two results are the same only if they are one
 
@@ -135,6 +144,32 @@ class BlockNorms(Mapping[str, Tensor]):
         if scope in _WEIGHT_NAMES:
             return self.attention_mixing_ratio(residual=scope == "AttnRes-W", fill=fill)
         return self._filled(self.mixing_ratios[self._computed(scope)], fill)
+
+    def mixing_shares(self, scope: str) -> "MixingShares":
+        """The mixing ratio behind cross-attention, split: the own position, the target's context, the source.
+
+            own = ‖v_ii‖ / n,   context = ‖Σ_{j≠i} v_ij‖ / n,   source = ‖Σ_s v_is‖ / n,   n the sum of the three
+
+        j runs over the decoder's positions, s over the encoder's. (The mixing ratio itself takes the length of the sum
+        of context and source, which is shorter than the sum of their lengths.)
+
+        Args:
+            scope: a scope behind cross-attention
+
+        Returns:
+            MixingShares, three tensors [layer batch query] between 0 and 1 that add up to 1; 0 at padded queries.
+
+        Raises:
+            UnknownScopeError: the scope was not computed, or there is no cross-attention in it.
+
+        Example:
+            >>> norms.mixing_shares("attn_res_ln_cross_res").source.mean()      # doctest: +SKIP
+        """
+        resolved = self._computed(scope)
+        if resolved not in self.shares:
+            has = f"ask for one of {', '.join(self.shares)}" if self.shares else "no scope of this result has any"
+            raise UnknownScopeError(f"scope {resolved!r} has no cross-attention in it; {has}.")
+        return MixingShares(*(self._filled(part, 0.0) for part in self.shares[resolved]))
 
     @property
     def head_norms(self) -> Float[Tensor, "layer *batch head query key"]:
@@ -192,6 +227,8 @@ class BlockNorms(Mapping[str, Tensor]):
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row per layer, text, query and scope: mixing ratio, completeness error and strongest source.
 
+        In a decoder with cross-attention, `strongest_in` says whether that is a token of the target or the source.
+
         Raises:
             MissingExtraError: pandas is not installed.
         """
@@ -220,10 +257,12 @@ class BlockNorms(Mapping[str, Tensor]):
                 "query": query.tolist(),
                 "mixing_ratio": ratio[layer, batch, query].tolist(),
                 "strongest_source": strongest.tolist(),
+                "strongest_in": [self._sequence(key) for key in strongest.tolist()],
                 "strongest_norm": lengths[layer, batch, query, strongest].tolist(),
                 "error": self.error[scope].cpu()[layer].tolist(),
             }
-            parts.append(pandas.DataFrame(columns if has_batch else {k: v for k, v in columns.items() if k != "batch"}))
+            absent = (() if has_batch else ("batch",)) + (() if self.boundary is not None else ("strongest_in",))
+            parts.append(pandas.DataFrame({name: rows for name, rows in columns.items() if name not in absent}))
         return pandas.concat(parts, ignore_index=True)
 
     def __repr__(self) -> str:
@@ -237,10 +276,16 @@ class BlockNorms(Mapping[str, Tensor]):
             mean = float(ratio[:, keep].mean()) if self.mask is not None else float(ratio.mean())
             worst = float(self.error[scope].max()) if scope in self.error else float("nan")
             lines.append(f"  {scope:24} mixing ratio {mean:6.1%}   completeness error {worst:.1e}")
+        if self.boundary is not None:
+            lines.append(f"  keys behind cross-attention: {self.boundary} target tokens, then the source's")
         if self.skipped:
             lines.append(f"  layers without attention, skipped: {', '.join(map(str, self.skipped))}")
         lines.append(f"  weight processing: {', '.join(self.processing) or 'none'}")
         return "\n".join(lines)
+
+    def _sequence(self, key: int) -> str:
+        """Which sequence a key belongs to, in a decoder; its number counts on from the target's."""
+        return "source" if self.boundary is not None and key >= self.boundary else "target"
 
     def _computed(self, scope: str) -> str:
         resolved = resolve_scope(scope, self.chain)
@@ -265,6 +310,57 @@ class BlockNorms(Mapping[str, Tensor]):
         return ratio.masked_fill(~self.mask.to(ratio.device), fill)
 
 
+@dataclass(frozen=True, eq=False)
+class MixingShares:
+    """Where a decoder's vectors come from, as shares of three lengths that add up to 1.
+
+    Attributes:
+        own: the position itself, [layer batch query]
+        context: the other positions of the target
+        source: the positions of the encoder
+    """
+
+    own: Float[Tensor, "layer *batch query"]
+    context: Float[Tensor, "layer *batch query"]
+    source: Float[Tensor, "layer *batch query"]
+
+
+@dataclass(frozen=True, eq=False)
+class CrossNorms:
+    """Cross-attention by norms: queries are positions of the decoder, keys those of the encoder.
+
+    Attributes:
+        layers: the layer numbers along the first axis
+        attention: α, the cross-attention weights per head, [layer batch head query key]
+        head_norms: ‖αf(x)‖, what each head moves, [layer batch head query key]
+        norms: ‖Σ_h αf(x)‖, the length of what all heads move together, [layer batch query key]
+        value_norms: ‖f(x)‖, [layer batch head key]
+        error: relative error of Σ_s Σ_h αf(x) + b_O against the model's activation, [layer]
+        mask: True where a position of the encoder is real, [batch key], or None
+        target_mask: the same for the decoder, [batch query]
+    """
+
+    layers: tuple[int, ...]
+    attention: Float[Tensor, "layer *batch head query key"]
+    norms: Float[Tensor, "layer *batch query key"]
+    value_norms: Float[Tensor, "layer *batch head key"]
+    error: Float[Tensor, " layer"]
+    mask: Tensor | None = None
+    target_mask: Tensor | None = None
+
+    @property
+    def head_norms(self) -> Float[Tensor, "layer *batch head query key"]:
+        """‖αf(x)‖ = α ‖f(x)‖ per head, made when asked for."""
+        return self.attention * self.value_norms[..., None, :]
+
+    def __repr__(self) -> str:
+        axes = "layer batch query key" if self.norms.ndim == 4 else "layer query key"
+        return (
+            f"CrossNorms, {len(self.layers)} layers, norms {list(self.norms.shape)} [{axes}], "
+            f"completeness error {float(self.error.max()):.1e}"
+        )
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Decomposition:
     """The source vectors of one layer and scope, formed only when asked for.
@@ -282,24 +378,42 @@ class Decomposition:
     has_batch: bool
     mask: Tensor | None
     max_memory: int
+    source_mask: Tensor | None = None
+
+    @property
+    def boundary(self) -> int | None:
+        """In a decoder behind cross-attention: the number of its own positions, which come first among the keys."""
+        return None if self.sources.cross is None else self.sources.own.shape[1]
 
     def vectors(
         self, query: int | slice | None = None, key: int | slice | None = None
     ) -> Float[Tensor, "*batch query key d_model"]:
         """v_ij for the queries and keys asked for (an int keeps its axis, of length one)."""
-        n = self.sources.own.shape[1]
-        queries, keys = _as_slice(query, n), _as_slice(key, n)
+        queries, keys = _as_slice(query, self.sources.own.shape[1]), _as_slice(key, self.sources.n_keys)
         rows = [self.sources.vectors(b, queries, keys) for b in range(len(self.sources.own))]
-        return self._out(self._zeroed(self._zeroed(torch.stack(rows), queries, 1), keys, 2))
+        vectors = _emptied(torch.stack(rows), self.mask, queries, 1)
+        return self._out(_emptied(vectors, self._key_mask, keys, 2))
+
+    @property
+    def _key_mask(self) -> Tensor | None:
+        """Which keys are real, those of the encoder included."""
+        if self.sources.cross is None or (self.mask is None and self.source_mask is None):
+            return self.mask
+        sizes = self.sources.own.shape[1], self.sources.cross.n_keys
+        parts = [
+            torch.ones(len(self.sources.own), size, dtype=torch.bool) if mask is None else mask.cpu()
+            for mask, size in zip((self.mask, self.source_mask), sizes, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
 
     @property
     def remainder(self) -> Float[Tensor, "*batch query d_model"]:
         """What belongs to no source: biases and betas, and their share of each later step."""
-        return self._out(self._zeroed(self.sources.rest, slice(None), 1))
+        return self._out(_emptied(self.sources.rest, self.mask, slice(None), 1))
 
     def total(self) -> Float[Tensor, "*batch query d_model"]:
         """sum_j v_ij + r_i, which is the model's own activation."""
-        return self._out(self._zeroed(self.sources.total, slice(None), 1))
+        return self._out(_emptied(self.sources.total, self.mask, slice(None), 1))
 
     def norms(self) -> Float[Tensor, "*batch query key"]:
         """|v_ij| for all pairs, without forming them where a factor can tell."""
@@ -313,16 +427,18 @@ class Decomposition:
         shape = list(self.remainder.shape)
         return f"Decomposition(layer={self.layer}, scope={self.scope!r}, total {shape}, error {self.error:.1e})"
 
-    def _zeroed(self, value: Tensor, positions: slice, axis: int) -> Tensor:
-        if self.mask is None:
-            return value
-        keep = self.mask.to(value.device)[:, positions]
-        shape = [len(keep), *[1] * (value.ndim - 1)]
-        shape[axis] = keep.shape[1]
-        return value.masked_fill(~keep.reshape(shape), 0)
-
     def _out(self, value: Tensor) -> Tensor:
         return value if self.has_batch else value[0]
+
+
+def _emptied(value: Tensor, mask: Tensor | None, positions: slice, axis: int) -> Tensor:
+    """Zero at padded positions along one axis; axis 0 is the batch."""
+    if mask is None:
+        return value
+    keep = mask.to(value.device)[:, positions]
+    shape = [len(keep), *[1] * (value.ndim - 1)]
+    shape[axis] = keep.shape[1]
+    return value.masked_fill(~keep.reshape(shape), 0)
 
 
 def _as_slice(index: int | slice | None, n: int) -> slice:

@@ -16,6 +16,7 @@ from .blocks.structure import (
     Affine,
     Attention,
     Block,
+    CrossAttention,
     FeedForward,
     FeedForwardWeights,
     Norm,
@@ -41,28 +42,30 @@ class Walk:
     block: Block
     bias: steps.Bias = "player"
 
-    def heads(self) -> tuple[Mixture, Tensor | None]:
-        """The heads of one block before any sum, v_j W_O per head, and the output bias."""
-        step = self.block.attention()[1]
+    def heads(self, step: Attention | None = None) -> tuple[Mixture, Tensor | None]:
+        """The heads of self-attention, or of this step, before any sum: v_j W_O per head, and the output bias."""
+        step = step or self.block.attention()[1]
         output = self.reader.attention_output(step)
         pattern, values = self.activations.attention(step, output.weight.shape[0])
         output = _like(output, values)
         return Mixture(pattern, values, output.weight.unflatten(0, (pattern.shape[1], -1))), output.bias
 
     def decomposed(
-        self, scopes: tuple[str, ...], heads: tuple[Mixture, Tensor | None], check: bool
+        self, scopes: tuple[str, ...], check: bool, heads: tuple[Mixture, Tensor | None] | None = None
     ) -> Iterator[tuple[str, Sources, float]]:
         """Take the steps that the scopes need: each scope with its source vectors and its error, as soon as it is made.
 
-        What does not add up is found before anything is built on it.
+        What does not add up is found before anything is built on it. `heads` are those of self-attention, if known.
         """
         points: dict[int, Sources] = {}
         if self.block.reads_stream(scopes):
             points[0] = steps.start(self.activations.vectors(self.block.stream))
         for number in self.block.needed(scopes):
             step = self.block.steps[number - 1]
-            if isinstance(step.operation, Attention):
-                points[number] = self._attend(step.operation, *heads)
+            if isinstance(step.operation, CrossAttention):
+                points[number] = steps.attend_across(*self.heads(step.operation))
+            elif isinstance(step.operation, Attention):
+                points[number] = self._attend(step.operation, *(heads or self.heads()))
             else:
                 points[number] = self._take(step.operation, points[step.reads], points)
             if step.scope in scopes:
@@ -131,7 +134,7 @@ class Walk:
         if truth is None:
             return float("nan")
         total, found = sources.total, self.activations.truth(truth)
-        sizes = [part.norm(dim=-1) for part in (sources.off, sources.own, sources.rest)]
+        sizes = [part.norm(dim=-1) for part in (sources.others, sources.own, sources.rest)]
         if truth.through is not None:  # compare a few of the neurons it is mapped to
             projection = _like(self.reader.projection(truth.through), total)
             weight, columns = projection.weight[:, :_COLUMNS], slice(0, _COLUMNS)

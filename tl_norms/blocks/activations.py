@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import AttentionPatternError, MaskError, MissingActivationError, NonFiniteError, NotACacheError
 from .attention_layout import arrange_values, gate_values
-from .structure import Attention, Reader, Truth
+from .structure import Attention, CrossAttention, Reader, Truth
 
 _EXACT = {torch.float64: torch.float64}  # everything else is computed in float32
 
@@ -15,15 +15,25 @@ _EXACT = {torch.float64: torch.float64}  # everything else is computed in float3
 class Activations:
     """The tensors of a cache, or of a run under way, read for one analysis."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], has_batch: bool, reader: Reader, mask: Tensor | None = None):
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        has_batch: bool,
+        reader: Reader,
+        mask: Tensor | None = None,
+        source_mask: Tensor | None = None,
+    ):
         self._tensors, self._reader = tensors, reader
         self.has_batch = bool(has_batch)
         self.coarsest = torch.float64  # the least exact dtype met: tolerances follow it
         self.mask = None if mask is None else self._checked_mask(mask)
+        self.source_mask = None if source_mask is None else self._checked_mask(source_mask)
 
     def emptied(self) -> "Activations":
         """The same without its tensors: axes and mask only."""
-        return Activations({}, self.has_batch, self._reader, self.mask)
+        emptied = Activations({}, self.has_batch, self._reader)
+        emptied.mask, emptied.source_mask = self.mask, self.source_mask
+        return emptied
 
     def _checked_mask(self, mask: Tensor) -> Tensor:
         mask = torch.as_tensor(mask)
@@ -58,12 +68,12 @@ class Activations:
 
     def vectors(self, hook: str) -> Tensor:
         """[batch pos ...] with padded positions zero."""
-        return self._clean(self.tensor(hook), hook)
+        return self._clean(self.tensor(hook), hook, self.mask)
 
-    def _clean(self, value: Tensor, hook: str) -> Tensor:
+    def _clean(self, value: Tensor, hook: str, mask: Tensor | None) -> Tensor:
         value = value.to(_EXACT.get(value.dtype, torch.float32))
-        if self.mask is not None:
-            mask = self._fitting_mask(value.shape[0], value.shape[1], value.device)
+        if mask is not None:
+            mask = _fitting(mask, value.shape[0], value.shape[1], value.device)
             value = value.masked_fill(~mask.reshape(*mask.shape, *[1] * (value.ndim - 2)), 0)
         # a sum is finite unless a part is not (or it overflows): cheaper than looking at every number
         if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
@@ -74,20 +84,11 @@ class Activations:
             )
         return value
 
-    def _fitting_mask(self, batch: int, positions: int, device: torch.device) -> Tensor:
-        assert self.mask is not None
-        if tuple(self.mask.shape) != (batch, positions):
-            raise MaskError(
-                f"the mask has shape {list(self.mask.shape)}, the cache {[batch, positions]}; "
-                f"pass the attention_mask the model was run with."
-            )
-        return self.mask.to(device)
-
     def real(self, like: Tensor) -> Tensor:
         """Which positions are not padding, [batch pos], for a tensor [batch pos ...]."""
         if self.mask is None:
             return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
-        return self._fitting_mask(like.shape[0], like.shape[1], like.device)
+        return _fitting(self.mask, like.shape[0], like.shape[1], like.device)
 
     def truth(self, truth: Truth) -> Tensor:
         """The activation that a truth names."""
@@ -103,9 +104,12 @@ class Activations:
         pattern = self.tensor(step.pattern)
         pattern = pattern.to(_EXACT.get(pattern.dtype, torch.float32))
         n_batch, n_heads, n_queries, n_keys = pattern.shape
+        keys = self.source_mask if isinstance(step, CrossAttention) else self.mask
         if self.mask is not None:
-            mask = self._fitting_mask(n_batch, n_keys, pattern.device)
+            mask = _fitting(self.mask, n_batch, n_queries, pattern.device)
             pattern = pattern.masked_fill(~mask[:, None, :, None], 0)
+        if keys is not None:
+            mask = _fitting(keys, n_batch, n_keys, pattern.device)
             hidden = pattern.masked_fill(mask[:, None, None, :], 0)
             if float(hidden.max()) > 1e-4:
                 raise MaskError(
@@ -119,11 +123,21 @@ class Activations:
                 f"otherwise load the model in float32."
             )
         values = arrange_values(step, self.tensor(step.values), n_heads, d_in // n_heads)
-        return pattern, self._clean(values, step.values)
+        return pattern, self._clean(values, step.values, keys)
 
     def gate(self, step: Attention, like: Tensor) -> Tensor | None:
         """The factor of the mixed values, [b q h d_head] or [b q h 1], if there is one."""
         return None if step.gate is None else gate_values(step.gate, self.vectors(step.gate.hook), like)
+
+
+def _fitting(mask: Tensor, batch: int, positions: int, device: torch.device) -> Tensor:
+    if tuple(mask.shape) != (batch, positions):
+        raise MaskError(
+            f"the mask has shape {list(mask.shape)}, the cache {[batch, positions]}; "
+            f"pass the attention_mask the model was run with (of a decoder: mask= for its own positions, "
+            f"source_mask= for the encoder's)."
+        )
+    return mask.to(device)
 
 
 def check_cache(cache) -> None:

@@ -16,8 +16,8 @@ from .structure import Attention, Gate
 from .trace import Trace, distance, rounding, same
 
 
-def read_attention(module: nn.Module, trace: Trace, name: str) -> Attention:
-    """The attention step of a block; its plainest form if the short run cannot tell (the cache will)."""
+def read_attention(module: nn.Module, trace: Trace, name: str, kind: type[Attention] = Attention) -> Attention:
+    """An attention step of a block; its plainest form if the short run cannot tell (the cache will)."""
     at = f"{trace.prefix}.{name}"
     pattern, mixed = trace(f"{name}.hook_pattern"), trace(f"{name}.o.hook_in")
     values = f"{name}.v.hook_out"
@@ -28,7 +28,7 @@ def read_attention(module: nn.Module, trace: Trace, name: str) -> Attention:
         heads_first = found is not None and mixed is not None and found.ndim == 4 and found.shape[1] != mixed.shape[1]
     if trace(values) is None:
         values = f"{name}.v_norm.hook_out"
-    plain = Attention(at, f"{at}.hook_pattern", f"{trace.prefix}.{values}", heads_first, output=f"{at}.o.hook_out")
+    plain = kind(at, f"{at}.hook_pattern", f"{trace.prefix}.{values}", heads_first, output=f"{at}.o.hook_out")
     eager = getattr(getattr(unwrap(module), "config", None), "_attn_implementation", None) == "eager"
     if pattern is None and eager:
         raise UnsupportedArchitectureError(

@@ -9,8 +9,9 @@ from torch.nn import functional
 
 from ..errors import UnsupportedArchitectureError
 from .experts import is_mixture, read_mixture
-from .layout import read_layout, without_user_hooks
+from .layout import read_layout
 from .modules import activations, affine, float_attributes, is_elementwise, norm_forms, unwrap
+from .short_run import without_user_hooks
 from .structure import Affine, Attention, Block, FeedForward, FeedForwardWeights, Norm, NormForm
 from .trace import distance
 

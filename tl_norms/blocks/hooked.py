@@ -1,10 +1,25 @@
-"""HookedTransformer and HookedEncoder (TransformerLens 2 and 3): their blocks are known from the configuration."""
+"""The classes of TransformerLens itself (2 and 3): HookedTransformer, HookedEncoder, HookedEncoderDecoder.
+
+Their blocks are known from the configuration.
+"""
 
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
 from .modules import is_elementwise
-from .structure import Add, Affine, Attention, Block, Chain, FeedForward, FeedForwardWeights, Norm, NormForm, Truth
+from .structure import (
+    Add,
+    Affine,
+    Attention,
+    Block,
+    Chain,
+    CrossAttention,
+    FeedForward,
+    FeedForwardWeights,
+    Norm,
+    NormForm,
+    Truth,
+)
 
 try:
     from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
@@ -17,14 +32,34 @@ _NORMS = ("LN", "LNPre", "RMS", "RMSPre")
 class HookedReader:
     """Reads the classes of TransformerLens itself."""
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self, model: nn.Module, stack: str = "blocks"):
+        self.model, self.stack = model, stack
         self.cfg = model.cfg
 
     def blocks(self) -> tuple[Block | None, ...]:
-        encoder = type(self.model.blocks[0]).__name__ == "BertBlock"
-        read = self._post_norm if encoder else self._pre_norm
-        return tuple(read(layer) for layer in range(len(self.model.blocks)))
+        blocks = getattr(self.model, self.stack)
+        readers = {"BertBlock": self._post_norm, "T5Block": self._t5}
+        read = readers.get(type(blocks[0]).__name__, self._pre_norm)
+        return tuple(read(layer) for layer in range(len(blocks)))
+
+    def _t5(self, layer: int) -> Block:
+        """HookedEncoderDecoder: pre-norm; in the decoder, cross-attention between attention and feed-forward."""
+        at = f"{self.stack}.{layer}."
+        decoder = hasattr(self._find(at), "cross_attn")
+        chain = Chain()
+        attn = chain.add(self._attention(at), 0, "attn", Truth((at + "hook_attn_out",)))
+        mid, scope, norm = chain.add(Add(0), attn, "attn_res", Truth((at + "hook_resid_mid",))), "attn_res", "ln2"
+        if decoder:
+            crossed = CrossAttention(at + "cross_attn", at + "cross_attn.hook_pattern", at + "cross_attn.hook_v")
+            scope, norm = scope + "_cross", "ln3"
+            cross = chain.add(crossed, 0, scope, Truth((at + "hook_cross_attn_out",)))
+            scope += "_res"
+            mid = chain.add(Add(mid), cross, scope, Truth((at + "hook_resid_mid_cross",)))
+        scope += "_ln"
+        inner = self._norm_in_front(chain, at, mid, scope, norm)
+        ff = chain.add(FeedForward(at + "mlp"), inner, scope + "_ff", Truth((at + "hook_mlp_out",)))
+        chain.add(Add(mid), ff, scope + "_ff_res", Truth((at + "hook_resid_post",)))
+        return Block(layer, at + "hook_resid_pre", tuple(chain.steps))
 
     def _post_norm(self, layer: int) -> Block:
         """HookedEncoder: attn . res . ln1 . ff . res . ln2."""
@@ -77,13 +112,13 @@ class HookedReader:
             chain.add(Add(mid), hidden, scope + "_res", resid_post)
         return Block(layer, at + "hook_resid_pre", tuple(chain.steps))
 
-    def _norm_in_front(self, chain: Chain, at: str, reads: int, scope: str | None) -> int:
-        """ln2: its output has no hook (hook_normalized is taken before the gain), but its image under W_in has."""
+    def _norm_in_front(self, chain: Chain, at: str, reads: int, scope: str | None, name: str = "ln2") -> int:
+        """The feed-forward's: no hook behind it (hook_normalized is before the gain), but behind W_in there is."""
         if self.cfg.normalization_type is None:
             return reads
         hooked = hasattr(self._find(at + "mlp"), "hook_pre")
         truth = Truth((at + "mlp.hook_pre",), through=at + "mlp") if hooked else None
-        return chain.add(Norm(at + "ln2", None), reads, scope, truth)
+        return chain.add(Norm(at + name, None), reads, scope, truth)
 
     def _attention(self, at: str) -> Attention:
         return Attention(at + "attn", at + "attn.hook_pattern", at + "attn.hook_v")

@@ -6,21 +6,16 @@ one whose input equals x a pre-norm. So five tokens are run once per model, and 
 which tensors are sums of which. The result is names and numbers only; weights are read afresh for every cache.
 """
 
-import warnings
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
 from .attention_layout import read_attention
 from .modules import float_attributes, unwrap
-from .structure import Add, Block, Chain, FeedForward, Norm, Truth
+from .short_run import telling_run
+from .structure import Add, Block, Chain, CrossAttention, FeedForward, Norm, Truth
 from .trace import Trace, combination, same
 
-_TOKENS = 5
 _FEED_FORWARDS = ("mlp", "moe", "shared_mlp", "feed_forward")
 
 
@@ -28,9 +23,7 @@ _FEED_FORWARDS = ("mlp", "moe", "shared_mlp", "feed_forward")
 def read_layout(model: nn.Module, stack: str) -> tuple[Block | None, ...]:
     """The blocks of one stack of a bridge, None for a layer without attention."""
     modules = list(getattr(model, stack))
-    tensors = _short_run(model, stack)
-    if _attention_is_silent(stack, len(modules), tensors):  # then a sum with it and one without look alike
-        tensors = _short_run(model, stack, disturbed=True)
+    tensors = telling_run(model, stack)
     traces = [Trace(f"{stack}.{layer}", tensors) for layer in range(len(modules))]
     return tuple(
         _Reading(model, block, layer, traces[layer], traces[layer + 1 : layer + 2]).block()
@@ -65,31 +58,88 @@ class _Reading:
                 "its input" if stream is None else f"{attention}.o.hook_out (its attention has no output projection)"
             )
             raise self._refused(f"TransformerLens does not expose {missing}")
-        if "cross_attn" in self.children:
-            raise self._refused("it has cross-attention, and decoders of encoder-decoders are not analysed")
         self.stream = stream
         at = self._step(
             read_attention(self.children[attention], self.trace, attention), 0, "attn", f"{attention}.o.hook_out"
         )
         at, scope, branch = self._norm_behind(at, "attn", branch)
-        self._feed_forward(at, scope, branch, attention)
+        base = (0, stream)
+        if "cross_attn" in self.children:
+            at, scope, branch, base = self._cross_attention(at, scope, branch)
+        self._feed_forward(at, scope, branch, base)
         return Block(self.layer, f"{self.trace.prefix}.hook_in", tuple(self.chain.steps))
 
-    def _feed_forward(self, at: int, scope: str, branch: Tensor, attention: str) -> None:
-        names = [n for n in _FEED_FORWARDS if n in self.children]
-        into_name, into = self.trace.first(
-            *(f"{n}{part}" for n in names for part in (".hook_in", ".in.hook_in", ".gate.hook_in"))
-        )
-        if not names or into is None:
+    def _cross_attention(self, at: int, scope: str, branch: Tensor) -> tuple[int, str, Tensor, tuple[int, Tensor]]:
+        """The stream plus attention, and cross-attention: its point, scope and value, and the stream it is added to.
+
+        A norm in front of cross-attention acts on queries only, which the pattern holds: it is a step where the stream
+        itself goes on from it (post-norm), and none where it stands on the side (pre-norm).
+        """
+        name = "cross_attn"
+        into_name, into = self.trace.first(f"{name}.q.hook_in", f"{name}.hook_in")
+        crossed = self.trace(f"{name}.o.hook_out")
+        if into is None or crossed is None:
+            raise self._refused("its cross-attention does not expose its input and output")
+        in_front = self._norm_in_front(into)
+        read = into if in_front is None else self._read_by(in_front)
+        fitted = combination(read, [self.stream, branch])
+        if fitted is None:
+            raise self._refused("what its cross-attention reads is not its input plus its self-attention")
+        scope += "_res"
+        add = Add(0, self._snapped(fitted[1]), self._snapped(fitted[0]))
+        base = self._step(add, at, scope, into_name if in_front is None else f"{in_front}.hook_in"), read
+        behind = self._norm_of(crossed)
+        written = crossed if behind is None else self.trace(f"{behind}.hook_out")
+        following, _ = self._entered_feed_forward()
+        if following is None or written is None or combination(following, [read, written]) is None:
+            if in_front is not None:
+                scope += "_ln"
+                base = self._norm(in_front, base[0], scope), into
+        step = read_attention(self.children[name], self.trace, name, CrossAttention)
+        if step.gate is not None or step.inner_norm is not None:
+            raise self._refused("its cross-attention has a gate or a norm in front of its output projection")
+        scope += "_cross"
+        at, scope, crossed = self._norm_behind(self._step(step, 0, scope, f"{name}.o.hook_out"), scope, crossed)
+        return at, scope, crossed, base
+
+    def _feed_forward(self, at: int, scope: str, branch: Tensor, base: tuple[int, Tensor]) -> None:
+        read, in_front = self._entered_feed_forward()
+        if read is None:
             raise self._refused("no feed-forward of it exposes its input")
-        into = into.reshape(self.stream.shape) if into.numel() == self.stream.numel() else into
-        in_front = next((n for n in self.norms if same(self.trace(f"{n}.hook_out"), into)), None)
-        read = into if in_front is None else self.trace(f"{in_front}.hook_in")
-        assert read is not None
+        names = [n for n in _FEED_FORWARDS if n in self.children]
         if same(read, self.stream) and not same(read, self.stream + branch):
             self._parallel(at, scope, branch, names, in_front)
         else:
-            self._sequential(at, scope, branch, names, in_front, into_name, into, read, attention)
+            self._sequential(at, scope, branch, base, names, in_front, read)
+
+    def _entered_feed_forward(self) -> tuple[Tensor | None, str | None]:
+        """What the feed-forward reads from the stream, in front of its own norm; and that norm."""
+        _, into = self._into_feed_forward()
+        if into is None:
+            return None, None
+        in_front = self._norm_in_front(into)
+        return (into if in_front is None else self._read_by(in_front)), in_front
+
+    def _into_feed_forward(self) -> tuple[str, Tensor | None]:
+        """What enters the feed-forward itself, and its hook."""
+        names = [n for n in _FEED_FORWARDS if n in self.children]
+        name, into = self.trace.first(
+            *(f"{n}{part}" for n in names for part in (".hook_in", ".in.hook_in", ".gate.hook_in"))
+        )
+        if into is not None and into.numel() == self.stream.numel():
+            into = into.reshape(self.stream.shape)
+        return name, into
+
+    def _norm_in_front(self, into: Tensor) -> str | None:
+        return next((n for n in self.norms if same(self.trace(f"{n}.hook_out"), into)), None)
+
+    def _norm_of(self, value: Tensor) -> str | None:
+        return next((n for n in self.norms if same(self.trace(f"{n}.hook_in"), value)), None)
+
+    def _read_by(self, norm: str) -> Tensor:
+        read = self.trace(f"{norm}.hook_in")
+        assert read is not None
+        return read
 
     def _parallel(self, at: int, scope: str, branch: Tensor, names: list[str], in_front: str | None) -> None:
         """The feed-forward reads the block's input, like the attention; one sum of three."""
@@ -105,15 +155,26 @@ class _Reading:
         stream_scale, branch_scale = self._snapped(fitted[0]), self._snapped(fitted[1])
         self.chain.add(Add(0, branch_scale, stream_scale), at, scope + "_ff_res", self.out_truth)
 
-    def _sequential(self, at, scope, branch, names, in_front, into_name, into, read, attention) -> None:
+    def _sequential(
+        self,
+        at: int,
+        scope: str,
+        branch: Tensor,
+        base: tuple[int, Tensor],
+        names: list[str],
+        in_front: str | None,
+        read: Tensor,
+    ) -> None:
         """The feed-forward reads the sum of stream and attention, normed in front of it, behind it, or not."""
-        bases: list[tuple[int | None, Tensor]] = [(0, self.stream)]
-        pre = next((n for n in self.norms if same(self.trace(f"{n}.hook_in"), self.stream)), None)
+        into_name, into = self._into_feed_forward()
+        assert into is not None
+        bases: list[tuple[int | None, Tensor]] = [base]
+        pre = self._norm_of(self.stream)
         if pre is not None:  # BLOOM can take the residual behind the norm
             normed = self.trace(f"{pre}.hook_out")
             assert normed is not None
             bases.append((None, normed))
-        beside = [found for n in self.children if n not in (*names, attention) and (found := self._beside(n))]
+        beside = [found for n in self.children if n not in names and (found := self._beside(n))]
         sums = [(point, combination(read, [base, branch, *(value for _, value in beside)])) for point, base in bases]
         found = next(((point, fitted) for point, fitted in sums if fitted is not None), None)
         if found is None:
@@ -183,7 +244,7 @@ class _Reading:
 
     def _norm_behind(self, at: int, scope: str, value: Tensor) -> tuple[int, str, Tensor]:
         """A norm between a branch and its sum (sandwich and post-norm layouts), if there is one."""
-        name = next((n for n in self.norms if same(self.trace(f"{n}.hook_in"), value)), None)
+        name = self._norm_of(value)
         if name is None:
             return at, scope, value
         scope += "_ln"
@@ -234,73 +295,3 @@ def _kind(module: nn.Module) -> str:
 def _mixes(module: nn.Module) -> bool:
     """A branch beside the attention that mixes positions."""
     return any(word in _kind(module) for word in ("mixer", "mamba", "ssm", "conv", "deltanet"))
-
-
-@contextmanager
-def without_user_hooks(model: nn.Module) -> Iterator[None]:
-    """The user's own hooks neither fire nor change anything meanwhile; those the bridge is made of stay."""
-    points = {id(point): point for point in model.hook_dict.values()}.values()
-    saved = [(point, point._forward_hooks) for point in points]
-    for point, hooks in saved:
-        users = {handle.hook.id for handle in point.fwd_hooks if not _is_internal(handle)}
-        point._forward_hooks = OrderedDict((key, hook) for key, hook in hooks.items() if key not in users)
-    try:
-        yield
-    finally:
-        for point, hooks in saved:
-            point._forward_hooks = hooks
-
-
-def _is_internal(handle) -> bool:
-    """Whether the bridge itself placed a hook, to fire one hook point from another."""
-    function = getattr(handle, "user_hook", None)
-    return handle.is_permanent and (function is None or str(function.__module__).startswith("transformer_lens."))
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout, which would keep sums from being sums; every module's mode is put back."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _attention_is_silent(stack: str, n_layers: int, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether some attention writes nothing that its residual connection would show."""
-    for layer in range(n_layers):
-        trace = Trace(f"{stack}.{layer}", tensors)
-        stream, branch = trace("hook_in"), trace.first("attn.o.hook_out", "self_attn.o.hook_out")[1]
-        if stream is not None and branch is not None and same(stream, stream + branch):
-            return True
-    return False
-
-
-def _disturb(tensor: Tensor, hook: object) -> Tensor:
-    """Fixed numbers, as large as a typical activation, on what attention writes."""
-    steps = torch.arange(tensor.numel(), device=tensor.device, dtype=torch.float32).reshape(tensor.shape)
-    return tensor + (steps * steps * 0.7).sin().to(tensor.dtype)
-
-
-def _short_run(model: nn.Module, stack: str, disturbed: bool = False) -> Mapping[str, Tensor]:
-    """The activations of a few tokens, by name; `disturbed`, with something added to all attention outputs."""
-    size = int(getattr(model.cfg, "d_vocab", 0) or 0)
-    tokens = (torch.arange(_TOKENS) + 5) % size if size > 0 else torch.arange(_TOKENS)
-    tokens = tokens[None].to(next(model.parameters()).device)
-    extra = {"decoder_input": tokens} if hasattr(model, "decoder_blocks") else {}
-    try:
-        with torch.no_grad(), _in_eval_mode(model), without_user_hooks(model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the bridge names hooks that are switched off
-            outputs = [name for name in dict(model.hook_dict.items()) if name.endswith("attn.o.hook_out") and disturbed]
-            with model.hooks(fwd_hooks=[(name, _disturb) for name in outputs]):
-                _, cache = model.run_with_cache(tokens, names_filter=lambda n: n.startswith(stack + "."), **extra)
-    except Exception as error:  # whatever a model raises here, its layout cannot be read
-        raise UnsupportedArchitectureError(
-            f"{type(model.original_model).__name__} could not be run on {_TOKENS} tokens to read its layout "
-            f"({type(error).__name__}: {error})."
-        ) from error
-    return cache.cache_dict

@@ -7,6 +7,7 @@ layout; nothing here knows an architecture.
     post-LN    attn . res(0) . ln . ff . res(3) . ln
     pre-LN     attn . res(0) . ln . ff . res(2)
     parallel   attn . [ln(0) . ff] . their sum . res(0)
+    decoder    attn . res(0) . ln . cross . res(3) . ln . ff . res(6) . ln        of an encoder-decoder, post-LN
 """
 
 from collections.abc import Callable
@@ -62,6 +63,11 @@ class Attention:
     def hooks(self) -> tuple[str, ...]:
         names = (self.pattern, self.values)
         return names + ((self.gate.hook,) if self.gate else ()) + ((self.output,) if self.inner_norm else ())
+
+
+@dataclass(frozen=True)
+class CrossAttention(Attention):
+    """The same over the positions of another sequence: the values are those of the encoder's output."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +164,18 @@ class Block:
         )
 
     def attention(self) -> tuple[int, Attention]:
-        """The attention step and the number of its point."""
-        return next((n, s.operation) for n, s in enumerate(self.steps, start=1) if isinstance(s.operation, Attention))
+        """The self-attention step and the number of its point."""
+        return next((n, s.operation) for n, s in enumerate(self.steps, start=1) if type(s.operation) is Attention)
+
+    def cross(self) -> tuple[int, CrossAttention] | None:
+        """The cross-attention step and the number of its point, in the decoder of an encoder-decoder."""
+        found = ((n, s.operation) for n, s in enumerate(self.steps, start=1) if isinstance(s.operation, CrossAttention))
+        return next(found, None)
 
     def hooks(self, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        """The activations that these scopes need, each once."""
+        """The activations that these scopes need, each once; self-attention's always, for value norms and weights."""
         names = [self.stream] if self.reads_stream(scopes) else []
+        names += self.attention()[1].hooks
         for step in self._chosen(scopes):
             names += step.operation.hooks
             if step.scope in scopes and step.truth is not None:
@@ -220,6 +232,7 @@ class Reader(Protocol):
     """What a kind of model must tell: its blocks, and the weights behind their steps."""
 
     model: nn.Module
+    stack: str  # the attribute of the model that holds the blocks
 
     def blocks(self) -> tuple[Block | None, ...]:
         """One per layer; None for a layer without attention."""

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ..errors import MemoryBudgetError
 from . import factors
-from .sources import Mixture, Neurons, Sources
+from .sources import CrossSources, Mixture, Neurons, Sources
+
+Side = Sources | CrossSources  # keys of one sequence
 
 _CHUNK_BYTES = 24 << 20  # vectors alive at a time: what the cache holds and the allocator gives without fresh pages
 _PAIRS = (512, 4096)  # fewer make the matrix products slower, more do not make them faster
@@ -26,9 +28,15 @@ class Shared:
     `attn` and `attn_res` differ on the diagonal only; vectors formed for one of the `family` serve all of it.
     """
 
-    family: tuple[Sources, ...] = ()
+    family: tuple[Side, ...] = ()
     triangles: dict[int, Tensor] = field(default_factory=dict)
     lengths: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    cross: "Shared | None" = None  # the same for the keys of another sequence
+
+    @classmethod
+    def of(cls, family: tuple[Sources, ...]) -> "Shared":
+        cross = tuple(sources.cross for sources in family if sources.cross is not None)
+        return cls(family, cross=cls(cross) if cross else None)
 
     def triangle(self, mixture: Mixture) -> Tensor:
         if id(mixture) not in self.triangles:
@@ -43,8 +51,21 @@ class Shared:
 def source_norms(
     sources: Sources, *, max_memory: int, shared: Shared | None = None, sketch: int | None = None
 ) -> Tensor:
-    """|v_ij|, [b q k]; with `sketch`, an estimate for j != i where vectors would have to be formed."""
-    shared = shared or Shared()
+    """|v_ij|, [b q k], the keys of another sequence last.
+
+    With `sketch`, an estimate where vectors would have to be formed, except of the diagonal.
+    """
+    shared = shared or Shared.of((sources,))
+    lengths = _side_norms(sources, shared, max_memory, sketch).clone()
+    lengths.diagonal(dim1=-2, dim2=-1).copy_(sources.own.norm(dim=-1))
+    if sources.cross is None:
+        return lengths
+    assert shared.cross is not None
+    return torch.cat([lengths, _side_norms(sources.cross, shared.cross, max_memory, sketch)], dim=-1)
+
+
+def _side_norms(sources: Side, shared: Shared, max_memory: int, sketch: int | None) -> Tensor:
+    """|v_ij| for the keys of one sequence, [b q k]; the diagonal is not valid."""
     key = _key(sources)
     if key not in shared.lengths:
         if len(sources.terms) < 2 and not needs_vectors(sources):
@@ -58,31 +79,29 @@ def source_norms(
             else:
                 found = _sketched_norms(members, max_memory, sketch)
             shared.lengths |= zip(chosen, found, strict=True)
-    lengths = shared.lengths[key].clone()
-    lengths.diagonal(dim1=-2, dim2=-1).copy_(sources.own.norm(dim=-1))
-    return lengths
+    return shared.lengths[key]
 
 
-def _only(sources: Sources) -> Mixture | None:
+def _only(sources: Side) -> Mixture | None:
     """The mixture that is all there is of these sources, if it is one."""
     term = sources.terms[0] if len(sources.terms) == 1 else None
     return term if isinstance(term, Mixture) else None
 
 
-def _key(sources: Sources) -> tuple[int, ...]:
+def _key(sources: Side) -> tuple[int, ...]:
     return tuple(id(term) for term in sources.terms)
 
 
-def needs_vectors(sources: Sources) -> bool:
+def needs_vectors(sources: Side) -> bool:
     """Whether lengths cost a vector per pair: no factor serves once neurons are involved."""
     return any(isinstance(term, Neurons) for term in sources.terms)
 
 
-def _sketched_norms(family: tuple[Sources, ...], max_memory: int, size: int) -> list[Tensor]:
+def _sketched_norms(family: tuple[Side, ...], max_memory: int, size: int) -> list[Tensor]:
     """|v_ij| from `size` random projections of the last axis: |v S| / c is unbiased, S gaussian, c its mean length."""
     generator = torch.Generator().manual_seed(size)
-    own = family[0].own
-    directions = torch.randn(own.shape[-1], size, generator=generator, dtype=torch.float64).to(own)
+    like = family[0].off
+    directions = torch.randn(like.shape[-1], size, generator=generator, dtype=torch.float64).to(like)
     projected = {id(t): t.mapped(lambda weight: weight @ directions) for sources in family for t in sources.terms}
     family = tuple(replace(s, terms=tuple(projected[id(t)] for t in s.terms), image=None) for s in family)
     return [lengths / _mean_length(size) for lengths in _pairwise_norms(family, max_memory)]
@@ -98,31 +117,32 @@ def _mean_length(size: int) -> float:
     return math.sqrt(2) * math.exp(math.lgamma((size + 1) / 2) - math.lgamma(size / 2))
 
 
-def _factored_norms(sources: Sources, shared: Shared) -> Tensor:
+def _factored_norms(sources: Side, shared: Shared) -> Tensor:
     if sources.terms:
         (mixture,) = sources.terms
         assert isinstance(mixture, Mixture)
         return factors.mixture_norms(mixture, shared.triangle(mixture), causal=sources.causal)
-    n_batch, n_queries, _ = sources.own.shape
-    return sources.own.new_zeros(n_batch, n_queries, n_queries)
+    n_batch, n_queries, _ = sources.off.shape
+    return sources.off.new_zeros(n_batch, n_queries, n_queries)
 
 
-def _pairwise_norms(family: tuple[Sources, ...], max_memory: int) -> list[Tensor]:
+def _pairwise_norms(family: tuple[Side, ...], max_memory: int) -> list[Tensor]:
     """|v_ij| of every member, by forming the vectors of a few keys for all queries that see them."""
-    own = family[0].own
-    n_batch, n, _ = own.shape
+    like = family[0].off
+    n_batch, n, _ = like.shape
+    n_keys = family[0].terms[0].n_keys
     causal = all(sources.causal for sources in family)
-    at_once = _pairs_at_once(family, max_memory, own.element_size())
-    out = [own.new_zeros(n_batch, n, n) for _ in family]
+    at_once = _pairs_at_once(family, max_memory, like.element_size())
+    out = [like.new_zeros(n_batch, n, n_keys) for _ in family]
     rows = min(n, at_once)
     for b in range(n_batch):
         first_key = 0
-        while first_key < n:
+        while first_key < n_keys:
             seen = n - first_key if causal else n  # queries that see the first of these keys
             columns = max(1, at_once // min(seen, rows))
             if causal:  # pairs above the diagonal are waste
                 columns = min(columns, max(1, seen // 8))
-            keys = slice(first_key, min(first_key + columns, n))
+            keys = slice(first_key, min(first_key + columns, n_keys))
             for first in range(first_key if causal else 0, n, rows):
                 queries = slice(first, min(first + rows, n))
                 for lengths, found in zip(out, _lengths(family, b, queries, keys), strict=True):
@@ -131,7 +151,7 @@ def _pairwise_norms(family: tuple[Sources, ...], max_memory: int) -> list[Tensor
     return [lengths.tril_() for lengths in out] if causal else out
 
 
-def _lengths(family: tuple[Sources, ...], batch: int, queries: slice, keys: slice) -> Iterator[Tensor]:
+def _lengths(family: tuple[Side, ...], batch: int, queries: slice, keys: slice) -> Iterator[Tensor]:
     """[k q] for every member; each goes on from the vectors of the one before it where it can."""
     before, vectors = None, torch.empty(0)
     hidden: dict[tuple[int, int], Tensor] = {}
@@ -158,7 +178,7 @@ def _lengths(family: tuple[Sources, ...], batch: int, queries: slice, keys: slic
         before = sources
 
 
-def _pairs_at_once(family: tuple[Sources, ...], max_memory: int, element_size: int) -> int:
+def _pairs_at_once(family: tuple[Side, ...], max_memory: int, element_size: int) -> int:
     per_pair = element_size * max(sum(_width(term) for term in sources.terms) for sources in family)
     fixed = element_size * max(sum(_weights(term) for term in sources.terms) for sources in family)
     if max_memory < fixed + per_pair:

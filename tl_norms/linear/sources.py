@@ -10,11 +10,14 @@ where z^p is itself such a sum. A linear step is a scale per query and a linear 
 to W, once, and to three vectors per position (`off`, `own`, `rest`), so that totals, mixing ratios and completeness
 cost O(n d) and no pair is ever formed for them.
 
+Behind cross-attention a second sequence has put in vectors too: the same terms over other keys, kept beside the first.
+
 Axes: b batch, h head, q query, k key, d d_model (or any width in between), m d_mlp.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +33,10 @@ class Mixture:
     values: Tensor  # [b k h d_head]
     weight: Tensor  # [h d_head d]
     scale: Tensor | None = None  # [b q]
+
+    @property
+    def n_keys(self) -> int:
+        return self.pattern.shape[-1]
 
     def mapped(self, function: Linear) -> "Mixture":
         return replace(self, weight=function(self.weight))
@@ -63,6 +70,12 @@ class Mixture:
             off, own = off * self.scale[..., None], own * self.scale[..., None]
         return off, own
 
+    def sum(self) -> Tensor:
+        """sum_j v_ij over all keys, [b q d]."""
+        mixed = (self.pattern @ self.values.transpose(1, 2)).transpose(1, 2)  # [b q h d_head]
+        total = mixed.flatten(2) @ self.weight.flatten(0, 1)
+        return total if self.scale is None else total * self.scale[..., None]
+
 
 @dataclass(frozen=True)
 class Neurons:
@@ -73,6 +86,10 @@ class Neurons:
     weight: Tensor  # [m d]
     scale: Tensor | None = None  # [b q]
     rows: Tensor | None = None  # [b q]: the row of the coefficients, -1 where they are all zero (an expert not chosen)
+
+    @property
+    def n_keys(self) -> int:
+        return self.inputs[0][0].n_keys
 
     def mapped(self, function: Linear) -> "Neurons":
         return replace(self, weight=function(self.weight))
@@ -125,16 +142,47 @@ def pairs(terms: Terms, batch: int, queries: Queries, keys: slice) -> Tensor:
 
 
 @dataclass(frozen=True)
+class CrossSources:
+    """What the positions of another sequence have put in: v_is for every s of them. None of them is the own one.
+
+    Attributes:
+        terms: how to form v_is
+        off: sum_s v_is, [b q d]
+        image: the sources that these are a linear image of, if they are known
+    """
+
+    terms: Terms
+    off: Tensor
+    image: "Image | None" = None
+    causal: ClassVar[bool] = False
+
+    @property
+    def n_keys(self) -> int:
+        return self.terms[0].n_keys
+
+    def mapped(self, function: Linear) -> "CrossSources":
+        """The same after a linear function of the last axis."""
+        terms = tuple(term.mapped(function) for term in self.terms)
+        return CrossSources(terms, function(self.off), Image(self, function, None))
+
+    def scaled(self, scale: Tensor) -> "CrossSources":
+        """The same times one number per query, [b q]."""
+        terms = tuple(term.scaled(scale) for term in self.terms)
+        return CrossSources(terms, self.off * scale[..., None], _scaled(self.image, scale))
+
+
+@dataclass(frozen=True)
 class Sources:
-    """The decomposition of one activation: `off + own + rest` is the activation itself.
+    """The decomposition of one activation: `others + own + rest` is the activation itself.
 
     Attributes:
         terms: how to form v_ij for j != i (the diagonal of the terms is not used)
-        off: sum_{j != i} v_ij, [b q d]
+        off: sum_{j != i} v_ij over the positions of the same sequence, [b q d]
         own: v_ii, one vector: attention to self and the bypassed stream together, [b q d]
         rest: what belongs to no source (biases, betas), [b q d]
         causal: no source j > i exists
         image: the sources that these are a linear image of, if they are known
+        cross: what another sequence's positions have put in, behind cross-attention
     """
 
     terms: Terms
@@ -143,10 +191,21 @@ class Sources:
     rest: Tensor
     causal: bool = False
     image: "Image | None" = None
+    cross: CrossSources | None = None
+
+    @property
+    def others(self) -> Tensor:
+        """What all sources but the own position have put in, [b q d]."""
+        return self.off if self.cross is None else self.off + self.cross.off
 
     @property
     def total(self) -> Tensor:
-        return self.off + self.own + self.rest
+        return self.others + self.own + self.rest
+
+    @property
+    def n_keys(self) -> int:
+        """Positions of the same sequence, then those of the other."""
+        return self.own.shape[1] + (0 if self.cross is None else self.cross.n_keys)
 
     def mapped(self, function: Linear) -> "Sources":
         """The same after a linear function of the last axis."""
@@ -157,6 +216,7 @@ class Sources:
             own=function(self.own),
             rest=function(self.rest),
             image=Image(self, function, None),
+            cross=None if self.cross is None else self.cross.mapped(function),
         )
 
     def scaled(self, scale: Tensor) -> "Sources":
@@ -168,26 +228,42 @@ class Sources:
             off=self.off * column,
             own=self.own * column,
             rest=self.rest * column,
-            image=None if self.image is None or self.image.scale is not None else replace(self.image, scale=scale),
+            image=_scaled(self.image, scale),
+            cross=None if self.cross is None else self.cross.scaled(scale),
         )
 
     def mixing_ratio(self) -> Tensor:
-        """|off| / (|off| + |own|), [b q]; 0 where both vanish."""
-        off, own = self.off.norm(dim=-1), self.own.norm(dim=-1)
-        return off / (off + own).clamp_min(torch.finfo(off.dtype).tiny)
+        """|others| / (|others| + |own|), [b q]; 0 where both vanish."""
+        return self.lengths((self.others, self.own))[0]
+
+    def shares(self) -> Tensor:
+        """|own|, |off| and |cross| over their sum, [3 b q]; 0 where all vanish."""
+        cross = torch.zeros_like(self.off) if self.cross is None else self.cross.off
+        return self.lengths((self.own, self.off, cross))
+
+    @staticmethod
+    def lengths(parts: tuple[Tensor, ...]) -> Tensor:
+        """Each part's length over the sum of the lengths, [part b q]."""
+        sizes = torch.stack([part.norm(dim=-1) for part in parts])
+        return sizes / sizes.sum(0).clamp_min(torch.finfo(sizes.dtype).tiny)
 
     def vectors(self, batch: int, queries: slice, keys: slice) -> Tensor:
-        """v_ij with its diagonal, [q k d]."""
+        """v_ij with its diagonal, [q k d]; keys of the other sequence come behind those of this one."""
         n = self.own.shape[1]
-        n_queries, n_keys = len(range(*queries.indices(n))), len(range(*keys.indices(n)))
-        if self.terms:
-            block = pairs(self.terms, batch, queries, keys).transpose(0, 1)
-        else:
-            block = self.own.new_zeros(n_queries, n_keys, self.own.shape[-1])
-        for row, i in enumerate(range(*queries.indices(self.own.shape[1]))):
-            for column, j in enumerate(range(*keys.indices(self.own.shape[1]))):
-                if i == j:
-                    block[row, column] = self.own[batch, i]
+        numbers = torch.arange(self.n_keys, device=self.own.device)
+        rows, columns = numbers[:n][queries], numbers[keys]
+        near = slice(
+            *(min(int(edge), n) for edge in (keys.start or 0, self.n_keys if keys.stop is None else keys.stop))
+        )
+        block = self.own.new_zeros(len(rows), len(columns), self.own.shape[-1])
+        n_near = len(numbers[near])
+        if self.terms and n_near:
+            block[:, :n_near] = pairs(self.terms, batch, queries, near).transpose(0, 1)
+        if self.cross is not None and len(columns) > n_near:
+            far = slice(int(columns[n_near]) - n, int(columns[-1]) + 1 - n)
+            block[:, n_near:] = pairs(self.cross.terms, batch, queries, far).transpose(0, 1)
+        row, column = (rows[:, None] == columns).nonzero(as_tuple=True)
+        block[row, column] = self.own[batch, rows[row]]
         return block
 
 
@@ -195,7 +271,7 @@ class Sources:
 class Image:
     """v_ij = scale_i * function(that of other sources): whoever has formed those need not form these anew."""
 
-    of: Sources
+    of: Sources | CrossSources
     function: Linear
     scale: Tensor | None  # [b q]
 
@@ -203,3 +279,8 @@ class Image:
         """From pairs [k q d] to pairs."""
         vectors = self.function(vectors)
         return vectors if self.scale is None else vectors * self.scale[batch, queries, None]
+
+
+def _scaled(image: Image | None, scale: Tensor) -> Image | None:
+    """The image times one number per query; two such numbers are not kept track of."""
+    return None if image is None or image.scale is not None else replace(image, scale=scale)

@@ -2,6 +2,7 @@
 
     start        the stream enters: v_ii = x_i
     attend       v_ij = sum_h a^h_ij f^h(x_j),      rest = b_O
+    attend_across   the same from the positions of another sequence
     add          two decompositions of two summands
     normalise    v_ij -> (v_ij - mean v_ij) / s_i * gain,   rest -> the same + beta
     feed_forward integrated gradients of the activation, see `integrated`
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import integrated
-from .sources import Mixture, Neurons, Sources, Terms
+from .sources import CrossSources, Mixture, Neurons, Sources, Terms
 
 Bias = Literal["player", "fixed"]
 
@@ -62,6 +63,14 @@ def attend(
     return Sources(terms, off, own, rest, causal)
 
 
+def attend_across(mixture: Mixture, bias: Tensor | None) -> Sources:
+    """Attention to another sequence, [b h q s], with its pattern held: no position is its own source."""
+    off = mixture.sum()
+    zero = torch.zeros_like(off)
+    rest = zero if bias is None else bias.expand_as(off)
+    return Sources((), zero, zero, rest, causal=True, cross=CrossSources((mixture,), off))
+
+
 def _in_head_space(mixture: Mixture) -> Mixture:
     """The same mixture in front of the output projection: heads side by side, [h * d_head] wide."""
     n_heads, d_head, _ = mixture.weight.shape
@@ -89,7 +98,14 @@ def add(left: Sources, right: Sources) -> Sources:
         left.own + right.own,
         left.rest + right.rest,
         left.causal and right.causal,
+        cross=_added(left.cross, right.cross),
     )
+
+
+def _added(left: CrossSources | None, right: CrossSources | None) -> CrossSources | None:
+    if left is None or right is None:
+        return left or right
+    return CrossSources(left.terms + right.terms, left.off + right.off)
 
 
 def times(sources: Sources, factor: float) -> Sources:
@@ -185,14 +201,19 @@ def feed_forward(sources: Sources, full: Tensor, unit: Unit, bias: Bias = "playe
     sent = unit.sent()
     if unit.scale_in is not None:
         sources, full = sources.scaled(unit.scale_in), full * unit.scale_in[..., None]
-    off, own, rest, x = (v if sent is None else v[sent] for v in (sources.off, sources.own, sources.rest, full))
+
+    def gathered(vectors: Tensor) -> Tensor:
+        return vectors if sent is None else vectors[sent]
+
+    off, own, rest, x = (gathered(v) for v in (sources.off, sources.own, sources.rest, full))
     branches = (unit.into,) if unit.up is None else (unit.into, unit.up)
     still = [branch(rest) for branch in branches]  # [b q m], or [sent m]
     if bias == "player":
         step = [branch(x).double() for branch in branches]
         begin = [torch.zeros_like(u) for u in step]
     else:
-        step = [((off + own) @ branch.weight).double() for branch in branches]
+        tokens = gathered(sources.others) + own
+        step = [(tokens @ branch.weight).double() for branch in branches]
         begin = [u.double() for u in still]
     coefficients, base, end = _integrate(unit, begin, step)
     weight = unit.out.weight
@@ -211,13 +232,19 @@ def feed_forward(sources: Sources, full: Tensor, unit: Unit, bias: Bias = "playe
     def everywhere(vectors: Tensor) -> Tensor:
         return vectors if sent is None else full.new_zeros(full.shape).masked_scatter_(sent[..., None], vectors)
 
-    terms: Terms = ()
-    if sources.terms:
-        inputs = tuple(tuple(t.mapped(lambda w, b=b: w @ b.weight) for t in sources.terms) for b in branches)
-        rows = None if sent is None else torch.where(sent, sent.flatten().cumsum(0).view_as(sent) - 1, -1)
-        terms = (Neurons(inputs, tuple(coefficients), weight, rows=rows),)
+    rows = None if sent is None else torch.where(sent, sent.flatten().cumsum(0).view_as(sent) - 1, -1)
+    shares = tuple(coefficients)
+
+    def neurons(terms: Terms) -> Terms:
+        inputs = tuple(tuple(t.mapped(lambda w, b=b: w @ b.weight) for t in terms) for b in branches)
+        return (Neurons(inputs, shares, weight, rows=rows),) if terms else ()
+
+    cross = None
+    if sources.cross is not None:
+        cross = CrossSources(neurons(sources.cross.terms), everywhere(through(gathered(sources.cross.off))))
     rest = everywhere(Projection(weight, unit.out.bias)(base))
-    made = Sources(terms, everywhere(through(off)), everywhere(through(own)), rest, sources.causal)
+    off, own = everywhere(through(off)), everywhere(through(own))
+    made = Sources(neurons(sources.terms), off, own, rest, sources.causal, cross=cross)
     return made if unit.scale_out is None else made.scaled(unit.scale_out)
 
 

@@ -1,0 +1,84 @@
+"""Cross-attention by norms: what each encoder token moved into each decoder position."""
+
+import torch
+from torch import Tensor, nn
+
+from .blocks.activations import Activations, check_cache
+from .errors import UnsupportedArchitectureError
+from .layers import stacked
+from .linear.factors import head_norms, mixture_norms, triangles
+from .linear.sources import Mixture
+from .plan import Layers, Plan, chain_of, reader_of
+from .results import CrossNorms
+from .walk import Walk
+
+
+@torch.no_grad()
+def cross_norms(
+    cache,
+    *,
+    layers: Layers = None,
+    mask: Tensor | None = None,
+    target_mask: Tensor | None = None,
+    check: bool = True,
+) -> CrossNorms:
+    """The norms of cross-attention in the decoder of an encoder-decoder, per head and over all heads.
+
+    head_norms[i, s] = ‖α^h_is f^h(x_s)‖ and norms[i, s] = ‖Σ_h α^h_is f^h(x_s)‖, where x_s is the encoder's output at
+    position s, f^h(x) = (x W_V^h + b_V^h) W_O^h, and i a position of the decoder (Kobayashi et al. 2020, §5). In every
+    layer, Σ_s Σ_h α f(x) + b_O is compared with what cross-attention really wrote.
+
+    Args:
+        cache: an ActivationCache of an encoder-decoder: a TransformerBridge or a HookedEncoderDecoder
+        layers: one layer of the decoder, several, or None for all
+        mask: the encoder's attention mask, [batch source pos], True or 1 at real tokens; needed if the batch is padded
+        target_mask: the decoder's, [batch target pos]
+        check: raise if a layer does not add up; False keeps the error in the result only
+
+    Returns:
+        CrossNorms: `.head_norms`, `.attention` [layer batch head query key], `.norms` [layer batch query key],
+        `.value_norms` [layer batch head key], in the units of the residual stream; query = decoder, key = encoder.
+
+    Raises:
+        UnsupportedArchitectureError: the model has no cross-attention (it is not an encoder-decoder), or one that is
+            not understood.
+        AttentionPatternError: the cache has no cross-attention patterns.
+        DecompositionError, MissingActivationError, UnknownLayerError, MaskError, NonFiniteError, NotACacheError
+
+    Example:
+        >>> _, cache = model.run_with_cache(source, decoder_input=target)       # doctest: +SKIP
+        >>> tl_norms.cross_norms(cache).norms[3, 0]                             # doctest: +SKIP
+    """
+    check_cache(cache)
+    if not any(scope.endswith("_cross") for scope in chain_of(reader_of(cache.model))):
+        raise UnsupportedArchitectureError(
+            f"{_name(cache.model)} has no cross-attention: expected the cache of an encoder-decoder, such as Marian or "
+            f"T5. For self-attention call tl_norms.block_norms(cache)."
+        )
+    plan = Plan.of(cache.model, "cross", layers, None)
+    activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, target_mask, mask)
+    attention, norms, value_norms, errors = [], [], [], []
+    for block in plan.blocks:
+        walk = Walk(plan.reader, activations, block)
+        ((_, sources, error),) = walk.decomposed(plan.scopes, check)
+        assert sources.cross is not None
+        (mixture,) = sources.cross.terms
+        assert isinstance(mixture, Mixture)
+        triangle = triangles(mixture)
+        attention.append(mixture.pattern)
+        norms.append(mixture_norms(mixture, triangle, causal=False))
+        value_norms.append(head_norms(triangle))
+        errors.append(error)
+    return CrossNorms(
+        layers=tuple(block.layer for block in plan.blocks),
+        attention=stacked(attention, activations.has_batch),
+        norms=stacked(norms, activations.has_batch),
+        value_norms=stacked(value_norms, activations.has_batch),
+        error=torch.tensor(errors),
+        mask=mask,
+        target_mask=target_mask,
+    )
+
+
+def _name(model: nn.Module) -> str:
+    return type(getattr(model, "original_model", model)).__name__
