@@ -1,0 +1,30 @@
+"""The API reference has an entry for every public name."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+API = Path(__file__).parents[1] / "docs" / "api"
+PACKAGES = ("tl_norms", "tl_norms.metrics", "tl_norms.studies")
+
+
+def _documented() -> list[object]:
+    """What the pages show: objects, and all classes of a module that is shown whole."""
+    shown: list[object] = []
+    for page in API.glob("*.md"):
+        for path in re.findall(r"^::: ([\w.]+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            try:
+                shown += vars(importlib.import_module(path)).values()
+            except ImportError:
+                module, _, name = path.rpartition(".")
+                shown.append(getattr(importlib.import_module(module), name))
+    return shown
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_has_an_entry(package):
+    module = importlib.import_module(package)
+    shown = {id(value) for value in _documented()}
+    assert not [name for name in module.__all__ if id(getattr(module, name)) not in shown]
