@@ -1,0 +1,120 @@
+"""Maps of cross-attention with the links of a gold alignment drawn in."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .draw import Figure, drawn
+from .errors import PlotInputError
+from .maps import LENGTH, WEIGHT_NAMES, ScaleOf
+from .select import Numbers, Tokens, chosen_heads, chosen_layers, is_cross, one_text
+from .spec import Axis, Backend, Link, Maps, Panel, Scale, visible
+
+Links = Iterable[tuple[int, int]]
+
+
+def alignment_maps(
+    result: Any,
+    source: Tokens,
+    target: Tokens,
+    *,
+    sure: Links = (),
+    possible: Links = (),
+    predicted: Links = (),
+    layers: Numbers = None,
+    heads: Numbers | str = None,
+    weights: bool = False,
+    batch: int | None = None,
+    scale: ScaleOf = "panel",
+    columns: int | None = None,
+    backend: Backend = "plotly",
+) -> Figure:
+    """Cross-attention of a pair of sentences, with gold links outlined (Kobayashi et al. 2020, §5).
+
+    Args:
+        result: a CrossNorms, or one matrix [target source] of any kind, for instance with subwords merged into words
+        source, target: the words (or tokens) of the two sentences, as many as columns and rows
+        sure, possible: gold links (source, target), counted from 0; a link that is both is drawn as sure
+        predicted: links (source, target) that were extracted, drawn as circles
+        layers, batch, scale, columns, backend: as for `layer_maps`
+        heads: of a CrossNorms: None for all heads together, |sum_h alpha f(x)|; "all", one or several for a panel each
+        weights: True for attention weights, their mean over heads if heads is None
+        A matrix takes none of layers, heads, weights and batch.
+
+    Returns:
+        A Figure: rows are target positions, columns source positions. Solid outline: sure; dashed: possible.
+
+    Raises:
+        PlotInputError: a link outside the sentences, tokens that do not fit, or several texts and no `batch`.
+
+    Example:
+        >>> plot.alignment_maps(cross, source, target, sure={(0, 0), (2, 1)}, layers=3)  # doctest: +SKIP
+    """
+    if is_cross(result):
+        panels, rows, across = _of_result(result, source, target, layers, heads, weights, batch)
+    else:
+        if layers is not None or heads is not None or weights or batch is not None:
+            raise PlotInputError("one matrix is shown as it is: layers, heads, weights and batch are for a CrossNorms.")
+        panels, rows, across = _of_matrix(result, source, target)
+    certain = set(_checked(sure, rows, across, "sure"))
+    kinds = (
+        ("possible", tuple(link for link in _checked(possible, rows, across, "possible") if link not in certain)),
+        ("sure", tuple(sorted(certain))),
+        ("predicted", _checked(predicted, rows, across, "predicted")),
+    )
+    links = tuple((kind, found) for kind, found in kinds if found)
+    if scale not in ("figure", "panel"):
+        raise PlotInputError(f"scale is {scale!r}: expected 'figure' (one for all panels) or 'panel' (one each).")
+    name, one = WEIGHT_NAMES["Attn-W"] if weights else LENGTH, scale == "figure"
+    name = name if is_cross(result) else ""
+    scales = [Scale.of([value for _, value in panels], name)] if one else [Scale.of([v], name) for _, v in panels]
+    made = [Panel(title, v, rows, across, 0 if one else n, links) for n, (title, v) in enumerate(panels)]
+    return drawn(Maps(tuple(made), min(columns or 3, len(made)), tuple(scales)), backend)
+
+
+def _of_result(
+    result: Any, source: Tokens, target: Tokens, layers: Numbers, heads: Any, weights: bool, batch: int | None
+) -> tuple[list[tuple[str, np.ndarray]], Axis, Axis]:
+    places = chosen_layers(result, layers)
+    if heads is None:
+        value = result.attention.mean(-3) if weights else result.norms
+    else:
+        value = result.attention if weights else result.head_norms
+    text = one_text(result, value, 3 if heads is None else 4, target, batch=batch, keys=source)
+    found, across = text.map(value), text.key_axis(value.shape[-1])
+    across = Axis("source", across.tokens, across.positions)
+    rows = Axis("target", text.queries.tokens, text.queries.positions)
+    if heads is None:
+        return [(f"layer {result.layers[place]}", found[place]) for place in places], rows, across
+    wanted = chosen_heads(value.shape[-3], None if heads == "all" else heads)
+    return [(f"L{result.layers[p]}H{head}", found[p, head]) for p in places for head in wanted], rows, across
+
+
+def _of_matrix(matrix: Any, source: Tokens, target: Tokens) -> tuple[list[tuple[str, np.ndarray]], Axis, Axis]:
+    value = torch.as_tensor(matrix).detach().cpu().to(torch.float64).numpy()
+    axes = []
+    for name, words in (("target", target), ("source", source)):
+        if any(not isinstance(word, str) for word in words):
+            raise PlotInputError(f"{name} holds the words of one sentence, as strings.")
+        axes.append(Axis(name, tuple(visible(str(word)) for word in words), tuple(map(str, range(len(words))))))
+    if value.shape != (len(axes[0]), len(axes[1])):
+        raise PlotInputError(
+            f"expected a matrix [target source] of {len(axes[0])} by {len(axes[1])} words, found {list(value.shape)}."
+        )
+    return [("", value)], axes[0], axes[1]
+
+
+def _checked(links: Links, rows: Axis, across: Axis, what: str) -> tuple[Link, ...]:
+    """Links as (row, column), which is (target, source), sorted."""
+    found: set[Link] = set()
+    for link in links:
+        pair: Sequence[int] = tuple(link)
+        if len(pair) != 2 or not (0 <= pair[0] < len(across) and 0 <= pair[1] < len(rows)):
+            raise PlotInputError(
+                f"{what} link {pair} is outside the sentences: expected (source, target), source from 0 to "
+                f"{len(across) - 1}, target from 0 to {len(rows) - 1}."
+            )
+        found.add((pair[1], pair[0]))
+    return tuple(sorted(found))

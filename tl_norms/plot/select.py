@@ -1,0 +1,176 @@
+"""One text of a result: its numbers without padding, and the tokens at its axes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UnknownLayerError
+from .errors import PlotInputError
+from .spec import Axis, visible
+
+Tokens = Sequence[str] | Sequence[Sequence[str]]
+Numbers = int | Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class Text:
+    """Which text of a result, and what stands at its positions.
+
+    Attributes:
+        batch: its number, None if the result has no batch axis
+        queries: the real positions of the query axis
+        query_kept, source_kept: True at real positions, [pos]; of the encoder, or None
+        keys: the tokens of a longer key axis as they were given, or None
+        causal: no query sees a later key of its own sequence
+        own: the keys of a map are these queries first; False in cross-attention
+    """
+
+    batch: int | None
+    queries: Axis
+    query_kept: np.ndarray
+    source_kept: np.ndarray | None
+    keys: tuple[str, ...] | None
+    causal: bool
+    own: bool
+
+    def values(self, value: Tensor) -> np.ndarray:
+        """[layer *batch ...] without the batch axis, on the CPU."""
+        value = value.detach().cpu()
+        value = value if value.dtype in (torch.float32, torch.float64) else value.float()
+        return (value if self.batch is None else value[:, self.batch]).numpy()
+
+    def map(self, value: Tensor, diagonal: bool = True) -> np.ndarray:
+        """[layer *batch (head) query key] as [layer (head) query key]: padding dropped, nan where there is no pair."""
+        found = self.values(value).copy()
+        n = len(self.query_kept)
+        if self.own:
+            square = found[..., :n]
+            if self.causal:
+                square[..., np.triu(np.ones((n, n), bool), 1)] = np.nan
+            if not diagonal:
+                square[..., np.eye(n, dtype=bool)] = np.nan
+        return found[..., self.query_kept, :][..., self._kept(found.shape[-1])]
+
+    def key_axis(self, n: int) -> Axis:
+        """The keys of a map with `n` of them, padding not counted out yet."""
+        own = len(self.query_kept) if self.own else 0
+        if n == own:
+            return Axis("key", self.queries.tokens, self.queries.positions)
+        kept, keys = self._kept(n), self.keys
+        source = np.ones(n - own, bool) if self.source_kept is None else self.source_kept
+        if keys is None:
+            raise PlotInputError(
+                f"this map has {n} keys for {len(self.query_kept)} queries: pass keys=, the tokens of the encoder."
+            )
+        if own and len(keys) not in (n - own, int(source.sum())):
+            keys = keys[own:] if len(keys) == n else keys[len(self.queries) :]
+        words = _fitted(keys, source, "keys")
+        where = [str(place + own) + (f" (source {place})" if own else "") for place in np.flatnonzero(source)]
+        if not own:
+            return Axis("key", tuple(words), tuple(where))
+        return Axis("key", (*self.queries.tokens, *words), (*self.queries.positions, *where), int(kept[:own].sum()))
+
+    def _kept(self, n: int) -> np.ndarray:
+        own = self.query_kept if self.own else np.ones(0, bool)
+        source = np.ones(n - len(own), bool) if self.source_kept is None else self.source_kept
+        return own if n == len(own) else np.concatenate([own, source])
+
+
+def one_text(
+    result: Any, value: Tensor, ndim: int, tokens: Tokens, *, batch: int | None, keys: Tokens | None = None
+) -> Text:
+    """The text of `result` that a picture shows; `value` has `ndim` axes where there is no batch axis.
+
+    Raises:
+        PlotInputError: several texts and no `batch`, a text that does not exist, or tokens that do not fit.
+    """
+    has_batch, own = value.ndim > ndim, not is_cross(result)
+    batch = chosen_text(value.shape[1] if has_batch else None, batch)
+    mask = result.mask if own else getattr(result, "target_mask", None)
+    source_mask = getattr(result, "source_mask", None) if own else getattr(result, "mask", None)
+    kept, source_kept = _row(mask, batch), _row(source_mask, batch)
+    if kept is None:
+        kept = np.ones(value.shape[-2], bool)
+    words = _fitted(_of_text(tokens, batch), kept, "tokens")
+    queries = Axis("query", tuple(words), tuple(map(str, np.flatnonzero(kept))))
+    given = None if keys is None else tuple(_of_text(keys, batch))
+    return Text(batch, queries, kept, source_kept, given, bool(getattr(result, "causal", False)), own)
+
+
+def is_cross(result: Any) -> bool:
+    """Whether the queries of a result are the decoder's and its keys the encoder's."""
+    return hasattr(result, "norms") and hasattr(result, "attention")
+
+
+def chosen_text(n_texts: int | None, batch: int | None) -> int | None:
+    """The number of the text to show: the only one, or the one that was asked for."""
+    if n_texts is None:
+        if batch not in (None, 0):
+            raise PlotInputError(f"this result has no batch axis, so that there is no text {batch}: leave batch= out.")
+        return None
+    if batch is None:
+        if n_texts > 1:
+            raise PlotInputError(f"this result has {n_texts} texts: say which one, batch=0 to batch={n_texts - 1}.")
+        return 0
+    if isinstance(batch, bool) or not isinstance(batch, int) or not -n_texts <= batch < n_texts:
+        raise PlotInputError(f"there is no text {batch!r}: this result has {n_texts}, batch=0 to batch={n_texts - 1}.")
+    return batch % n_texts
+
+
+def chosen_layers(result: Any, layers: Numbers) -> list[int]:
+    """Where the layers asked for stand along the first axis of a result."""
+    there = list(result.layers)
+    wanted = there if layers is None else [layers] if isinstance(layers, int) else list(layers)
+    for layer in wanted:
+        if layer not in there:
+            raise UnknownLayerError(f"layer {layer} is not in this result; it has {', '.join(map(str, there))}.")
+    if not wanted:
+        raise PlotInputError("layers is empty: name at least one, or leave it out for all.")
+    return [there.index(layer) for layer in wanted]
+
+
+def chosen_heads(n_heads: int, heads: Numbers) -> list[int]:
+    """The heads asked for."""
+    wanted = list(range(n_heads)) if heads is None else [heads] if isinstance(heads, int) else list(heads)
+    if not wanted or any(not isinstance(head, int) or not 0 <= head < n_heads for head in wanted):
+        raise PlotInputError(f"heads is {heads!r}: expected numbers from 0 to {n_heads - 1}, or None for all.")
+    return wanted
+
+
+def _row(mask: Any, batch: int | None) -> np.ndarray | None:
+    if mask is None:
+        return None
+    found = torch.as_tensor(mask).detach().cpu().bool().numpy()
+    return found.reshape(-1, found.shape[-1])[0 if batch is None else batch]
+
+
+def _of_text(tokens: Any, batch: int | None) -> list[str]:
+    """The tokens of one text, out of a list per text."""
+    found = [tokens] if isinstance(tokens, str) else list(tokens)
+    if found and not isinstance(found[0], str) and isinstance(found[0], Sequence):
+        if not (len(found) == 1 or (batch is not None and batch < len(found))):
+            raise PlotInputError(f"tokens holds {len(found)} texts, and text {batch} is not among them.")
+        found = list(found[batch or 0] if len(found) > 1 else found[0])
+    for token in found:
+        if not isinstance(token, str):
+            raise PlotInputError(
+                f"tokens are strings, found {type(token).__name__}: pass model.to_str_tokens(text), not token ids."
+            )
+    return found
+
+
+def _fitted(tokens: Sequence[str], kept: np.ndarray, what: str) -> list[str]:
+    """The visible tokens at real positions, from those of all positions or of the real ones."""
+    if len(tokens) == len(kept):
+        tokens = [token for token, real in zip(tokens, kept, strict=True) if real]
+    elif len(tokens) != kept.sum():
+        real = f", {int(kept.sum())} of them real" if not kept.all() else ""
+        raise PlotInputError(
+            f"the maps have {len(kept)} positions{real}, {what} has {len(tokens)}: pass model.to_str_tokens(text) of the "
+            f"text the model was run with."
+        )
+    return [visible(token) for token in tokens]
