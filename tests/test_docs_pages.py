@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 API = Path(__file__).parents[1] / "docs" / "api"
-PACKAGES = ("tl_norms", "tl_norms.metrics", "tl_norms.studies")
+PACKAGES = ("tl_norms", "tl_norms.metrics", "tl_norms.studies", "tl_norms.alignment", "tl_norms.plot")
 
 
 def _documented() -> list[object]:
