@@ -13,11 +13,12 @@ from .error_rate import AlignmentErrorRate, alignment_error_rate
 from .errors import AlignmentFormatError, AlignmentInputError, TokenizerSchemeError
 from .extraction import CrossMaps, Method, Setting, WordAlignments, extract
 from .forcing import align, teacher_forced
-from .formats import read_gold, read_naacl, read_pharaoh, write_naacl, write_pharaoh
+from .formats import read_gold, read_naacl, read_pharaoh
 from .links import GoldLinks
 from .merging import merge_words
 from .pairs import EncodedPair, SentencePair, read_pairs
 from .subwords import Scheme, subword_scheme, word_groups
+from .writing import write_naacl, write_pharaoh
 
 __all__ = [
     "AlignmentErrorRate",

@@ -9,7 +9,7 @@ words as are given.
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import AlignmentInputError, TokenizerSchemeError
+from .errors import AlignmentInputError
 from .pairs import EncodedPair, SentencePair
 from .subwords import subword_scheme, word_groups
 
@@ -24,8 +24,8 @@ def encode_pair(tokenizer: Any, pair: SentencePair, *, source_prefix: str = "") 
             code such as ">>deu<<"
 
     Raises:
-        TokenizerSchemeError: the pieces cannot be told apart into the words given.
-        AlignmentInputError: an empty sentence.
+        TokenizerSchemeError: the tokenizer's pieces show no word boundaries.
+        AlignmentInputError: an empty sentence, or one of which the tokenizer makes other words.
 
     Example:
         >>> encode_pair(tokenizer, SentencePair(("das", "Haus"), ("the", "house")))     # doctest: +SKIP
@@ -77,7 +77,7 @@ def _slow(tokenizer: Any, words: Sequence[str], target: bool) -> tuple[list[int]
             back()
     first = next((n for n in range(len(ids) - len(pieces) + 1) if ids[n : n + len(pieces)] == piece_ids), None)
     if first is None:
-        raise TokenizerSchemeError(
+        raise AlignmentInputError(
             f"{type(tokenizer).__name__} encodes {text!r} to other ids than those of its pieces {pieces}; give an "
             f"EncodedPair with ids and word numbers in place of the sentences."
         )
@@ -94,7 +94,7 @@ def _numbers(
     marked = word_groups(pieces, subword_scheme(tokenizer))
     if max((number for number in marked if number is not None), default=-1) + 1 == len(words):
         return marked
-    raise TokenizerSchemeError(
+    raise AlignmentInputError(
         f"{type(tokenizer).__name__} makes other words of {' '.join(words)!r} than those given: {pieces}. Split the "
         f"sentence as the tokenizer does, or give an EncodedPair with ids and word numbers in its place."
     )

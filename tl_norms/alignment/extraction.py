@@ -14,8 +14,8 @@ from .merging import merge_words
 from .pairs import EncodedPair
 
 Setting = Literal["AWO", "AWI"]
-"""Which decoder step stands for a target piece: the one that predicts it (AWO, "alignment with output"), or the one that
-reads it (AWI, "alignment with input")."""
+"""Which decoder step stands for a target piece: the one that predicts it (AWO, "alignment with output"), or the one
+that reads it (AWI, "alignment with input")."""
 Method = Literal["weight", "norm"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -95,8 +95,8 @@ class WordAlignments:
 
     def __repr__(self) -> str:
         return (
-            f"WordAlignments({len(self)} sentence pairs, settings {', '.join(self.settings)}, {len(self.layers)} layers "
-            f"of {self.n_heads} heads)"
+            f"WordAlignments({len(self)} sentence pairs, settings {', '.join(self.settings)}, "
+            f"{len(self.layers)} layers of {self.n_heads} heads)"
         )
 
 
@@ -114,7 +114,7 @@ def extract(
     then argmax_j alpha_ij or argmax_j |alpha_ij f(x_j)| (Kobayashi et al. 2020, equation 5). Of equal ones the first.
 
     Args:
-        maps: of teacher-forced pairs, one a row of the batch, padding on the right; see `teacher_forced` and `CrossMaps`
+        maps: of teacher-forced pairs, one a row of the batch, padding on the right; see `teacher_forced`, `CrossMaps`
         pairs: the tokens of each row
         settings: "AWO", "AWI" or both
         end_of_sentence: True lets the source's special tokens (the end of sentence) compete, as in the paper: a target
@@ -135,8 +135,8 @@ def extract(
         n_target, n_source = len(pair.target), len(pair.source)
         if weights.shape[-2] < n_target or weights.shape[-1] < n_source:
             raise AlignmentInputError(
-                f"the maps are of {weights.shape[-2]} target and {weights.shape[-1]} source positions; pair {row} needs "
-                f"{n_target} and {n_source}."
+                f"the maps are of {weights.shape[-2]} target and {weights.shape[-1]} source positions; pair {row} "
+                f"needs {n_target} and {n_source}."
             )
         both = torch.stack([weights[:, row, ..., :n_source], norms[:, row, ..., :n_source]])
         for setting in settings:

@@ -54,10 +54,14 @@ def align(
         [frozenset({(0, 0), (1, 1)})]
     """
     settings = checked_settings(settings)
+    check_translates(model)
     encoded = [
         encoded_pair(model, thing, f"pair {number}", source_prefix=source_prefix, tokenizer=tokenizer)
         for number, thing in enumerate(pairs)
     ]
+    for number, pair in enumerate(encoded):
+        if problem := misfit(model, pair):
+            raise AlignmentInputError(f"pair {number} {problem}: leave it out.")
     if not encoded:
         raise AlignmentInputError("there are no sentence pairs to align.")
     order = sorted(range(len(encoded)), key=lambda number: encoded[number].size)
@@ -69,7 +73,9 @@ def align(
         for setting in settings:
             choices[setting] |= dict(zip(batch, one.choices[setting], strict=True))
     assert one is not None
-    ordered = {setting: [found[number] for number in range(len(encoded))] for setting, found in choices.items()}
+    ordered: dict[Setting, list[Any]] = {
+        setting: [found[number] for number in range(len(encoded))] for setting, found in choices.items()
+    }
     return WordAlignments(settings, one.layers, one.n_heads, ordered)
 
 
@@ -89,11 +95,19 @@ def encoded_pair(
         raise AlignmentInputError(f"{name}: {error}") from None
 
 
-def too_long(model: nn.Module, pair: EncodedPair) -> str:
-    """Why a pair does not fit into the model, or "" if it does."""
+def misfit(model: nn.Module, pair: EncodedPair) -> str:
+    """Why a pair cannot be given to the model, or "" if it can."""
     limit = int(getattr(model.cfg, "n_ctx", 0) or 0)
     longest = max(len(pair.source), len(decoder_input(model, pair)))
-    return f"has {longest} tokens, more than the {limit} of this model's context" if 0 < limit < longest else ""
+    if 0 < limit < longest:
+        return f"has {longest} tokens, more than the {limit} of this model's context"
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    n_source = int(getattr(model.cfg, "d_vocab", 0) or 0)
+    n_target = int(getattr(config, "decoder_vocab_size", 0) or n_source)
+    for ids, n in ((pair.source, n_source), (pair.target, n_target)):
+        if 0 < n <= max(ids) or min(ids) < 0:
+            return f"holds token id {max(ids) if min(ids) >= 0 else min(ids)}, outside the vocabulary of {n}"
+    return ""
 
 
 def cross_maps(model: nn.Module, pairs: Sequence[EncodedPair], layers: Layers = None):
@@ -101,9 +115,6 @@ def cross_maps(model: nn.Module, pairs: Sequence[EncodedPair], layers: Layers = 
     from ..cross import cross_norms
     from ..norms import required_hooks
 
-    for pair in pairs:
-        if problem := too_long(model, pair):
-            raise AlignmentInputError(f"a sentence pair {problem}: shorten it, or leave it out.")
     source, target, options = teacher_forced(model, pairs)
     lens: Any = model  # torch's stubs do not know run_with_cache
     with torch.no_grad():
@@ -124,17 +135,26 @@ def teacher_forced(model: nn.Module, pairs: Sequence[EncodedPair]) -> tuple[Tens
     Raises:
         AlignmentInputError: the model is no encoder-decoder, or does not know its start token.
     """
-    if not (hasattr(model, "decoder_blocks") or (hasattr(model, "encoder") and hasattr(model, "decoder"))):
-        name = type(getattr(model, "original_model", model)).__name__
-        raise AlignmentInputError(
-            f"{name} is no encoder-decoder: word alignments are read from cross-attention; load a translation model."
-        )
+    check_translates(model)
     device = next(model.parameters()).device
     source = _padded([pair.source for pair in pairs]).to(device)
     target = _padded([decoder_input(model, pair) for pair in pairs]).to(device)
     parameters = inspect.signature(model.forward).parameters
     name = "attention_mask" if "attention_mask" in parameters else "one_zero_attention_mask"
     return source, target, {name: _mask([len(pair.source) for pair in pairs]).long().to(device)}
+
+
+def check_translates(model: nn.Module) -> None:
+    """Refuse models without cross-attention.
+
+    Raises:
+        AlignmentInputError: the model is no encoder-decoder.
+    """
+    if not (hasattr(model, "decoder_blocks") or (hasattr(model, "encoder") and hasattr(model, "decoder"))):
+        name = type(getattr(model, "original_model", model)).__name__
+        raise AlignmentInputError(
+            f"{name} is no encoder-decoder: word alignments are read from cross-attention; load a translation model."
+        )
 
 
 def decoder_input(model: nn.Module, pair: EncodedPair) -> tuple[int, ...]:

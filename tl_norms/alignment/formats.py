@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import AlignmentFormatError, AlignmentInputError
-from .links import GoldLinks, Lengths, Link, check_range, link_set
+from .links import GoldLinks, Lengths, Link, check_range
 
 Lines = str | os.PathLike | Iterable[str]
 """The path of a file, or its lines."""
@@ -138,7 +138,9 @@ def read_gold(
         AlignmentFormatError: neither format, or see `read_pharaoh` and `read_naacl`.
     """
     if format not in (None, "pharaoh", "naacl"):
-        raise AlignmentInputError(f"unknown format {format!r}; expected 'pharaoh' or 'naacl', or None to tell by content.")
+        raise AlignmentInputError(
+            f"unknown format {format!r}; expected 'pharaoh' or 'naacl', or None to tell by content."
+        )
     name, lines = _lines(source)
     if format is None:
         number, first = next(((n, line.strip()) for n, line in enumerate(lines, 1) if line.strip()), (0, ""))
@@ -148,52 +150,13 @@ def read_gold(
             format = "naacl"
         else:
             raise AlignmentFormatError(
-                f"line {number} of {name}: {first[:60]!r} is neither Pharaoh format ('0-0 1-2 2p3', a line per sentence "
-                f"pair) nor NAACL format ('1 3 2 S': sentence, source, target, a line per link)."
+                f"line {number} of {name}: {first[:60]!r} is neither Pharaoh format ('0-0 1-2 2p3', a line per "
+                f"sentence pair) nor NAACL format ('1 3 2 S': sentence, source, target, a line per link)."
             )
     given = _Named(name, lines)
     if format == "naacl":
         return read_naacl(given, reverse=reverse, lengths=lengths)
     return read_pharaoh(given, one_based=one_based, reverse=reverse, lengths=lengths)
-
-
-def write_pharaoh(
-    links: Iterable[Iterable[Link] | GoldLinks],
-    path: str | os.PathLike | None = None,
-    *,
-    one_based: bool = False,
-    reverse: bool = False,
-) -> str:
-    """Links as text in Pharaoh format, a line per sentence pair, sorted; also into a file if there is a path.
-
-    Example:
-        >>> write_pharaoh([{(1, 2), (0, 0)}, GoldLinks({(0, 0)}, {(0, 1)})])
-        '0-0 1-2\\n0-0 0p1\\n'
-    """
-    lines = []
-    for number, sentence in enumerate(links):
-        words = [
-            f"{a}{'-' if mark == 'S' else 'p'}{b}" for a, b, mark in _marked(sentence, number, int(one_based), reverse)
-        ]
-        lines.append(" ".join(words) + "\n")
-    return _written("".join(lines), path)
-
-
-def write_naacl(
-    links: Iterable[Iterable[Link] | GoldLinks], path: str | os.PathLike | None = None, *, reverse: bool = False
-) -> str:
-    """Links as text in NAACL format, a line per link, sorted; also into a file if there is a path.
-
-    Sentence pairs without links have no line: pass their number when reading (`n_sentences`).
-
-    Example:
-        >>> write_naacl([{(0, 0)}, GoldLinks({(0, 0)}, {(0, 1)})])
-        '1 1 1 S\\n2 1 1 S\\n2 1 2 P\\n'
-    """
-    lines = []
-    for number, sentence in enumerate(links):
-        lines += [f"{number + 1} {a} {b} {mark}\n" for a, b, mark in _marked(sentence, number, 1, reverse)]
-    return _written("".join(lines), path)
 
 
 class _Named(list):
@@ -249,18 +212,3 @@ def _check(
     for gold, length, line in zip(found, lengths, where, strict=True):
         for link in sorted(gold.possible):
             _in_range(link, length, line, hint)
-
-
-def _marked(sentence: Iterable[Link] | GoldLinks, number: int, first: int, reverse: bool) -> list[tuple[int, int, str]]:
-    gold = sentence if isinstance(sentence, GoldLinks) else GoldLinks(link_set(sentence, f"sentence {number}"))
-    return [
-        (target + first, source + first, mark) if reverse else (source + first, target + first, mark)
-        for source, target in sorted(gold.possible)
-        for mark in ["S" if (source, target) in gold.sure else "P"]
-    ]
-
-
-def _written(text: str, path: str | os.PathLike | None) -> str:
-    if path is not None:
-        Path(path).expanduser().write_text(text, encoding="utf-8")
-    return text

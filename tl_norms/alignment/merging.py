@@ -19,7 +19,7 @@ def merge_words(
     n_source: int | None = None,
     n_target: int | None = None,
 ) -> Tensor:
-    """A map between words from one between pieces: SUM over the pieces of a source word, MEAN over those of a target word.
+    """A map between words from one between pieces: SUM over a source word's pieces, MEAN over a target word's.
 
     M_ts = 1/|t| sum_{i in t} sum_{j in s} m_ij (Kobayashi et al. 2020, section 5). The sum keeps what a target piece
     takes from a word whole; the mean keeps rows of long words comparable.

@@ -72,7 +72,7 @@ def _marked(piece: str, scheme: str) -> bool:
 def _unknown(what: str, pieces: list[str]) -> TokenizerSchemeError:
     shown = ", ".join(repr(piece) for piece in [*pieces[:3], *pieces[-5:]])
     return TokenizerSchemeError(
-        f"{what} shows no word boundaries that are known here (▁ of SentencePiece, Ġ of byte-level BPE, ## of WordPiece, "
-        f"@@, </w>); it has pieces such as {shown}. Group the pieces yourself: give EncodedPair(source, target, "
-        f"source_words, target_words) in place of sentences, with the number of each piece's word."
+        f"{what} shows no word boundaries that are known here (▁ of SentencePiece, Ġ of byte-level BPE, ## of "
+        f"WordPiece, @@, </w>); it has pieces such as {shown}. Group the pieces yourself: give EncodedPair(source, "
+        f"target, source_words, target_words) in place of sentences, with the number of each piece's word."
     )

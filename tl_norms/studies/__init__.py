@@ -7,11 +7,13 @@
 Each study takes a model and texts and returns a frozen dataclass. Options that all of them take are in `RunOptions`.
 """
 
+from .alignment import alignment
 from .amplified import AmplifiedPairs, amplified_pairs
 from .categories import token_categories, token_types
 from .change import Changes, cancellation, contextualization_change
 from .correlation import Spearman
 from .dispersion import ValueNormDispersion, value_norm_dispersion
+from .error_rates import Alignments
 from .errors import ExcludedTextWarning, ResumeError, StudyFailedError, StudyInputError, TruncatedTextWarning
 from .expansion import ExpansionRates, expansion_rate
 from .frequency import Frequency, frequency
@@ -23,6 +25,7 @@ from .run import CorpusFacts, RunOptions
 from .weight import WeightAgainstNorm, weight_against_norm
 
 __all__ = [
+    "Alignments",
     "AmplifiedPairs",
     "Changes",
     "CorpusFacts",
@@ -41,6 +44,7 @@ __all__ = [
     "TruncatedTextWarning",
     "ValueNormDispersion",
     "WeightAgainstNorm",
+    "alignment",
     "amplified_pairs",
     "cancellation",
     "contextualization_change",

@@ -20,16 +20,25 @@ class Item:
     Attributes:
         index: its number in the corpus, from 0
         name: what to call it in messages
-        content: the text, a pair of texts, token ids, or None if it cannot be used
+        content: the text, a pair of texts, token ids, what a study made itself, or None if it cannot be used
         problem: why it cannot be used
         types: token type ids, where they came with the ids
     """
 
     index: int
     name: str
-    content: str | tuple[str, str] | tuple[int, ...] | None
+    content: Any
     problem: str = ""
     types: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a study has made of its own input for one text: `content`, the same in every process when printed."""
+
+    name: str
+    content: Any
+    problem: str = ""
 
 
 @dataclass
@@ -73,7 +82,9 @@ class Corpus:
 
     def _items(self, thing: Any) -> Iterator[tuple[str, Any, str, Any]]:
         """(name, content, problem, types) of each text in one thing that the source yields."""
-        if isinstance(thing, Unreadable):
+        if isinstance(thing, Made):
+            yield thing.name, thing.content, thing.problem, None
+        elif isinstance(thing, Unreadable):
             yield f"line {thing.number}", None, thing.reason, None
         elif isinstance(thing, Line):
             yield f"line {thing.number}", *_text(thing.text), None

@@ -7,6 +7,10 @@ class StudyInputError(TLNormsError, ValueError):
     """The corpus, the ranks or the options of a study cannot be used."""
 
 
+class UnfitTextError(StudyInputError):
+    """One text cannot be measured: it is left out and named in the result. Never reaches the user."""
+
+
 class ResumeError(TLNormsError, ValueError):
     """The file to resume from belongs to another study, model, corpus or set of options, or cannot be read."""
 

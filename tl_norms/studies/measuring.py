@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import NonFiniteError
 from .corpus import Item
 from .correlation import Pairs
+from .errors import UnfitTextError
 from .moments import Moments
 from .partial import Excluded, Mergeable, Partial, Spans, merged
 from .tokens import Batch, Window, batches, masked, windows
@@ -25,7 +26,11 @@ _models: dict[str, nn.Module] = {}
 
 
 class Study(Protocol):
-    """What is measured. A frozen dataclass of options, so that it can be sent to other processes."""
+    """What is measured. A frozen dataclass of options, so that it can be sent to other processes.
+
+    A study of something else than texts also has `windows(model, item)` -> list[Window], which raises UnfitTextError
+    for what has to be left out.
+    """
 
     @property
     def name(self) -> str: ...
@@ -62,10 +67,10 @@ def measure_chunk(model: nn.Module, study: Study, items: tuple[Item, ...], readi
     for item in items:
         if item.content is None:
             continue
-        found = windows(model, item, max_length=reading.max_length, stride=reading.stride)
-        problem = _problem(model, found)
-        if problem:
-            excluded[item.index] = problem
+        try:
+            found = _windows(model, study, item, reading)
+        except UnfitTextError as error:
+            excluded[item.index] = str(error)
             continue
         if reading.mask_tokens is not None:
             found = [masked(window, model.tokenizer, reading.mask_tokens, reading.seed) for window in found]
@@ -137,6 +142,16 @@ def _one(model: nn.Module, study: Study, batch: Batch) -> dict[str, Mergeable]:
         if not all(np.isfinite(array).all() for array in numbers):
             raise NonFiniteError("a length or ratio is NaN or infinite.")
     return values
+
+
+def _windows(model: nn.Module, study: Study, item: Item, reading: Reading) -> list[Window]:
+    own = getattr(study, "windows", None)
+    if own is not None:
+        return own(model, item)
+    found = windows(model, item, max_length=reading.max_length, stride=reading.stride)
+    if problem := _problem(model, found):
+        raise UnfitTextError(problem)
+    return found
 
 
 def _problem(model: nn.Module, rows: list[Window]) -> str:

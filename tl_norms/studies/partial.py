@@ -9,7 +9,7 @@ import numpy as np
 from .correlation import Pairs
 from .errors import StudyInputError
 from .moments import Moments
-from .tallies import Rows, Tally
+from .tallies import Rows, Tally, Totals
 
 
 class Mergeable(Protocol):
@@ -20,7 +20,7 @@ class Mergeable(Protocol):
     def arrays(self) -> dict[str, np.ndarray]: ...
 
 
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Moments, Pairs, Rows, Tally)}
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Moments, Pairs, Rows, Tally, Totals)}
 
 
 @dataclass(frozen=True, order=True)

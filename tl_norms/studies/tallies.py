@@ -1,4 +1,4 @@
-"""Other values that merge: rows per text, and counts per key."""
+"""Other values that merge: rows per text, counts per key, and plain sums."""
 
 from dataclasses import dataclass
 
@@ -60,3 +60,18 @@ class Tally:
         np.add.at(totals, where, total)
         np.maximum.at(most, where, greatest)
         return cls(unique, counts, totals, most)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums of whole numbers, [*cells]: what was counted in all texts together."""
+
+    values: np.ndarray
+
+    def merge(self, other: "Totals") -> "Totals":
+        """Both together, exactly."""
+        return Totals(self.values + other.values)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fields, to be written to a file."""
+        return {"values": self.values}

@@ -31,6 +31,11 @@ class Window:
     types: tuple[int, ...] | None = None
     truncated: bool = False
 
+    @property
+    def size(self) -> int:
+        """Positions that it takes up in a batch."""
+        return len(self.ids)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -94,11 +99,11 @@ def windows(model: nn.Module, item: Item, *, max_length: int | None = None, stri
 
 def batches(rows: list[Window], batch_tokens: int, pad: bool = True) -> Iterator[Batch]:
     """Batches of at most `batch_tokens` positions, the shortest windows first; without `pad`, of one length each."""
-    rows = sorted(rows, key=lambda row: len(row.ids))
+    rows = sorted(rows, key=lambda row: row.size)
     start = 0
     for end in range(1, len(rows) + 1):
-        longer = end < len(rows) and not pad and len(rows[end].ids) > len(rows[start].ids)
-        if end == len(rows) or longer or len(rows[end].ids) * (end + 1 - start) > batch_tokens:
+        longer = end < len(rows) and not pad and rows[end].size > rows[start].size
+        if end == len(rows) or longer or rows[end].size * (end + 1 - start) > batch_tokens:
             yield padded(rows[start:end])
             start = end
 
