@@ -66,14 +66,14 @@ def main() -> None:
         f"{len(exact)} of {len(text)} text architectures that TransformerLens registers are exact through the whole "
         f"block; the rest are refused with an error that names the component, or could not be built here. "
         f"Variants (`@`) are not counted. Of the {len(exact)}, {len(stand_ins)} are stand-ins and {len(pairs)} are "
-        f"encoder-decoders with their decoders ({' and '.join(sorted(halves))}: the decoder only; of T5Gemma2 it is the "
-        f"encoder only).",
+        f"encoder-decoders with their decoders ({' and '.join(sorted(halves))}: the decoder only; "
+        f"of T5Gemma2 it is the encoder only).",
         "",
         "Each is a tiny model with random weights, built from a configuration (`tests/architectures/`). The errors are "
         "the largest relative difference between the sum of the parts and the model's own activation, over all scopes, "
         "layers and positions. In float64 they are about 1e-7 where the model itself computes norms in float32. "
-        "A stand-in has the module names of a model whose own code is on the Hub. Encoder-decoders: the row without `@` "
-        "is the encoder, `@decoder` the decoder with its cross-attention.",
+        "A stand-in has the module names of a model whose own code is on the Hub. Encoder-decoders: the row without "
+        "`@` is the encoder, `@decoder` the decoder with its cross-attention.",
         "",
         f"Made by `{COMMAND}` with "
         + ", ".join(f"{name} {version(name)}" for name in ("transformer_lens", "transformers", "torch"))
