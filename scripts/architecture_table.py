@@ -40,6 +40,8 @@ NOT_BUILT = {
     "TransformerLensPretrain": "the user's own module",
 }
 LAYOUTS = (
+    ("attn_ln_res_cross", "sandwich"),
+    ("attn_res_ln_cross", "post-norm"),
     ("attn_ff", "parallel"),
     ("attn_ln_res_ln", "sandwich"),
     ("attn_ln_res", "norm behind each branch"),
@@ -56,19 +58,22 @@ def main() -> None:
     stand_ins = {
         name for name in exact if all(s.note == "stand-in" for s in zoo.SPECS.values() if s.architecture == name)
     }
-    encoders = {name for name in exact if any(s.stack for s in zoo.SPECS.values() if s.architecture == name)}
+    pairs = {row[0].partition("@")[0] for row in rows if row[4] != "" and row[0].endswith("decoder")}
+    halves = {name for name in pairs if not any(row[0] == name and row[4] != "" for row in rows)}
     lines = [
         "# Architectures",
         "",
         f"{len(exact)} of {len(text)} text architectures that TransformerLens registers are exact through the whole "
         f"block; the rest are refused with an error that names the component, or could not be built here. "
-        f"Variants (`@`) are not counted. Of the {len(exact)}, {len(stand_ins)} are stand-ins and {len(encoders)} are "
-        f"the encoder stacks of encoder-decoders, whose decoders are not analysed.",
+        f"Variants (`@`) are not counted. Of the {len(exact)}, {len(stand_ins)} are stand-ins and {len(pairs)} are "
+        f"encoder-decoders with their decoders ({' and '.join(sorted(halves))}: the decoder only; "
+        f"of T5Gemma2 it is the encoder only).",
         "",
         "Each is a tiny model with random weights, built from a configuration (`tests/architectures/`). The errors are "
         "the largest relative difference between the sum of the parts and the model's own activation, over all scopes, "
         "layers and positions. In float64 they are about 1e-7 where the model itself computes norms in float32. "
-        "A stand-in has the module names of a model whose own code is on the Hub. Encoder-decoders: the encoder stack.",
+        "A stand-in has the module names of a model whose own code is on the Hub. Encoder-decoders: the row without "
+        "`@` is the encoder, `@decoder` the decoder with its cross-attention.",
         "",
         f"Made by `{COMMAND}` with "
         + ", ".join(f"{name} {version(name)}" for name in ("transformer_lens", "transformers", "torch"))

@@ -30,6 +30,8 @@ class Case:
         layout: "sequential" | "parallel"
         post_norm: the feed-forward reads and the residual keeps the normed sum (BERT)
         ln1: the norm in front; ln2: in front of the feed-forward (or behind the sum, post_norm)
+        cross, cross_output: the cross-attention of a decoder and its output projection; cross_heads: as `heads`
+        cross_ln: the norm on the stream in front of it (post_norm); behind_cross: between it and its sum
         behind_attention, behind_ff: norms between a branch and its sum; ln3: the norm behind the last sum (post_norm)
         base_is_normed: the first residual is taken behind ln1
         factor: what branches are multiplied with; ff_bias_out: names of biases that no activation follows
@@ -54,6 +56,11 @@ class Case:
     ln2: str | None = None
     ln3: str | None = None
     post_norm: bool = False
+    cross: str | None = None
+    cross_output: str = ""
+    cross_heads: Callable[[nn.Module, dict], tuple[Tensor, Tensor]] | None = None
+    cross_ln: str | None = None
+    behind_cross: str | None = None
     behind_attention: str | None = None
     behind_ff: str | None = None
     base_is_normed: bool = False
@@ -119,15 +126,23 @@ def dense(case: Case, model: nn.Module, tokens: Tensor, extra: dict) -> dict[str
     """scope -> the vectors v_ij, [batch query key d_model], of one layer."""
     layer = model.get_submodule(case.layers)[case.layer]
     attention = layer.get_submodule(case.attention)
-    if case.heads is None:
+    heads = _heads(attention, case.heads, model, layer, tokens, extra)
+    crossed = None
+    if case.cross is not None:
+        crossed = _heads(layer.get_submodule(case.cross), case.cross_heads, model, layer, tokens, extra)
+    return _Chain(case, layer, record(model, layer, tokens, extra)).scopes(*heads, crossed)
+
+
+def _heads(attention, reading, model, layer, tokens, extra) -> tuple[Tensor, Tensor]:
+    """Pattern [batch head query key] and values [batch head key d_head] of an attention."""
+    if reading is not None:
+        pattern, values = reading(attention, record(model, layer, tokens, extra))
+    else:
         with overheard(attention) as found:
-            seen = record(model, layer, tokens, extra)
+            record(model, layer, tokens, extra)
         pattern, values = found[-1]
         values = values.repeat_interleave(pattern.shape[1] // values.shape[1], dim=1)
-    else:
-        seen = record(model, layer, tokens, extra)
-        pattern, values = case.heads(attention, seen)
-    return _Chain(case, layer, seen).scopes(pattern.double(), values.double())
+    return pattern.double(), values.double()
 
 
 class _Chain:
@@ -136,9 +151,11 @@ class _Chain:
         self.x = seen[""][0]
         self.eye = torch.eye(self.x.shape[1], dtype=self.x.dtype)
 
-    def scopes(self, pattern: Tensor, values: Tensor) -> dict[str, Tensor]:
+    def scopes(
+        self, pattern: Tensor, values: Tensor, crossed: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         case, made = self.case, {}
-        v, name = self.attend(pattern, values), "attn"
+        v, name = self.attend(pattern, values, case.output), "attn"
         made[name] = v
         stream = self.diagonal(self.x)
         if case.layout == "parallel":
@@ -153,6 +170,18 @@ class _Chain:
         base = self.norm(case.ln1, stream) if case.base_is_normed else stream
         v, name = base + case.factor * v, name + "_res"
         made[name] = kept = v
+        if crossed is not None:
+            if case.cross_ln:
+                kept, name = self.norm(case.cross_ln, v), name + "_ln"
+                made[name] = kept
+            far, name = self.attend(*crossed, case.cross_output), name + "_cross"
+            made[name] = far = torch.cat([torch.zeros_like(kept), far], dim=2)
+            if case.behind_cross:
+                far, name = self.norm(case.behind_cross, far), name + "_ln"
+                made[name] = far
+            v, name = far.clone(), name + "_res"
+            v[:, :, : kept.shape[2]] += kept
+            made[name] = kept = v
         if case.ln2:
             v, name = self.norm(case.ln2, v), name + "_ln"
             made[name] = v
@@ -173,11 +202,11 @@ class _Chain:
     def diagonal(self, x: Tensor) -> Tensor:
         return torch.einsum("ij,bid->bijd", self.eye, x)
 
-    def attend(self, pattern: Tensor, values: Tensor) -> Tensor:
+    def attend(self, pattern: Tensor, values: Tensor, path: str) -> Tensor:
         """Every pair's mixed values through the output projection."""
-        output = self.layer.get_submodule(self.case.output)
+        output = self.layer.get_submodule(path)
         mixed = torch.einsum("bhij,bhjd->bijhd", pattern, values).flatten(3)
-        entered = self.seen[self.case.output][0].reshape(mixed.shape[0], mixed.shape[1], -1).to(mixed)
+        entered = self.seen[path][0].reshape(mixed.shape[0], mixed.shape[1], -1).to(mixed)
         mixed = mixed * (entered / mixed.sum(2))[:, :, None]
         with torch.no_grad():
             zero = output(torch.zeros_like(mixed))

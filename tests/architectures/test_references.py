@@ -18,11 +18,21 @@ SANDWICH = dict(
     behind_ff="post_feedforward_layernorm",
 )  # fmt: skip
 
+DECODER = dict(
+    layers="model.decoder.layers", attention="self_attn", output="self_attn.out_proj", ff="fc1+activation_fn+fc2",
+    cross="encoder_attn", cross_output="encoder_attn.out_proj", ff_bias_out=("2.bias",),
+)  # fmt: skip
+
 
 def _t5_heads(attention, seen):
     values = seen["layer.0.SelfAttention.v"][1]
     heads = values.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
     return seen["layer.0.SelfAttention"][1][-1], heads
+
+
+def _t5_cross_heads(attention, seen):
+    values = seen["layer.1.EncDecAttention.v"][1]
+    return seen["layer.1.EncDecAttention"][1][-1], values.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
 
 
 def _bloom_heads(attention, seen):
@@ -104,6 +114,24 @@ CASES = {
         "fc1+activation_fn+fc2", ln2="self_attn_layer_norm", ln3="final_layer_norm", post_norm=True,
         ff_bias_out=("2.bias",),
     ),
+    "post-norm decoder with cross-attention": Case(
+        "MarianMTModel@decoder", **dict(DECODER, cross_ln="self_attn_layer_norm", ln2="encoder_attn_layer_norm"),
+        ln3="final_layer_norm", post_norm=True,
+    ),
+    "pre-norm decoder with cross-attention": Case(
+        "PegasusForConditionalGeneration@decoder", **dict(DECODER, ln2="final_layer_norm"),
+    ),
+    "T5 decoder": Case(
+        "T5ForConditionalGeneration@gated_gelu_decoder", "decoder.block", "layer.0.SelfAttention",
+        "layer.0.SelfAttention.o", "layer.2.DenseReluDense", ln2="layer.2.layer_norm", heads=_t5_heads,
+        cross="layer.1.EncDecAttention", cross_output="layer.1.EncDecAttention.o", cross_heads=_t5_cross_heads,
+    ),
+    "sandwich decoder with cross-attention": Case(
+        "T5GemmaForConditionalGeneration@decoder", "model.decoder.layers", "self_attn", "self_attn.o_proj", "mlp",
+        behind_attention="post_self_attn_layernorm", cross="cross_attn", cross_output="cross_attn.o_proj",
+        behind_cross="post_cross_attn_layernorm", ln2="pre_feedforward_layernorm",
+        behind_ff="post_feedforward_layernorm",
+    ),
 }  # fmt: skip
 
 
@@ -117,9 +145,9 @@ def test_maps_and_mixing_ratios_are_those_of_the_dense_vectors(family):
         bridge = zoo.boot(spec, wrapped)
     except zoo.NotHere as reason:
         pytest.skip(str(reason))
-    tokens = zoo.tokens(1 if case.kinks else 2, 4)
+    tokens = zoo.tokens(1 if case.kinks else 2, 6 if case.cross else 4)  # decoders get five of six
     cache = zoo.run(bridge, tokens)
-    extra = {"decoder_input_ids": tokens} if hasattr(bridge, "decoder_blocks") else {}
+    extra = {"decoder_input_ids": tokens[:, :5]} if hasattr(bridge, "decoder_blocks") else {}
     if case.heads is _t5_heads:
         extra["output_attentions"] = True
     expected = dense(case, model, tokens, extra)

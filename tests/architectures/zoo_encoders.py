@@ -1,8 +1,10 @@
-"""Encoders, and the encoder stacks of encoder-decoders."""
+"""Encoders, and both stacks of encoder-decoders."""
+
+from dataclasses import replace
 
 import transformers
 
-from .zoo import D_MLP, D_MODEL, FLOAT64, N_CTX, N_HEADS, N_LAYERS, VOCAB, NotHere, add, spec
+from .zoo import D_MLP, D_MODEL, FLOAT64, N_CTX, N_HEADS, N_LAYERS, SPECS, VOCAB, NotHere, add, spec
 from .zoo_dense import GEMMA2, PLAIN, without
 
 spec("BertForMaskedLM", "BertConfig", PLAIN, tolerance=FLOAT64)
@@ -75,3 +77,16 @@ def _t5gemma2():
 
 add("T5GemmaForConditionalGeneration", _t5gemma, **ENCODER)
 add("T5Gemma2ForConditionalGeneration", _t5gemma2, **ENCODER)
+
+
+def _decoders():
+    """The same models, the decoder's blocks. Where the encoder's attention is hidden the decoder's need not be."""
+    for encoder in [found for found in SPECS.values() if found.stack == "encoder"]:
+        architecture, _, variant = encoder.name.partition("@")
+        name = f"{architecture}@{variant}_decoder" if variant else f"{architecture}@decoder"
+        kind = {"SwitchTransformers": "SwitchTransformersAttention", "T5Gemma2": "T5Gemma2MergedAttention"}
+        refused = next((why for start, why in kind.items() if name.startswith(f"{start}For")), None)
+        SPECS[name] = replace(encoder, name=name, stack="decoder", refused=refused)
+
+
+_decoders()
