@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import NonFiniteError
 from ..plan import Layers
 from .encoding import encode_pair
 from .errors import AlignmentInputError
@@ -67,9 +68,17 @@ def align(
     order = sorted(range(len(encoded)), key=lambda number: encoded[number].size)
     choices: dict[Setting, dict[int, Any]] = {setting: {} for setting in settings}
     one = None
-    for batch in _batches(order, encoded, batch_tokens):
+    waiting = list(_batches(order, encoded, batch_tokens))
+    for batch in waiting:
         rows = [encoded[number] for number in batch]
-        one = extract(cross_maps(model, rows, layers), rows, settings=settings, end_of_sentence=end_of_sentence)
+        try:
+            maps = cross_maps(model, rows, layers)
+        except NonFiniteError:
+            if len(batch) == 1:
+                raise
+            waiting += [[number] for number in batch]  # T5Gemma's window makes NaN of a row's padding
+            continue
+        one = extract(maps, rows, settings=settings, end_of_sentence=end_of_sentence)
         for setting in settings:
             choices[setting] |= dict(zip(batch, one.choices[setting], strict=True))
     assert one is not None
@@ -97,7 +106,8 @@ def encoded_pair(
 
 def misfit(model: nn.Module, pair: EncodedPair) -> str:
     """Why a pair cannot be given to the model, or "" if it can."""
-    limit = int(getattr(model.cfg, "n_ctx", 0) or 0)
+    relative = "relative" in str(getattr(model.cfg, "positional_embedding_type", ""))  # T5: nothing limits it
+    limit = 0 if relative else int(getattr(model.cfg, "n_ctx", 0) or 0)
     longest = max(len(pair.source), len(decoder_input(model, pair)))
     if 0 < limit < longest:
         return f"has {longest} tokens, more than the {limit} of this model's context"
@@ -170,10 +180,14 @@ def _start(model: nn.Module, pair: EncodedPair) -> int:
     config = getattr(getattr(model, "original_model", None), "config", None)
     if getattr(config, "model_type", "") == "mbart" and pair.target_words[-1] is None:
         return pair.target[-1]  # mBART moves the last token, a language code or the end of sentence, to the front
-    for holder in (config, getattr(model, "cfg", None)):
+    generation = getattr(getattr(model, "original_model", None), "generation_config", None)
+    for holder in (config, getattr(model, "cfg", None), generation):
         start = getattr(holder, "decoder_start_token_id", None)
         if start is not None:
             return int(start)
+    start = getattr(getattr(config, "decoder", None), "bos_token_id", None)  # T5Gemma
+    if start is not None:
+        return int(start)
     raise AlignmentInputError(
         "the model's configuration has no decoder_start_token_id; set model.original_model.config."
         "decoder_start_token_id, or give EncodedPair(..., start=id)."

@@ -208,7 +208,11 @@ def _check(
     if where is None:
         return
     everything = [number for gold in found for link in gold.possible for number in link]
-    hint = "" if one_based or not everything or min(everything) == 0 else " If they count from 1, pass one_based=True."
+    hint = (
+        ""
+        if one_based or not everything or min(everything) == 0
+        else " If they count from 1: one_based=True (--one-based)."
+    )
     for gold, length, line in zip(found, lengths, where, strict=True):
         for link in sorted(gold.possible):
             _in_range(link, length, line, hint)

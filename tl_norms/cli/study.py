@@ -34,6 +34,15 @@ _STUDIES = {  # name -> what it tells, its tables (names of methods), the first 
         "what later steps take back of the feed-forward (ICLR 2024)",
         {"mean": "to_dataframe", "texts": "texts_to_dataframe"},
     ),
+    "alignment": (
+        "word alignment error rates of a translation model, by weights and by norms (EMNLP 2020)",
+        {
+            "layers": "to_dataframe",
+            "heads": "heads_to_dataframe",
+            "summary": "summary_to_dataframe",
+            "correlations": "correlations",
+        },
+    ),
 }
 
 
@@ -48,12 +57,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name, (told, tables) in _STUDIES.items():
         one = names.add_parser(name, help=told, description=told)
         add = one.add_argument
-        add("--model", metavar="NAME_OR_FOLDER", help="Hugging Face name, folder or .gguf file; default: MiniLM")
+        if name == "alignment":  # the embedded model does not translate
+            add("--model", required=True, metavar="NAME_OR_FOLDER", help="Hugging Face name or folder of a translator")
+        else:
+            add("--model", metavar="NAME_OR_FOLDER", help="Hugging Face name, folder or .gguf file; default: MiniLM")
         add("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
         add("--layer", type=int, action="append", metavar="N", help="layer, may be repeated; default: all")
         add("--table", choices=tuple(tables), default=next(iter(tables)), help="which table of the result")
         add("--csv", metavar="FILE", help="write the whole table there")
         add("--quiet", action="store_true", help="no table, no progress bar and no notices")
+        if name == "alignment":
+            _pairs(add)
+        elif name != "expansion-rate":
+            _texts(add)
         if name != "expansion-rate":
             _corpus(add)
         if name in ("mixing-ratio", "frequency"):
@@ -90,11 +106,11 @@ def run(options: argparse.Namespace) -> int:
         if options.study == "expansion-rate":
             result = study(model(name, options.dtype), layers=options.layer)
         else:
-            texts = studies.TextFile(options.texts, options.field)
+            texts = _read(options)
             loader = functools.partial(model, name, options.dtype)
             given = loader() if options.workers is None else loader
             executor = None if options.workers is None else stack.enter_context(_processes(options.workers))
-            result = study(given, texts, executor=executor, **_options(options))
+            result = study(given, *texts, executor=executor, **_options(options))
     for warning in caught:
         print(f"tl-norms: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)
     table = getattr(result, _STUDIES[options.study][1][options.table])()
@@ -105,7 +121,8 @@ def run(options: argparse.Namespace) -> int:
         if len(table) > _SHOWN:
             print(f"... {len(table) - _SHOWN} more rows{'' if options.csv else ': --csv FILE writes all'}")
         if hasattr(result, "corpus"):
-            print(f"\n{result.corpus.n_texts} texts, {result.corpus.n_tokens} tokens")
+            kind = "sentence pairs" if options.study == "alignment" else "texts"
+            print(f"\n{result.corpus.n_texts} {kind}, {result.corpus.n_tokens} tokens")
     return 0
 
 
@@ -132,20 +149,57 @@ def _processes(workers: int):
     )
 
 
-def _corpus(add) -> None:
+def _texts(add) -> None:
     add("--texts", required=True, metavar="FILE", help="one text a line, or .jsonl with one object a line")
     add("--field", default="text", help="key of the text in a .jsonl file")
-    add("--limit", type=_positive, metavar="N", help="read the first N texts only")
     add("--max-length", type=_positive, metavar="N", help="tokens per text, at most the model's context")
     add("--stride", type=_positive, metavar="N", help="cut long texts into windows this far apart, not off")
+
+
+def _pairs(add) -> None:
+    add("--pairs", required=True, metavar="FILE", help="'source ||| target' or source, tab, target; words by blanks")
+    add("--gold", required=True, metavar="FILE", help="gold links, Pharaoh ('0-0 1p2') or NAACL ('1 3 2 S') format")
+    add("--gold-format", choices=("pharaoh", "naacl"), help="default: told by the content")
+    add("--one-based", action="store_true", help="words of a Pharaoh file are numbered from 1 (NAACL's always are)")
+    add("--reverse", action="store_true", help="the gold file has the target word before the source word")
+    add("--setting", action="append", choices=("AWO", "AWI"), help="may be repeated; default: both")
+    add("--words-only", action="store_true", help="the end of sentence does not compete for links, unlike in the paper")
+    add("--source-prefix", default="", metavar="TEXT", help="put before every source: a task or a language code")
+
+
+def _corpus(add) -> None:
+    add("--limit", type=_positive, metavar="N", help="read the first N texts only")
     add("--resume", metavar="FILE", help="keep the state there, and go on from it if it exists")
     add("--workers", type=_positive, metavar="N", help="processes; default: this one alone")
+
+
+def _read(options: argparse.Namespace) -> tuple[Any, ...]:
+    """What the study is about, from files."""
+    from .. import studies
+
+    if options.study != "alignment":
+        return (studies.TextFile(options.texts, options.field),)
+    from .. import alignment
+
+    pairs = alignment.read_pairs(options.pairs)
+    lengths = [(len(pair.source), len(pair.target)) for pair in pairs]
+    gold = alignment.read_gold(
+        options.gold,
+        format=options.gold_format,
+        one_based=options.one_based,
+        reverse=options.reverse,
+        lengths=lengths,
+    )
+    return pairs, gold
 
 
 def _options(options: argparse.Namespace) -> dict[str, Any]:
     """What is passed on to the study under its own name."""
     names = ("limit", "max_length", "stride", "resume", "ranks", "mask_tokens", "seed", "k", "sketch")
     found = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    if options.study == "alignment":
+        found |= {"source_prefix": options.source_prefix, "end_of_sentence": not options.words_only}
+        found |= {} if options.setting is None else {"settings": tuple(options.setting)}
     return found | {"layers": options.layer, "progress": False if options.quiet else None}
 
 

@@ -58,11 +58,13 @@ class _Study:
     name: str = "alignment"
 
     def windows(self, model: nn.Module, item: Item) -> list[Window]:
+        check_translates(model)
         given = item.content
         try:
             pair = encoded_pair(model, given.pair, source_prefix=self.source_prefix)
         except AlignmentInputError as error:
-            raise UnfitTextError(str(error).removeprefix("the pair: ").split(". ")[0]) from None
+            reason = str(error).removeprefix("the pair: ").split(". ")[0].rstrip(".")
+            raise UnfitTextError(f"cannot be read ({reason})") from None
         if problem := misfit(model, pair):
             raise UnfitTextError(problem)
         ids = (*pair.source, *pair.target)
@@ -129,8 +131,6 @@ def alignment(
         if options.get(name) is not None:
             raise StudyInputError(f"{name} is {options[name]}, but sentence pairs are not cut: leave it out.")  # type: ignore[literal-required]
     study = _Study(chosen(layers), checked_settings(settings), end_of_sentence, source_prefix)
-    if isinstance(model, nn.Module):
-        check_translates(model)
     own, partial, facts = run(model, study, _Pairs(pairs, gold), **options)
     found: dict[str, Any] = partial.values
     return Alignments(
