@@ -40,8 +40,9 @@ NOT_BUILT = {
     "TransformerLensPretrain": "the user's own module",
 }
 LAYOUTS = (
-    ("attn_ln_res_cross", "sandwich"),
-    ("attn_res_ln_cross", "post-norm"),
+    ("attn_ln_res_cross", "sandwich decoder"),
+    ("attn_res_ln_cross", "post-norm decoder"),
+    ("attn_res_cross", "pre-norm decoder"),
     ("attn_ff", "parallel"),
     ("attn_ln_res_ln", "sandwich"),
     ("attn_ln_res", "norm behind each branch"),

@@ -8,8 +8,8 @@ import torch
 
 import tl_norms
 from tl_norms.blocks.structure import Add, Block, Norm
+from tl_norms.names import resolve_scope
 from tl_norms.plan import reader_of
-from tl_norms.results import resolve_scope
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from block_drawing import IMAGES, POST_NORM, PRE_NORM, Box, Point, drawing  # noqa: E402

@@ -264,3 +264,36 @@ def test_a_cross_attention_that_was_edited_does_not_add_up(marian):
     with pytest.raises(tl_norms.DecompositionError, match="layer 1, scope 'attn_res_ln_cross'"):
         tl_norms.cross_norms(cache)
     assert float(tl_norms.cross_norms(cache, check=False).error[1]) > 1e-4
+
+
+def test_metrics_compare_both_sequences(marian):
+    """Contextualization change and amplification behind cross-attention: over all pairs that exist, by hand."""
+    stats = pytest.importorskip("scipy.stats")
+    from tl_norms import metrics
+
+    cache = cached(marian[0], SOURCE, TARGET, attention_mask=SOURCE_MASK, decoder_attention_mask=TARGET_MASK)
+    masks = dict(mask=TARGET_MASK, source_mask=SOURCE_MASK)
+    norms = tl_norms.block_norms(cache, "all", **masks)
+    pairs = norms.pairs(norms.scopes[-1])
+    for text, (n, m) in enumerate(((5, 7), (3, 5))):
+        for query in range(5):
+            for key in range(12):
+                exists = query < n and (key <= query if key < 5 else key - 5 < m)
+                assert bool(pairs[text, query, key]) == exists
+    changes = metrics.component_changes(norms)
+    assert "attn_res_ln_cross" not in changes and "attn_res_ln_cross_res_ln" in changes
+    before, after = "attn_res_ln_cross_res_ln", "attn_res_ln_cross_res_ln_ff"
+    for layer in norms.layers:
+        for text in range(2):
+            left, right = (norms[scope][layer, text][pairs[text]].numpy() for scope in (before, after))
+            expected = 1 - stats.spearmanr(left, right)[0]
+            assert float(changes[after][layer, text]) == pytest.approx(expected, abs=1e-6)
+    difference = metrics.ff_amplification(norms)
+    torch.testing.assert_close(difference.difference, norms[after] - norms[before])
+    words = [[f"t{i}" for i in range(5)] + [f"s{i}" for i in range(7)] for _ in range(2)]
+    table = difference.top_pairs(200, tokens=words)
+    assert len(table) == 3 * int(pairs.sum())
+    assert set(table[table.key >= 5].key_token.str[0]) == {"s"} and set(table.query_token.str[0]) == {"t"}
+    cancelled = metrics.cancellation(cache, leave_out=0, **masks)
+    assert cancelled.base == before
+    torch.testing.assert_close(cancelled.changes["all"]["ff"], changes[after])

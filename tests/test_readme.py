@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tl_norms
-from tl_norms.results import resolve_scope
+from tl_norms.names import resolve_scope
 from tl_norms.walk import TOLERANCE
 
 ROOT = Path(__file__).parents[1]
@@ -94,8 +94,9 @@ def test_the_papers_names_lead_to_the_scopes_of_the_table():
 
 def test_layouts_and_counts_are_those_of_the_table_of_architectures():
     table = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
-    made = re.findall(r"^\| \w+(?:@\w+)? \| ([\w ()-]+) \| (\d) \| `(\w+)` \|", table, flags=re.MULTILINE)
+    made = re.findall(r"^\| \w+(?:@\w+)? \| ([\w ()-]+) \| (\d+) \| `(\w+)` \|", table, flags=re.MULTILINE)
     called = {"post-LN": "post-norm", "pre-LN": "pre-norm"}
+    called |= {f"{layout} decoder": f"{name} decoder" for layout, name in called.items()}
     rows = re.findall(r"^\| ([\w -]+) \| [^|]* \| (.*→.*) \|$", README, flags=re.MULTILINE)
     chains = [(called.get(layout, layout), re.findall(r"`(\w+)`", chain)) for layout, chain in rows]
     assert {(layout, str(len(chain)), chain[-1]) for layout, chain in chains} == set(made)

@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .cross import (
+        CrossNorms,
         cross_norms,
+    )
+    from .decomposition import (
+        Decomposition,
     )
     from .errors import (
         AttentionPatternError,
@@ -41,8 +45,6 @@ if TYPE_CHECKING:
     )
     from .results import (
         BlockNorms,
-        CrossNorms,
-        Decomposition,
         MixingShares,
     )
 
@@ -111,8 +113,8 @@ _HOME = {
     "value_vectors": "norms",
     "weighted_value_norms": "norms",
     "BlockNorms": "results",
-    "CrossNorms": "results",
-    "Decomposition": "results",
+    "CrossNorms": "cross",
+    "Decomposition": "decomposition",
     "MixingShares": "results",
 }
 

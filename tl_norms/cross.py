@@ -1,6 +1,9 @@
 """Cross-attention by norms: what each encoder token moved into each decoder position."""
 
+from dataclasses import dataclass
+
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .blocks.activations import Activations, check_cache
@@ -9,8 +12,43 @@ from .layers import stacked
 from .linear.factors import head_norms, mixture_norms, triangles
 from .linear.sources import Mixture
 from .plan import Layers, Plan, chain_of, reader_of
-from .results import CrossNorms
 from .walk import Walk
+
+
+@dataclass(frozen=True, eq=False)
+class CrossNorms:
+    """Cross-attention by norms: queries are positions of the decoder, keys those of the encoder.
+
+    Attributes:
+        layers: the layer numbers along the first axis
+        attention: α, the cross-attention weights per head, [layer batch head query key]
+        head_norms: ‖αf(x)‖, what each head moves, [layer batch head query key]
+        norms: ‖Σ_h αf(x)‖, the length of what all heads move together, [layer batch query key]
+        value_norms: ‖f(x)‖, [layer batch head key]
+        error: relative error of Σ_s Σ_h αf(x) + b_O against the model's activation, [layer]
+        mask: True where a position of the encoder is real, [batch key], or None
+        target_mask: the same for the decoder, [batch query]
+    """
+
+    layers: tuple[int, ...]
+    attention: Float[Tensor, "layer *batch head query key"]
+    norms: Float[Tensor, "layer *batch query key"]
+    value_norms: Float[Tensor, "layer *batch head key"]
+    error: Float[Tensor, " layer"]
+    mask: Tensor | None = None
+    target_mask: Tensor | None = None
+
+    @property
+    def head_norms(self) -> Float[Tensor, "layer *batch head query key"]:
+        """‖αf(x)‖ = α ‖f(x)‖ per head, made when asked for."""
+        return self.attention * self.value_norms[..., None, :]
+
+    def __repr__(self) -> str:
+        axes = "layer batch query key" if self.norms.ndim == 4 else "layer query key"
+        return (
+            f"CrossNorms, {len(self.layers)} layers, norms {list(self.norms.shape)} [{axes}], "
+            f"completeness error {float(self.error.max()):.1e}"
+        )
 
 
 @torch.no_grad()

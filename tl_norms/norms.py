@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .blocks.activations import Activations, check_cache
+from .decomposition import Decomposition
 from .errors import UnknownScopeError
 from .layers import collected, layer_norms, stacked
 from .linear.factors import head_norms, triangles
 from .linear.maps import free_memory
 from .linear.steps import Bias
 from .plan import Layers, Plan, Scopes, chain_of, chosen_blocks, chosen_scopes, reader_of
-from .results import BlockNorms, Decomposition
+from .results import BlockNorms
 from .walk import Walk
 
 

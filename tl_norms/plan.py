@@ -11,7 +11,7 @@ from .blocks.hooked import HookedReader
 from .blocks.structure import Block, Reader
 from .errors import UnknownLayerError, UnknownOptionError, UnsupportedArchitectureError
 from .linear.steps import Bias
-from .results import is_post_norm, resolve_scope
+from .names import is_post_norm, resolve_scope
 
 Scopes = str | Sequence[str] | None
 Layers = int | Iterable[int] | None

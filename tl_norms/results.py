@@ -5,52 +5,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .errors import MissingExtraError, UnknownScopeError
-from .linear.maps import sketch_standard_error, source_norms
-from .linear.sources import Sources
+from .linear.maps import sketch_standard_error
+from .names import WEIGHT_NAMES, resolve_scope
+from .pairs import existing_pairs
 
 if TYPE_CHECKING:
     import pandas
-
-PAPER_NAMES = {
-    "Attn-N": ("attn",),
-    "AttnRes-N": ("attn_res",),
-    "AttnResLn-N": ("attn_res_ln",),
-    "ATB": ("attn_res_ln", "attn_res"),
-    "ATBFF": ("attn_res_ln_ff",),
-    "ATBFFRES": ("attn_res_ln_ff_res",),
-    "ATBFFRESLN": ("attn_res_ln_ff_res_ln",),
-    "ATBLN": ("attn_res_ln",),
-    "ATBLNFF": ("attn_res_ln_ff",),
-    "ATBLNFFRES": ("attn_res_ln_ff_res",),
-}
-_WEIGHT_NAMES = ("Attn-W", "AttnRes-W")  # weights alone, as the papers call them
-
-
-def is_post_norm(scopes: tuple[str, ...]) -> bool:
-    """Whether a chain ends in a layer norm, so that its attention block does too."""
-    return scopes[-1].endswith("_res_ln")
-
-
-def resolve_scope(name: str, scopes: tuple[str, ...]) -> str:
-    """A scope of this chain from its own name or from the papers'."""
-    if name in scopes:
-        return name
-    candidates = PAPER_NAMES.get(name, ())
-    if name == "ATB" and not is_post_norm(scopes):
-        candidates = ("attn_res",)
-    if name == "cross":  # cross-attention itself, whatever stands in front of it
-        candidates = tuple(scope for scope in scopes if scope.endswith("_cross"))
-    for candidate in candidates:
-        if candidate in scopes:
-            return candidate
-    raise UnknownScopeError(
-        f"unknown scope {name!r}. This model's chain is {', '.join(scopes)}; "
-        f"the papers' names {', '.join(PAPER_NAMES)} are understood where the chain has them."
-    )
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -107,7 +71,7 @@ class BlockNorms(Mapping[str, Tensor]):
         return id(self)
 
     def __getitem__(self, scope: str) -> Float[Tensor, "layer *batch query key"]:
-        if scope in _WEIGHT_NAMES:
+        if scope in WEIGHT_NAMES:
             return self.attention_residual if scope == "AttnRes-W" else self.attention
         scope = self._computed(scope)
         if scope not in self.maps:
@@ -123,7 +87,7 @@ class BlockNorms(Mapping[str, Tensor]):
         return len(self.scopes)
 
     def __contains__(self, scope: object) -> bool:
-        if scope in _WEIGHT_NAMES:
+        if scope in WEIGHT_NAMES:
             return True
         try:
             self._computed(str(scope))
@@ -141,7 +105,7 @@ class BlockNorms(Mapping[str, Tensor]):
         Returns:
             [layer batch query], between 0 and 1.
         """
-        if scope in _WEIGHT_NAMES:
+        if scope in WEIGHT_NAMES:
             return self.attention_mixing_ratio(residual=scope == "AttnRes-W", fill=fill)
         return self._filled(self.mixing_ratios[self._computed(scope)], fill)
 
@@ -170,6 +134,14 @@ class BlockNorms(Mapping[str, Tensor]):
             has = f"ask for one of {', '.join(self.shares)}" if self.shares else "no scope of this result has any"
             raise UnknownScopeError(f"scope {resolved!r} has no cross-attention in it; {has}.")
         return MixingShares(*(self._filled(part, 0.0) for part in self.shares[resolved]))
+
+    def pairs(self, scope: str) -> Bool[Tensor, "*batch query key"]:
+        """Which pairs exist in the map of a scope: neither padding nor, in causal models, key > query."""
+        n_queries, n_keys = self[scope].shape[-2:]
+        masks = [m if m is None or m.ndim == 2 else m[None] for m in (self.mask, self.source_mask)]
+        found = existing_pairs(n_queries, n_keys, causal=self.causal, mask=masks[0], source_mask=masks[1])
+        has_batch = self.value_norms.ndim == 4
+        return found.expand(self.value_norms.shape[1], -1, -1) if has_batch else found[0]
 
     @property
     def head_norms(self) -> Float[Tensor, "layer *batch head query key"]:
@@ -323,131 +295,3 @@ class MixingShares:
     own: Float[Tensor, "layer *batch query"]
     context: Float[Tensor, "layer *batch query"]
     source: Float[Tensor, "layer *batch query"]
-
-
-@dataclass(frozen=True, eq=False)
-class CrossNorms:
-    """Cross-attention by norms: queries are positions of the decoder, keys those of the encoder.
-
-    Attributes:
-        layers: the layer numbers along the first axis
-        attention: α, the cross-attention weights per head, [layer batch head query key]
-        head_norms: ‖αf(x)‖, what each head moves, [layer batch head query key]
-        norms: ‖Σ_h αf(x)‖, the length of what all heads move together, [layer batch query key]
-        value_norms: ‖f(x)‖, [layer batch head key]
-        error: relative error of Σ_s Σ_h αf(x) + b_O against the model's activation, [layer]
-        mask: True where a position of the encoder is real, [batch key], or None
-        target_mask: the same for the decoder, [batch query]
-    """
-
-    layers: tuple[int, ...]
-    attention: Float[Tensor, "layer *batch head query key"]
-    norms: Float[Tensor, "layer *batch query key"]
-    value_norms: Float[Tensor, "layer *batch head key"]
-    error: Float[Tensor, " layer"]
-    mask: Tensor | None = None
-    target_mask: Tensor | None = None
-
-    @property
-    def head_norms(self) -> Float[Tensor, "layer *batch head query key"]:
-        """‖αf(x)‖ = α ‖f(x)‖ per head, made when asked for."""
-        return self.attention * self.value_norms[..., None, :]
-
-    def __repr__(self) -> str:
-        axes = "layer batch query key" if self.norms.ndim == 4 else "layer query key"
-        return (
-            f"CrossNorms, {len(self.layers)} layers, norms {list(self.norms.shape)} [{axes}], "
-            f"completeness error {float(self.error.max()):.1e}"
-        )
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class Decomposition:
-    """The source vectors of one layer and scope, formed only when asked for.
-
-    Attributes:
-        layer, scope: where
-        error: relative completeness error of this layer and scope
-        sources: the vectors in factored form (see `tl_norms.linear.sources`)
-    """
-
-    layer: int
-    scope: str
-    error: float
-    sources: Sources
-    has_batch: bool
-    mask: Tensor | None
-    max_memory: int
-    source_mask: Tensor | None = None
-
-    @property
-    def boundary(self) -> int | None:
-        """In a decoder behind cross-attention: the number of its own positions, which come first among the keys."""
-        return None if self.sources.cross is None else self.sources.own.shape[1]
-
-    def vectors(
-        self, query: int | slice | None = None, key: int | slice | None = None
-    ) -> Float[Tensor, "*batch query key d_model"]:
-        """v_ij for the queries and keys asked for (an int keeps its axis, of length one)."""
-        queries, keys = _as_slice(query, self.sources.own.shape[1]), _as_slice(key, self.sources.n_keys)
-        rows = [self.sources.vectors(b, queries, keys) for b in range(len(self.sources.own))]
-        vectors = _emptied(torch.stack(rows), self.mask, queries, 1)
-        return self._out(_emptied(vectors, self._key_mask, keys, 2))
-
-    @property
-    def _key_mask(self) -> Tensor | None:
-        """Which keys are real, those of the encoder included."""
-        if self.sources.cross is None or (self.mask is None and self.source_mask is None):
-            return self.mask
-        sizes = self.sources.own.shape[1], self.sources.cross.n_keys
-        parts = [
-            torch.ones(len(self.sources.own), size, dtype=torch.bool) if mask is None else mask.cpu()
-            for mask, size in zip((self.mask, self.source_mask), sizes, strict=True)
-        ]
-        return torch.cat(parts, dim=1)
-
-    @property
-    def remainder(self) -> Float[Tensor, "*batch query d_model"]:
-        """What belongs to no source: biases and betas, and their share of each later step."""
-        return self._out(_emptied(self.sources.rest, self.mask, slice(None), 1))
-
-    def total(self) -> Float[Tensor, "*batch query d_model"]:
-        """sum_j v_ij + r_i, which is the model's own activation."""
-        return self._out(_emptied(self.sources.total, self.mask, slice(None), 1))
-
-    def norms(self) -> Float[Tensor, "*batch query key"]:
-        """|v_ij| for all pairs, without forming them where a factor can tell."""
-        return self._out(source_norms(self.sources, max_memory=self.max_memory))
-
-    def mixing_ratio(self) -> Float[Tensor, "*batch query"]:
-        """|sum_{j≠i} v_ij| / (|sum_{j≠i} v_ij| + |v_ii|)."""
-        return self._out(self.sources.mixing_ratio())
-
-    def __repr__(self) -> str:
-        shape = list(self.remainder.shape)
-        return f"Decomposition(layer={self.layer}, scope={self.scope!r}, total {shape}, error {self.error:.1e})"
-
-    def _out(self, value: Tensor) -> Tensor:
-        return value if self.has_batch else value[0]
-
-
-def _emptied(value: Tensor, mask: Tensor | None, positions: slice, axis: int) -> Tensor:
-    """Zero at padded positions along one axis; axis 0 is the batch."""
-    if mask is None:
-        return value
-    keep = mask.to(value.device)[:, positions]
-    shape = [len(keep), *[1] * (value.ndim - 1)]
-    shape[axis] = keep.shape[1]
-    return value.masked_fill(~keep.reshape(shape), 0)
-
-
-def _as_slice(index: int | slice | None, n: int) -> slice:
-    if index is None:
-        return slice(0, n)
-    if isinstance(index, slice):
-        first, last, stride = index.indices(n)
-        if stride != 1:
-            raise IndexError(f"a slice of positions takes no stride, got {index}")
-        return slice(first, last)
-    position = range(n)[index]
-    return slice(position, position + 1)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingExtraError
+from ..names import resolve_scope
 from ..norms import scopes
-from ..results import BlockNorms, resolve_scope
+from ..results import BlockNorms
 from ..walk import TOLERANCE
 from .load import stack_of
 
@@ -102,9 +103,7 @@ def numbers(norms: BlockNorms, words: list[str]) -> dict[str, Any]:
 def strongest_others(norms: BlockNorms, scope: str) -> list[list[int | None]]:
     """For each layer and position the source, other than itself, that put most into it; None if there is no other."""
     maps = norms[scope][:, 0]
-    n = maps.shape[-1]
-    possible = torch.ones(n, n, dtype=torch.bool, device=maps.device)
-    possible = (possible.tril() if norms.causal else possible).fill_diagonal_(False)
+    possible = norms.pairs(scope)[0].to(maps.device).clone().fill_diagonal_(False)
     best = maps.masked_fill(~possible, -torch.inf).argmax(-1).tolist()
     lonely = (~possible.any(-1)).tolist()
     return [[None if alone else key for key, alone in zip(row, lonely, strict=True)] for row in best]

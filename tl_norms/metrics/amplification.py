@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import MissingExtraError, UnknownScopeError
@@ -26,7 +26,7 @@ class FFAmplification:
         scope: the scope that ends in the feed-forward
         layers: the layer numbers along the first axis
         before, after: the two maps, normalised as asked for, [layer batch query key]
-        causal: pairs with key > query do not exist
+        pairs: which pairs exist, [batch query key]: no padding, no later keys in causal models
         mask: True where a position is real, [batch pos], or None
         normalize: None, "row" or "map", see `ff_amplification`
     """
@@ -35,7 +35,7 @@ class FFAmplification:
     layers: tuple[int, ...]
     before: Float[Tensor, "layer *batch query key"]
     after: Float[Tensor, "layer *batch query key"]
-    causal: bool
+    pairs: Bool[Tensor, "*batch query key"]
     mask: Tensor | None
     normalize: Normalize
 
@@ -58,7 +58,8 @@ class FFAmplification:
 
         Args:
             k: pairs per layer (the papers' tables use 50)
-            tokens: the tokens of the text, or one list per text, as from `model.to_str_tokens(text)`
+            tokens: the tokens of the text, or one list per text, as from `model.to_str_tokens(text)`; behind
+                cross-attention the target's, then the source's
             largest: False for the pairs that are weakened most
             diagonal: False to leave out what a position gets from itself
 
@@ -118,15 +119,8 @@ class FFAmplification:
 
     def _listed(self, diagonal: bool) -> Tensor:
         """The pairs that exist, [batch query key], with a batch axis in any case."""
-        n = self.before.shape[-1]
-        n_batch = self.before.shape[1] if self.before.ndim == 4 else 1
-        listed = torch.ones(n_batch, n, n, dtype=torch.bool)
-        if self.mask is not None:
-            mask = self.mask.cpu().reshape(n_batch, n)
-            listed &= mask[:, :, None] & mask[:, None, :]
-        if self.causal:
-            listed = listed.tril()
-        return listed if diagonal else listed & ~torch.eye(n, dtype=torch.bool)
+        listed = self.pairs.reshape(-1, *self.pairs.shape[-2:])
+        return listed if diagonal else listed & ~torch.eye(*listed.shape[-2:], dtype=torch.bool)
 
 
 def ff_amplification(norms: BlockNorms, *, normalize: Normalize = None) -> FFAmplification:
@@ -155,7 +149,7 @@ def ff_amplification(norms: BlockNorms, *, normalize: Normalize = None) -> FFAmp
     if scope is None:
         raise UnknownScopeError(f"this model has no feed-forward: its chain is {', '.join(norms.chain)}.")
     before, after = norms[scope.removesuffix("_ff")], norms[scope]
-    result = FFAmplification(scope, norms.layers, before, after, norms.causal, norms.mask, normalize)
+    result = FFAmplification(scope, norms.layers, before, after, norms.pairs(scope), norms.mask, normalize)
     if normalize is None:
         return result
     if normalize not in ("row", "map"):
@@ -165,7 +159,7 @@ def ff_amplification(norms: BlockNorms, *, normalize: Normalize = None) -> FFAmp
     count = 1 if normalize == "row" else pairs.sum((-2, -1), keepdim=True).reshape(*before.shape[1:-2], 1, 1)
     tiny = torch.finfo(before.dtype).tiny
     before, after = (value / (value.sum(axes, keepdim=True) / count).clamp_min(tiny) for value in (before, after))
-    return FFAmplification(scope, norms.layers, before, after, norms.causal, norms.mask, normalize)
+    return FFAmplification(scope, norms.layers, before, after, norms.pairs(scope), norms.mask, normalize)
 
 
 def _texts(tokens: Sequence, n_batch: int, n: int) -> list[Sequence[str]]:

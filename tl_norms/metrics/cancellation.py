@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..blocks.activations import Activations, check_cache
 from ..blocks.structure import Add, Block, FeedForward, Norm, NormForm, Reader, Truth
+from ..decomposition import Decomposition
 from ..errors import MissingExtraError, UnknownScopeError, UnsupportedArchitectureError
 from ..linear import steps
 from ..linear.maps import source_norms
 from ..norms import decompose
 from ..plan import Layers, chosen_blocks, reader_of
-from ..results import Decomposition
 from .change import MetricsInputError, contextualization_change
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def cancellation(
     *,
     layers: Layers = None,
     mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
     bias: steps.Bias = "player",
     leave_out: int | None = None,
     max_memory: int | None = None,
@@ -106,7 +107,7 @@ def cancellation(
 
     Args:
         cache: an ActivationCache
-        layers, mask, bias, max_memory, stack: as for `tl_norms.ffn_maps`
+        layers, mask, source_mask, bias, max_memory, stack: as for `tl_norms.ffn_maps`
         leave_out: k; None for 1 % of d_model (at least one); 0 for neither of the two variants, three times faster
 
     Returns:
@@ -122,13 +123,22 @@ def cancellation(
     """
     check_cache(cache)
     reader = reader_of(cache.model, stack)
-    activations = Activations(cache.cache_dict, cache.has_batch_dim, reader, mask)
+    activations = Activations(cache.cache_dict, cache.has_batch_dim, reader, mask, source_mask)
     blocks, _ = chosen_blocks(reader, layers)
     base, later = _base(blocks[0])
     changes, dimensions, outputs, streams = [], [], [], []
     for block in blocks:
         parts = {
-            scope: decompose(cache, block.layer, scope, mask=mask, bias=bias, max_memory=max_memory, stack=stack)
+            scope: decompose(
+                cache,
+                block.layer,
+                scope,
+                mask=mask,
+                source_mask=source_mask,
+                bias=bias,
+                max_memory=max_memory,
+                stack=stack,
+            )
             for scope in (base, *later)
         }
         output, stream = _summands(block, parts)
@@ -242,7 +252,11 @@ def _changes(
         maps = {scope: _map_without(parts[scope], left_out.get(variant)) for scope in (base, *later)}
         changes[variant] = {
             scope: contextualization_change(
-                maps[base], maps[scope], causal=parts[scope].sources.causal, mask=parts[scope].mask
+                maps[base],
+                maps[scope],
+                causal=parts[scope].sources.causal,
+                mask=parts[scope].mask,
+                source_mask=parts[scope].source_mask,
             )
             for scope in later
         }

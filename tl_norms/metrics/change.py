@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import MaskError, MissingExtraError, TLNormsError
+from ..pairs import existing_pairs
 from ..results import BlockNorms
 
 
@@ -20,17 +21,20 @@ def contextualization_change(
     *,
     causal: bool,
     mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
 ) -> Float[Tensor, "*axes"]:
     """How differently two maps rank the same pairs: 1 - Spearman(flatten(before), flatten(after)), per map.
 
     Ranks do not see a common factor: a component that doubles every vector changes nothing here.
 
     Args:
-        before, after: maps, [layer batch query key] or with any other leading axes
+        before, after: maps, [layer batch query key] or with any other leading axes. Keys beyond the queries are those
+            of the encoder, behind cross-attention.
         causal: use pairs with key <= query only. A causal model has zeros above the diagonal in both maps; those
             ties agree perfectly and would inflate the correlation, the more the longer the text is.
         mask: True or 1 at real tokens, [batch pos] (or [pos]), where batch is the axis in front of query; pairs
             that touch padding are left out, for the same reason
+        source_mask: the same for the encoder's positions
 
     Returns:
         One number per map, from 0 (same order) to 2 (opposite order), in the dtype of `before` (at least float32).
@@ -45,15 +49,15 @@ def contextualization_change(
         >>> contextualization_change(maps["ATB"], maps["ATBFF"], causal=maps.causal)   # doctest: +SKIP
     """
     spearmanr = _spearmanr()
-    if before.shape != after.shape or before.ndim < 2 or before.shape[-1] != before.shape[-2]:
+    if before.shape != after.shape or before.ndim < 2 or before.shape[-1] < before.shape[-2]:
         raise MetricsInputError(
-            f"expected two maps of one shape [... query key], query as long as key, got {list(before.shape)} and "
+            f"expected two maps of one shape [... query key], no fewer keys than queries, got {list(before.shape)} and "
             f"{list(after.shape)}. Take both from one result: norms[scope]."
         )
-    n = before.shape[-1]
-    left, right = (value.detach().double().cpu().reshape(-1, n, n) for value in (before, after))
-    keep = torch.ones(n, n, dtype=torch.bool).tril() if causal else torch.ones(n, n, dtype=torch.bool)
-    keeps = _real_pairs(mask, before.shape) & keep  # [text query key]
+    n_queries, n_keys = before.shape[-2:]
+    left, right = (value.detach().double().cpu().reshape(-1, n_queries, n_keys) for value in (before, after))
+    masks = _fitting(mask, before.shape, n_queries), _fitting(source_mask, before.shape, n_keys - n_queries)
+    keeps = existing_pairs(n_queries, n_keys, causal=causal, mask=masks[0], source_mask=masks[1])  # [text query key]
     changes = []
     for row in range(len(left)):
         pairs = keeps[row % len(keeps)]
@@ -70,7 +74,8 @@ def component_changes(norms: BlockNorms) -> dict[str, Float[Tensor, "layer *batc
 
     Returns:
         scope -> [layer batch] for every scope whose predecessor in the chain was computed too. The last word of the
-        scope is the component: "attn_res_ln_ff" holds what the feed-forward changes.
+        scope is the component: "attn_res_ln_ff" holds what the feed-forward changes. Cross-attention itself is left
+        out: it starts anew, with other sources.
 
     Raises:
         MissingExtraError: scipy is not installed.
@@ -80,18 +85,22 @@ def component_changes(norms: BlockNorms) -> dict[str, Float[Tensor, "layer *batc
     """
     changes = {}
     for previous, scope in zip(norms.chain, norms.chain[1:], strict=False):
-        if previous in norms.maps and scope in norms.maps:
+        both = previous in norms.maps and scope in norms.maps
+        if both and norms[previous].shape == norms[scope].shape:
             changes[scope] = contextualization_change(
-                norms[previous], norms[scope], causal=norms.causal, mask=norms.mask
+                norms[previous],
+                norms[scope],
+                causal=norms.causal,
+                mask=norms.mask,
+                source_mask=norms.source_mask if norms[scope].shape[-1] > norms[scope].shape[-2] else None,
             )
     return changes
 
 
-def _real_pairs(mask: Tensor | None, shape: torch.Size) -> Tensor:
-    """Pairs of real tokens, [text query key], one text if they do not differ."""
-    n = shape[-1]
+def _fitting(mask: Tensor | None, shape: torch.Size, n: int) -> Tensor | None:
+    """[text pos], one text if they do not differ."""
     if mask is None:
-        return torch.ones(1, n, n, dtype=torch.bool)
+        return None
     mask = torch.as_tensor(mask).bool().cpu()
     fits = mask.ndim == 1 or (mask.ndim == 2 and len(shape) > 2 and len(mask) == shape[-3])
     if not fits or mask.shape[-1] != n:
@@ -99,8 +108,7 @@ def _real_pairs(mask: Tensor | None, shape: torch.Size) -> Tensor:
             f"the mask has shape {list(mask.shape)}, the maps {list(shape)}: expected [pos] or [batch pos] with the "
             f"batch axis in front of query. Pass norms.mask."
         )
-    mask = mask.reshape(-1, n)
-    return mask[:, :, None] & mask[:, None, :]
+    return mask.reshape(-1, n)
 
 
 def _correlation(spearmanr, left: Tensor, right: Tensor) -> float:

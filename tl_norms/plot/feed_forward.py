@@ -150,5 +150,5 @@ def _of_one_text(
     if text.batch is not None:
         mask = None if found.mask is None else found.mask[text.batch]
         before, after = found.before[:, text.batch], found.after[:, text.batch]
-        found = replace(found, before=before, after=after, mask=mask)
+        found = replace(found, before=before, after=after, mask=mask, pairs=found.pairs[text.batch])
     return found, replace(text, batch=None)

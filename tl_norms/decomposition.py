@@ -1,0 +1,102 @@
+"""The source vectors of one layer and scope, formed lazily."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .linear.maps import source_norms
+from .linear.sources import Sources
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Decomposition:
+    """The source vectors of one layer and scope, formed only when asked for.
+
+    Attributes:
+        layer, scope: where
+        error: relative completeness error of this layer and scope
+        sources: the vectors in factored form (see `tl_norms.linear.sources`)
+    """
+
+    layer: int
+    scope: str
+    error: float
+    sources: Sources
+    has_batch: bool
+    mask: Tensor | None
+    max_memory: int
+    source_mask: Tensor | None = None
+
+    @property
+    def boundary(self) -> int | None:
+        """In a decoder behind cross-attention: the number of its own positions, which come first among the keys."""
+        return None if self.sources.cross is None else self.sources.own.shape[1]
+
+    def vectors(
+        self, query: int | slice | None = None, key: int | slice | None = None
+    ) -> Float[Tensor, "*batch query key d_model"]:
+        """v_ij for the queries and keys asked for (an int keeps its axis, of length one)."""
+        queries, keys = _as_slice(query, self.sources.own.shape[1]), _as_slice(key, self.sources.n_keys)
+        rows = [self.sources.vectors(b, queries, keys) for b in range(len(self.sources.own))]
+        vectors = _emptied(torch.stack(rows), self.mask, queries, 1)
+        return self._out(_emptied(vectors, self._key_mask, keys, 2))
+
+    @property
+    def _key_mask(self) -> Tensor | None:
+        """Which keys are real, those of the encoder included."""
+        if self.sources.cross is None or (self.mask is None and self.source_mask is None):
+            return self.mask
+        sizes = self.sources.own.shape[1], self.sources.cross.n_keys
+        parts = [
+            torch.ones(len(self.sources.own), size, dtype=torch.bool) if mask is None else mask.cpu()
+            for mask, size in zip((self.mask, self.source_mask), sizes, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
+
+    @property
+    def remainder(self) -> Float[Tensor, "*batch query d_model"]:
+        """What belongs to no source: biases and betas, and their share of each later step."""
+        return self._out(_emptied(self.sources.rest, self.mask, slice(None), 1))
+
+    def total(self) -> Float[Tensor, "*batch query d_model"]:
+        """sum_j v_ij + r_i, which is the model's own activation."""
+        return self._out(_emptied(self.sources.total, self.mask, slice(None), 1))
+
+    def norms(self) -> Float[Tensor, "*batch query key"]:
+        """|v_ij| for all pairs, without forming them where a factor can tell."""
+        return self._out(source_norms(self.sources, max_memory=self.max_memory))
+
+    def mixing_ratio(self) -> Float[Tensor, "*batch query"]:
+        """|sum_{j≠i} v_ij| / (|sum_{j≠i} v_ij| + |v_ii|)."""
+        return self._out(self.sources.mixing_ratio())
+
+    def __repr__(self) -> str:
+        shape = list(self.remainder.shape)
+        return f"Decomposition(layer={self.layer}, scope={self.scope!r}, total {shape}, error {self.error:.1e})"
+
+    def _out(self, value: Tensor) -> Tensor:
+        return value if self.has_batch else value[0]
+
+
+def _emptied(value: Tensor, mask: Tensor | None, positions: slice, axis: int) -> Tensor:
+    """Zero at padded positions along one axis; axis 0 is the batch."""
+    if mask is None:
+        return value
+    keep = mask.to(value.device)[:, positions]
+    shape = [len(keep), *[1] * (value.ndim - 1)]
+    shape[axis] = keep.shape[1]
+    return value.masked_fill(~keep.reshape(shape), 0)
+
+
+def _as_slice(index: int | slice | None, n: int) -> slice:
+    if index is None:
+        return slice(0, n)
+    if isinstance(index, slice):
+        first, last, stride = index.indices(n)
+        if stride != 1:
+            raise IndexError(f"a slice of positions takes no stride, got {index}")
+        return slice(first, last)
+    position = range(n)[index]
+    return slice(position, position + 1)

@@ -1,0 +1,34 @@
+"""Which pairs of a map exist."""
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+
+def existing_pairs(
+    n_queries: int,
+    n_keys: int,
+    *,
+    causal: bool,
+    mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
+) -> Bool[Tensor, "batch query key"]:
+    """Pairs of real positions, key <= query if the model is causal; one text if none differ. On the CPU.
+
+    Keys beyond the queries are those of another sequence (behind cross-attention): all of them are seen.
+
+    Args:
+        mask: [batch pos], True or 1 at real positions; source_mask: the same for the other sequence
+    """
+    near = torch.ones(n_queries, n_queries, dtype=torch.bool)
+    far = torch.ones(n_queries, n_keys - n_queries, dtype=torch.bool)
+    pairs = torch.cat([near.tril() if causal else near, far], dim=1)[None]
+    if mask is not None:
+        real = mask.bool().cpu()
+        pairs = pairs & real[:, :, None]
+        pairs[..., :n_queries] &= real[:, None, :]
+    if source_mask is not None and n_keys > n_queries:
+        real = source_mask.bool().cpu()
+        pairs = pairs.expand(len(real), -1, -1).clone()
+        pairs[..., n_queries:] &= real[:, None, :]
+    return pairs
