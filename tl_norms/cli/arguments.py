@@ -18,6 +18,7 @@ examples:
   tl-norms --scope all --html maps.html "The keys to the cabinet are on the table."
   tl-norms --model gpt2 --layer 5 --layer 11 --json "The keys to the cabinet are on the table." > maps.json
   tl-norms --check gpt2
+  tl-norms --model Helsinki-NLP/opus-mt-de-en --target "the house is small" "das Haus ist klein"
   tl-norms study mixing-ratio --texts corpus.txt      (tl-norms study --help: all studies over a corpus)
 
 exit status: 0, or 1 if --check finds a scope that is not complete or a model that is refused, or 2 for bad input.
@@ -28,7 +29,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments, checked as far as they can be without a model; exits with status 2 and a message if they are bad.
 
     Returns:
-        text, model, check, scope (list or None), layer (list or None), json, html, bias, dtype, quiet.
+        text, model, target, check, scope (list or None), layer (list or None), json, html, bias, dtype, quiet.
     """
     parser = argparse.ArgumentParser(
         prog="tl-norms",
@@ -41,6 +42,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "text", metavar="TEXT", nargs="?", help="the text to analyse (with --check: instead of the short built-in text)"
     )
     add("--model", metavar="NAME_OR_FOLDER", help="Hugging Face name, folder or .gguf file; default: embedded MiniLM")
+    add("--target", metavar="TEXT", help="of an encoder-decoder: what the decoder reads; analyses the decoder")
     add("--scope", action="append", type=_names, metavar="SCOPE", help="scope, comma list or 'all'; may be repeated")
     add("--layer", action="append", type=_numbers, metavar="N", help="layer, from the end if negative; may be repeated")
     add("--json", action="store_true", help="print everything as JSON instead of tables")
@@ -64,7 +66,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('a text is needed: tl-norms "The keys to the cabinet are on the table."')
     if found.text is not None and not found.text.strip():
         parser.error("the text is empty")
-    for name in ("model", "check", "html"):
+    for name in ("model", "target", "check", "html"):
         if getattr(found, name) is not None and not getattr(found, name).strip():
             parser.error(f"--{name} is empty")
     if found.html is not None:
@@ -78,7 +80,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _refuse_with_check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
     """`--check` names its own model and looks at everything."""
-    for name in ("model", "scope", "layer", "html"):
+    for name in ("model", "target", "scope", "layer", "html"):
         if getattr(found, name) is not None:
             parser.error(f"--check MODEL takes all layers and scopes and makes no page: leave --{name} out")
 

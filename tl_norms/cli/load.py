@@ -168,9 +168,43 @@ def brief(error: BaseException, length: int = 400) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def stack_of(model: Any) -> str | None:
-    """The stack of blocks to analyse: the encoder of an encoder-decoder, otherwise the only one."""
-    return "encoder" if hasattr(model, "encoder_blocks") and not hasattr(model, "blocks") else None
+def translates(model: Any) -> bool:
+    """Whether it is an encoder-decoder."""
+    return hasattr(model, "encoder_blocks") and hasattr(model, "decoder_blocks")
+
+
+def stack_of(model: Any, target: str | None = None) -> str | None:
+    """The stack of blocks to analyse: the decoder if there is a target, else the encoder; None if there is one stack.
+
+    Raises:
+        TextError: a target for a model that is no encoder-decoder.
+    """
+    if translates(model):
+        return "encoder" if target is None else "decoder"
+    if target is not None:
+        raise TextError(f"--target is for encoder-decoders, and {type(model.original_model).__name__} is none.")
+    return None
+
+
+def tokenize_pair(model: Any, source: str, target: str) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """What an encoder-decoder is run with to read a given target, and the tokens of source and target as strings.
+
+    Raises:
+        TextError: a sentence without words, too long, or that the tokenizer takes apart otherwise.
+    """
+    from ..alignment import AlignmentInputError, SentencePair, encode_pair, teacher_forced
+    from ..alignment.forcing import misfit
+
+    if getattr(model, "tokenizer", None) is None:
+        raise TextError("this model has no tokenizer, so it cannot be given a text.")
+    try:
+        pair = encode_pair(model.tokenizer, SentencePair(tuple(source.split()), tuple(target.split())))
+        if problem := misfit(model, pair):
+            raise TextError(f"the sentence pair {problem}; shorten it.")
+        sources, targets, options = teacher_forced(model, [pair])
+    except AlignmentInputError as error:
+        raise TextError(str(error)) from error
+    return {"input": sources, "decoder_input": targets, **options}, _decoded(model, sources), _decoded(model, targets)
 
 
 def tokenize(model: Any, text: str) -> tuple[Tensor, list[str]]:
@@ -189,4 +223,8 @@ def tokenize(model: Any, text: str) -> tuple[Tensor, list[str]]:
         raise TextError("the text has no tokens.")
     if 0 < context < n:
         raise TextError(f"the text has {n} tokens, more than the {context} of this model's context; shorten the text.")
-    return tokens, [model.tokenizer.decode([token]) for token in tokens[0].tolist()]
+    return tokens, _decoded(model, tokens)
+
+
+def _decoded(model: Any, tokens: Tensor) -> list[str]:
+    return [model.tokenizer.decode([token]) for token in tokens[0].tolist()]

@@ -15,7 +15,6 @@ from ..names import resolve_scope
 from ..norms import scopes
 from ..results import BlockNorms
 from ..walk import TOLERANCE
-from .load import stack_of
 
 PAIRS = 10  # of the pairs that the feed-forward amplifies most, per layer
 
@@ -25,11 +24,11 @@ def has_ff(scope: str) -> bool:
     return "ff" in scope.split("_")
 
 
-def with_predecessors(model: Any, asked: Sequence[str] | None) -> list[str] | None:
+def with_predecessors(model: Any, asked: Sequence[str] | None, stack: str | None) -> list[str] | None:
     """The scopes asked for; those through the feed-forward bring the one before them, to compare with."""
     if asked is None:
         return None
-    chain = scopes(model, stack=stack_of(model))
+    chain = scopes(model, stack=stack)
     if "all" in asked:
         return list(chain)
     chosen = []
@@ -85,7 +84,7 @@ def errors(norms: BlockNorms) -> dict[str, Any]:
     }
 
 
-def numbers(norms: BlockNorms, words: list[str]) -> dict[str, Any]:
+def numbers(norms: BlockNorms, keys: list[str]) -> dict[str, Any]:
     """Everything computed for one text: maps, ratios, strongest sources, and what the feed-forward did."""
     ratios = {scope: norms.mixing_ratio(scope)[:, 0] for scope in norms.scopes}
     found = errors(norms) | {
@@ -95,8 +94,15 @@ def numbers(norms: BlockNorms, words: list[str]) -> dict[str, Any]:
         "strongest_source": {scope: norms[scope][:, 0].argmax(-1).tolist() for scope in norms.scopes},
         "strongest_other_source": {scope: strongest_others(norms, scope) for scope in norms.scopes},
     }
-    changes, pairs, missing = feed_forward(norms, words)
+    changes, pairs, missing = feed_forward(norms, keys)
     found |= {"contextualization_change": changes, "amplified_pairs": pairs}
+    if norms.boundary is not None:
+        shares = {scope: norms.mixing_shares(scope) for scope in norms.shares}
+        found["boundary"] = norms.boundary
+        found["mixing_shares"] = {
+            scope: {part: value[:, 0].tolist() for part, value in vars(share).items()}
+            for scope, share in shares.items()
+        }
     return found | ({} if missing is None else {"not_computed": missing})
 
 
@@ -109,7 +115,7 @@ def strongest_others(norms: BlockNorms, scope: str) -> list[list[int | None]]:
     return [[None if alone else key for key, alone in zip(row, lonely, strict=True)] for row in best]
 
 
-def feed_forward(norms: BlockNorms, words: list[str]) -> tuple[dict[str, list[float]], list[dict], str | None]:
+def feed_forward(norms: BlockNorms, keys: list[str]) -> tuple[dict[str, list[float]], list[dict], str | None]:
     """Contextualization change per component and layer, most amplified pairs, and what kept them from being computed.
 
     The change is that of every scope whose predecessor was computed too; empty unless a scope goes through the
@@ -124,7 +130,7 @@ def feed_forward(norms: BlockNorms, words: list[str]) -> tuple[dict[str, list[fl
         first = next(scope for scope in norms.chain if scope.endswith("_ff"))
         if first not in norms or first.removesuffix("_ff") not in norms:
             return changes, [], None
-        pairs = ff_amplification(norms).top_pairs(PAIRS, tokens=words).drop(columns="batch")
+        pairs = ff_amplification(norms).top_pairs(PAIRS, tokens=keys).drop(columns="batch")
         return changes, pairs.to_dict("records"), None
     except MissingExtraError as error:
         return {}, [], " ".join(str(error).split())

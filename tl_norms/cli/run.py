@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .arguments import parse
@@ -62,36 +63,43 @@ def analyse(options: "argparse.Namespace") -> int:
 
     model, name = _model(options.model, options)
     with load.silence() as caught:
-        scopes = report.with_predecessors(model, options.scope)
+        scopes = report.with_predecessors(model, options.scope, load.stack_of(model, options.target))
         layers = report.unique_layers(model, options.layer)
-        tokens, words, norms = _norms(model, options.text, options, scopes=scopes, layers=layers)
+        given = _given(model, options.text, options.target)
+        norms = _norms(model, given, options, scopes=scopes, layers=layers)
     _notices(caught, options)
-    facts = report.facts(model, name, options.text, tokens, words, options.dtype, options.bias)
+    words, keys = given.words, given.keys
+    facts = report.facts(model, name, options.text, given.tokens, words, options.dtype, options.bias)
+    if options.target is not None:
+        facts |= {"target": options.target, "source_tokens": keys[len(words) :]}
     if options.html is not None:
         from .page import write
 
-        write(options.html, norms, words, facts)
+        write(options.html, norms, words, facts, keys=keys)
         if not options.quiet:
             print(f"tl-norms: wrote {options.html}", file=sys.stderr)
     if options.json:
-        print(report.as_json(facts | report.numbers(norms, words)))
+        print(report.as_json(facts | report.numbers(norms, keys)))
     elif not options.quiet:
         from . import tables
 
-        tables.analysis(facts, norms, words, chosen=options.layer is not None)
+        tables.analysis(facts, norms, words, keys, chosen=options.layer is not None)
     return 0
 
 
 def check(options: "argparse.Namespace") -> int:
-    """Completeness of every layer and scope of one model."""
+    """Completeness of every layer and scope of one model, of both stacks of an encoder-decoder."""
     from ..errors import TLNormsError
     from . import load, report
 
     model, name = _model(options.check, options)
     text = options.text or CHECK_TEXT
+    found = []
     try:
         with load.silence() as caught:
-            tokens, words, norms = _norms(model, text, options, scopes="all", layers=None, raises=False)
+            given = _given(model, text, None)
+            for stack in ("encoder", "decoder") if load.translates(model) else (None,):
+                found.append((stack, _norms(model, replace(given, stack=stack), options, scopes="all", raises=False)))
     except load.TextError:
         raise
     except TLNormsError as error:
@@ -101,14 +109,18 @@ def check(options: "argparse.Namespace") -> int:
         return 1
     _notices(caught, options)
     tolerance = report.tolerance(options.dtype)
-    complete = report.is_complete(norms, tolerance)
-    facts = report.facts(model, name, text, tokens, words, options.dtype, options.bias)
+    complete = all(report.is_complete(norms, tolerance) for _, norms in found)
+    facts = report.facts(model, name, text, given.tokens, given.words, options.dtype, options.bias)
     if options.json:
-        print(report.as_json(facts | report.errors(norms) | {"tolerance": tolerance, "complete": complete}))
+        errors = {stack: report.errors(norms) for stack, norms in found}
+        whole = errors[None] if None in errors else errors
+        print(report.as_json(facts | whole | {"tolerance": tolerance, "complete": complete}))
     elif not options.quiet:
         from . import tables
 
-        tables.check(facts, norms, tolerance, complete)
+        for stack, norms in found:
+            called = name if stack is None else f"{name}, {stack}"
+            tables.check(facts | {"model": called}, norms, tolerance, report.is_complete(norms, tolerance))
     return 0 if complete else 1
 
 
@@ -131,30 +143,54 @@ def _model(given: str | None, options: "argparse.Namespace") -> tuple[Any, str]:
         return load.load(name, getattr(torch, options.dtype)), shown
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What a model is run on: its inputs, the stack to analyse, the tokens of the queries and of the keys."""
+
+    inputs: "dict[str, Tensor]"
+    stack: str | None
+    words: list[str]
+    keys: list[str]
+
+    @property
+    def tokens(self) -> "Tensor":
+        """The numbers of `words`."""
+        return self.inputs["decoder_input" if self.stack == "decoder" else "input"]
+
+
+def _given(model: Any, text: str, target: str | None) -> _Given:
+    from . import load
+
+    stack = load.stack_of(model, target)
+    if target is not None:
+        inputs, sources, words = load.tokenize_pair(model, text, target)
+        return _Given(inputs, stack, words, words + sources)
+    tokens, words = load.tokenize(model, text)
+    decoder = {} if stack is None else {"decoder_input": tokens[:, : (tokens.shape[1] + 1) // 2]}
+    return _Given({"input": tokens} | decoder, stack, words, words)
+
+
 def _norms(
-    model: Any, text: str, options: "argparse.Namespace", *, scopes, layers, raises: bool = True
-) -> "tuple[Tensor, list[str], BlockNorms]":
-    """Token numbers, tokens, and all norms of one text."""
+    model: Any, given: _Given, options: "argparse.Namespace", *, scopes, layers=None, raises: bool = True
+) -> "BlockNorms":
+    """All norms of one text."""
     import torch
 
     from .. import norms
     from ..errors import TLNormsError
-    from .load import TextError, brief, stack_of, tokenize
+    from .load import TextError, brief
 
-    tokens, words = tokenize(model, text)
-    stack = stack_of(model)
-    hooks = norms.required_hooks(model, scopes, layers, stack=stack)
-    decoder = {} if stack is None else {"decoder_input": tokens[:, :1]}
+    hooks = norms.required_hooks(model, scopes, layers, stack=given.stack)
+    inputs = dict(given.inputs)
     try:
         with torch.no_grad():
-            _, cache = model.run_with_cache(tokens, names_filter=hooks, **decoder)
+            _, cache = model.run_with_cache(inputs.pop("input"), names_filter=hooks, **inputs)
     except TLNormsError:
         raise
     except Exception as error:  # the model's own code: out of memory, an input that is no text, ...
         raise TextError(f"the model could not be run on this text: {type(error).__name__}: {brief(error)}") from error
     with torch.no_grad():
-        made = norms.block_norms(cache, scopes, layers=layers, stack=stack, bias=options.bias, check=raises)
-    return tokens, words, made
+        return norms.block_norms(cache, scopes, layers=layers, stack=given.stack, bias=options.bias, check=raises)
 
 
 def _notices(caught: list[warnings.WarningMessage], options: "argparse.Namespace") -> None:

@@ -13,23 +13,26 @@ from . import report
 _NARROW = 100  # columns, where the output goes to a file or a pipe
 
 
-def analysis(facts: dict[str, Any], norms: BlockNorms, words: list[str], *, chosen: bool) -> None:
+def analysis(facts: dict[str, Any], norms: BlockNorms, words: list[str], keys: list[str], *, chosen: bool) -> None:
     """Everything about one text.
 
     Args:
         facts: what was run, see `report.facts`
         norms: the result, with a batch of one
         words: its tokens
+        keys: the same, and those of the source behind them where a decoder has cross-attention
         chosen: the layers were asked for, so that all of them are shown; else the last
     """
     console = _console()
     _heading(console, facts, norms)
     _tokens(console, words)
+    if len(keys) > len(words):
+        _tokens(console, keys[len(words) :], len(words))
     _mixing_ratios(console, norms)
     scope = norms.scopes[-1]
     for row in range(len(norms.layers)) if chosen else [len(norms.layers) - 1]:
-        _strongest(console, norms, words, scope, row)
-    changes, pairs, missing = report.feed_forward(norms, words)
+        _strongest(console, norms, words, keys, scope, row)
+    changes, pairs, missing = report.feed_forward(norms, keys)
     if missing is not None:
         console.print(Text(f"What the feed-forward changes: not computed. {missing}"))
     if changes:
@@ -84,9 +87,9 @@ def _heading(console: Console, facts: dict[str, Any], norms: BlockNorms) -> None
     console.print(Text(f"weight processing: {', '.join(norms.processing) or 'none'}", style="dim"))
 
 
-def _tokens(console: Console, words: list[str]) -> None:
-    line = Text(f"{len(words)} tokens: ")
-    for position, word in enumerate(words):
+def _tokens(console: Console, words: list[str], first: int = 0) -> None:
+    line = Text(f"{len(words)} tokens{' of the source' if first else ''}: ")
+    for position, word in enumerate(words, start=first):
         line.append(f"{position}\u00a0", style="dim").append(printable(word) + "  ")
     console.print(line)
 
@@ -103,7 +106,7 @@ def _mixing_ratios(console: Console, norms: BlockNorms) -> None:
     console.print(table)
 
 
-def _strongest(console: Console, norms: BlockNorms, words: list[str], scope: str, row: int) -> None:
+def _strongest(console: Console, norms: BlockNorms, words: list[str], keys: list[str], scope: str, row: int) -> None:
     """The strongest other source of each position, and a mark where the position itself is stronger still."""
     maps, ratios = norms[scope][row, 0].tolist(), norms.mixing_ratio(scope)[row, 0].tolist()
     others = report.strongest_others(norms, scope)[row]
@@ -119,7 +122,7 @@ def _strongest(console: Console, norms: BlockNorms, words: list[str], scope: str
             continue
         other, itself = maps[query][key], own >= maps[query][key]
         marks = ("*", " ") if itself else (" ", "*")
-        table.add_row(*cells, f"{own:.4g} {marks[0]}", str(key), printable(words[key]), f"{other:.4g} {marks[1]}")
+        table.add_row(*cells, f"{own:.4g} {marks[0]}", str(key), printable(keys[key]), f"{other:.4g} {marks[1]}")
     console.print(table)
 
 
