@@ -3,6 +3,7 @@
 import importlib
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -11,15 +12,13 @@ PACKAGES = ("tl_norms", "tl_norms.metrics", "tl_norms.studies", "tl_norms.alignm
 
 
 def _documented() -> list[object]:
-    """What the pages show: objects, and all classes of a module that is shown whole."""
+    """What the pages show: objects, and all of a module that is shown whole."""
     shown: list[object] = []
     for page in API.glob("*.md"):
         for path in re.findall(r"^::: ([\w.]+)", page.read_text(encoding="utf-8"), re.MULTILINE):
-            try:
-                shown += vars(importlib.import_module(path)).values()
-            except ImportError:
-                module, _, name = path.rpartition(".")
-                shown.append(getattr(importlib.import_module(module), name))
+            module, _, name = path.rpartition(".")
+            found = getattr(importlib.import_module(module), name, None) or importlib.import_module(path)
+            shown += vars(found).values() if isinstance(found, ModuleType) else [found]
     return shown
 
 
