@@ -1,7 +1,7 @@
 """A made-up language pair whose word alignment is known by construction.
 
-Source, verb in the middle:  da sogo mibe keku-ni .        "the old dog sees cats ."
-Target, verb at the end:     N Adj topic N plural object V .
+    source, verb in the middle:     the old dog did see Mary in cities .
+    target, verb at the end:        dog old TOPIC city PLURAL in Mary OBJECT see-PAST .
 
 Every sentence is built on both sides at once, and each target word remembers the source words it stands for, so that
 links are read off and never guessed. What has to be reordered, split and joined:
@@ -14,10 +14,12 @@ links are read off and never guessed. What has to be reordered, split and joined
     possible    an article has no counterpart: it may be linked to the noun. So may the target's object marker.
     no link     the target's topic marker, the source's filler word
 
-Words are one to three syllables, and syllables are the pieces of the tokenizer. The translation of a sentence is unique,
-so that a model can be right about every word.
+Words are one to three syllables, and syllables are the pieces of the tokenizer. A sentence has one translation, so that
+a model can be right about every word.
 """
 
+import functools
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,13 +34,8 @@ TARGET_SYLLABLES = tuple(
 # Words and endings of the grammar: no other word has these syllables alone, and no stem contains an ending.
 DEFINITE, INDEFINITE, AND, THAT, PAST, NOT, WHETHER, FILLER = "da", "ne", "ko", "se", "bi", "mu", "do", "ra"
 PLURAL_ENDING, SEPARATE = "ni", ("tu", "go")  # SEPARATE: particles of verbs
-_T = dict(
-    zip(
-        ("and", "that", "not", "not2", "whether", "plural", "object", "topic", "past"),
-        TARGET_SYLLABLES[::4],
-        strict=False,
-    )
-)
+_MEANINGS = ("and", "that", "not", "not2", "whether", "plural", "object", "topic", "past")
+_T = dict(zip(_MEANINGS, TARGET_SYLLABLES[::4], strict=False))
 STOPS = (".", "?")
 
 
@@ -134,6 +131,12 @@ class _Target:
     possible: list[_Source] = field(default_factory=list)
 
 
+@functools.cache
+def _weighted(words: tuple[str, ...]) -> tuple[tuple[str, ...], list[float]]:
+    """Words, and the sums of the chances up to each."""
+    return words, list(itertools.accumulate(1 / (rank + 10) ** 0.7 for rank in range(len(words))))
+
+
 class Grammar:
     """Draws sentences; the same seed gives the same ones."""
 
@@ -170,7 +173,7 @@ class Grammar:
         return _pair([*source, end], [*target, _Target(stop, [end])])
 
     def _clause(self) -> tuple[list[_Source], list[_Target]]:
-        """Subject verb object (preposition noun) (adverb) -> (adverb) subject topic (noun postposition) object marker verb."""
+        """subject verb object (preposition noun) (adverb) -> (adverb) subject topic (noun postposition) object verb."""
         subject, subject_target, _ = self._noun_phrase()
         verb, verb_target, particle = self._verb(LEXICON.verbs)
         source = [*subject, *verb]
@@ -193,7 +196,7 @@ class Grammar:
         return source, target
 
     def _saying(self) -> tuple[list[_Source], list[_Target]]:
-        """Subject verb that clause -> subject topic clause that verb."""
+        """subject verb that clause -> subject topic clause that verb."""
         subject, subject_target, _ = self._noun_phrase()
         verb, verb_target, _ = self._verb(LEXICON.saying)
         clause, clause_target = self._clause()
@@ -249,8 +252,8 @@ class Grammar:
 
     def _draw(self, words: dict[str, tuple[str, ...]]) -> tuple[str, tuple[str, ...]]:
         """A word and its translation; the first ones of a list are more frequent (a mild Zipf's law)."""
-        known = list(words)
-        word = self.rng.choices(known, [1 / (rank + 10) ** 0.7 for rank in range(len(known))])[0]
+        known, weights = _weighted(tuple(words))
+        word = self.rng.choices(known, cum_weights=weights)[0]
         return word, words[word]
 
     def _chance(self, p: float) -> bool:

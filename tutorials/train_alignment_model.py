@@ -12,6 +12,7 @@ them, at the step that predicts the word (AWO) and at the one that reads it (AWI
 import argparse
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -19,11 +20,11 @@ from alignment_model import HELD_OUT_SEED, STEPS, build_tokenizer, exact_match, 
 from synthetic_pair import Grammar
 from transformers import AutoTokenizer, MarianMTModel
 
-from tl_norms import alignment, cross_norms
-from tl_norms.alignment import AlignmentErrorRate, GoldLinks, WordAlignments
+from tl_norms import alignment, studies
+from tl_norms.alignment import AlignmentErrorRate, GoldLinks
 
 FOLDER = Path(__file__).parent / "alignment_model"
-SETTINGS, METHODS = ("AWO", "AWI"), ("weight", "norm")
+METHODS = ("weight", "norm")
 
 
 def load(folder: Path = FOLDER):
@@ -46,40 +47,26 @@ def best_possible(gold: list[GoldLinks]) -> AlignmentErrorRate:
     return alignment.alignment_error_rate(chosen, gold)
 
 
-def mean_norms(model, pairs: list[alignment.SentencePair]) -> list[float]:
-    """The mean of |sum_h alpha f(x)| of each layer, over the decoder steps and source pieces of all sentences."""
-    totals, n = torch.zeros(model.cfg.n_layers), 0
-    for pair in pairs:
-        encoded = alignment.encode_pair(model.tokenizer, pair)
-        source, target, options = alignment.teacher_forced(model, [encoded])
-        _, cache = model.run_with_cache(source, decoder_input=target, **options)
-        norms = cross_norms(cache).norms
-        totals, n = totals + norms.sum((1, 2, 3)), n + norms[0].numel()
-    return (totals / n).tolist()
+def report(found: studies.Alignments) -> str:
+    """AER in percent, 0 is best: each layer as a whole, their mean, the layer of highest norm, and the best head."""
+    columns = [(s, m) for s in range(len(found.settings)) for m in range(len(METHODS))]
+    rates, heads = 100 * found.aer, 100 * found.head_aer
+    strongest = found.strongest_layer()
 
+    def line(name: str, values: Iterable[str], norm: str = "") -> str:
+        return "| " + " | ".join([name, *values, norm]) + " |"
 
-def report(found: WordAlignments, gold: list[GoldLinks], norms: list[float]) -> str:
-    """AER in percent of each layer, by setting and method; 0 is best."""
-    columns = [(setting, method) for setting in SETTINGS for method in METHODS]
-    rates = {
-        column: [100 * alignment.alignment_error_rate(found.links(*column, layer), gold).aer for layer in found.layers]
-        for column in columns
-    }
-    lines = ["| layer | " + " | ".join(f"{a} {b}" for a, b in columns) + " | mean norm |", "|---" * 6 + "|"]
+    lines = [line("layer", (f"{found.settings[s]} {METHODS[m]}" for s, m in columns), "mean norm"), "|---" * 6 + "|"]
     for number, layer in enumerate(found.layers):
-        values = " | ".join(f"{rates[column][number]:.1f}" for column in columns)
-        lines.append(f"| {layer + 1} | {values} | {norms[number]:.3f} |")
-    lines.append("| mean | " + " | ".join(f"{sum(rates[c]) / len(rates[c]):.1f}" for c in columns) + " | |")
-    best = {
-        column: min(
-            (100 * alignment.alignment_error_rate(found.links(*column, layer, head), gold).aer, layer + 1, head + 1)
-            for layer in found.layers
-            for head in range(found.n_heads)
-        )
-        for column in columns
-    }
-    lines.append("| best head | " + " | ".join("{:.1f} ({}.{})".format(*best[column]) for column in columns) + " | |")
-    return "\n".join(lines)
+        values = (f"{rates[s, m, number]:.1f}" for s, m in columns)
+        lines.append(line(str(layer), values, f"{found.mean_norms[number].sum():.2f}"))
+    lines.append(line("mean", (f"{rates[s, m].mean():.1f}" for s, m in columns)))
+    lines.append(line("best", (f"{rates[s, m].min():.1f}" for s, m in columns)))
+    lines.append(line(f"of highest norm ({strongest})", (f"{rates[s, m, strongest]:.1f}" for s, m in columns)))
+    lines.append(line("best head", (f"{heads[s, m].min():.1f}" for s, m in columns)))
+    spearman = found.correlations()["spearman"]
+    rho = ", ".join(f"{rho:.2f} ({setting})" for setting, rho in zip(found.settings, spearman, strict=True))
+    return "\n".join(lines) + f"\n\nSpearman's correlation of a head's AER by norms with its mean norm: {rho}"
 
 
 def main() -> None:
@@ -103,9 +90,9 @@ def main() -> None:
     if not (options.folder / "config.json").is_file():
         parser.error(f"there is no model in {options.folder}; pass --train")
     model, pairs, gold = load(options.folder)
-    found = alignment.align(model, pairs, settings=SETTINGS)
+    found = studies.alignment(model, pairs, gold)
     print(f"\nAlignment error rate in percent on {len(pairs)} held-out sentences, the end of sentence competing:\n")
-    print(report(found, gold, mean_norms(model, pairs)))
+    print(report(found))
     print(f"\nwith one link per target word no less than {100 * best_possible(gold).aer:.1f} can be reached")
 
 

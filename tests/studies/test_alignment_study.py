@@ -1,5 +1,6 @@
 """Alignment error rates over a corpus: what `align` and `alignment_error_rate` give, whatever way it is measured."""
 
+import dataclasses
 import functools
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -101,6 +102,14 @@ def test_tables(wanted):
     pairs = pandas.DataFrame({"x": wanted.head_aer[1, 1].ravel(), "y": wanted.mean_norms.ravel()})
     for method in ("spearman", "pearson"):
         assert correlations.loc["AWI", method] == pytest.approx(pairs.corr(method)["x"]["y"])
+
+
+def test_the_strongest_layer_need_not_have_the_strongest_head(wanted):
+    """Sums over heads: 3 and 4; the greatest head is in the other layer."""
+    found = dataclasses.replace(
+        wanted, layers=(2, 5), mean_norms=np.array([[0.0, 3.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    )
+    assert found.strongest_layer() == 5 and found.strongest_head() == (2, 1)
 
 
 def test_options(marian, wanted):
@@ -211,7 +220,8 @@ def test_command_line(marian, files, capsys):
     compare(pandas.read_csv(out), wanted.heads_to_dataframe())
     said = capsys.readouterr().out
     assert f"5 sentence pairs, {wanted.corpus.n_tokens} tokens" in said and "mean_norm" in said
-    more = ["--setting", "AWI", "--layer", "1", "--words-only", "--source-prefix", "wald", "--limit", "4", "--quiet"]
+    more = ["--setting", "AWI", "--layer", "0", "--words-only", "--source-prefix", "wald", "--limit", "4", "--quiet"]
+    more += ["--table", "heads"]
     more += [
         "--gold",
         str(folder / "gold.naacl"),
@@ -222,8 +232,12 @@ def test_command_line(marian, files, capsys):
         str(out),
     ]
     assert main([*command, *more]) == 0
-    options = dict(settings="AWI", layers=1, end_of_sentence=False, source_prefix="wald", limit=4)
-    compare(pandas.read_csv(out), studies.alignment(marian, models.PAIRS, GOLD, **options).to_dataframe())
+    options = dict(settings="AWI", layers=0, end_of_sentence=False, source_prefix="wald", limit=4)
+    tables = []
+    for changed in ({}, {"end_of_sentence": True}, {"source_prefix": ""}, {"limit": 5}):
+        tables.append(studies.alignment(marian, models.PAIRS, GOLD, **options | changed).heads_to_dataframe())
+    compare(pandas.read_csv(out), tables[0])
+    assert not any(tables[0].equals(other) for other in tables[1:]), "an option changes nothing: it is not tested"
     assert (folder / "state.npz").exists() and capsys.readouterr().out == ""
     for table in ("summary", "correlations"):
         chosen = ["--gold", str(folder / "gold.naacl"), "--reverse", "--gold-format", "naacl", "--table", table]

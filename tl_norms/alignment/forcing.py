@@ -14,6 +14,8 @@ from .errors import AlignmentInputError
 from .extraction import SETTINGS, Setting, WordAlignments, checked_settings, extract
 from .pairs import EncodedPair, as_pair
 
+_OWN_PATTERN = "decoder.0.attn.hook_pattern"  # of HookedEncoderDecoder
+
 
 def align(
     model: nn.Module,
@@ -128,8 +130,13 @@ def cross_maps(model: nn.Module, pairs: Sequence[EncodedPair], layers: Layers = 
     source, target, options = teacher_forced(model, pairs)
     lens: Any = model  # torch's stubs do not know run_with_cache
     with torch.no_grad():
-        hooks = required_hooks(model, "cross", layers)
+        hooks = [*required_hooks(model, "cross", layers), _OWN_PATTERN]
         _, cache = lens.run_with_cache(source, decoder_input=target, names_filter=hooks, **options)
+    if _OWN_PATTERN in cache and cache[_OWN_PATTERN].triu(1).any():
+        raise AlignmentInputError(
+            "this model's decoder sees target words that it has not read yet, so that nothing forces it to predict "
+            "them: TransformerLens 2 runs T5 so. Upgrade it: pip install 'transformer_lens>=3.9'"
+        )
     masks = [_mask([len(pair.source) for pair in pairs]), _mask([len(decoder_input(model, pair)) for pair in pairs])]
     return cross_norms(cache, layers=layers, mask=masks[0].to(source.device), target_mask=masks[1].to(source.device))
 
@@ -150,8 +157,11 @@ def teacher_forced(model: nn.Module, pairs: Sequence[EncodedPair]) -> tuple[Tens
     source = _padded([pair.source for pair in pairs]).to(device)
     target = _padded([decoder_input(model, pair) for pair in pairs]).to(device)
     parameters = inspect.signature(model.forward).parameters
-    name = "attention_mask" if "attention_mask" in parameters else "one_zero_attention_mask"
-    return source, target, {name: _mask([len(pair.source) for pair in pairs]).long().to(device)}
+    mask = _mask([len(pair.source) for pair in pairs])
+    if "attention_mask" in parameters:
+        return source, target, {"attention_mask": mask.long().to(device)}
+    # In the model's own dtype: HookedEncoderDecoder makes NaN of whole numbers times the least float64.
+    return source, target, {"one_zero_attention_mask": mask.to(device, next(model.parameters()).dtype)}
 
 
 def check_translates(model: nn.Module) -> None:
