@@ -339,3 +339,59 @@ def test_help_as_a_user_asks_for_it_imports_no_torch(tmp_path):
 def test_arguments_are_flat_lists():
     found = parse(["--scope", "a,b", "--scope", "b", "--layer", "1,-1", "--layer", "3", "text"])
     assert (found.scope, found.layer, found.text) == (["a", "b"], [1, -1, 3], "text")
+
+
+@pytest.fixture(scope="module")
+def translator():
+    """The small translation model of the tutorials, with one of its sentence pairs."""
+    pytest.importorskip("transformer_lens.model_bridge", reason="bridges came with TransformerLens 3")
+    folder = Path(__file__).parents[1] / "tutorials" / "alignment_model"
+    source, target = (folder / "held_out.pairs").read_text(encoding="utf-8").splitlines()[0].split(" ||| ")
+    return str(folder), source, target
+
+
+def test_a_target_leads_to_the_decoder(translator, tmp_path):
+    folder, source, target = translator
+    page = tmp_path / "maps.html"
+    options = ("--model", folder, "--target", target, "--scope", "attn_res_ln_cross_res_ln_ff", "--html", str(page))
+    status, out, err = called(*options, "--json", source)
+    assert status == 0, err
+    found = json.loads(out)
+    keys = found["tokens"] + found["source_tokens"]
+    assert found["boundary"] == len(found["tokens"]) and "".join(found["tokens"][1:]).strip() != ""
+    assert found["scopes"] == ["attn_res_ln_cross_res_ln", "attn_res_ln_cross_res_ln_ff"]
+    maps = torch.tensor(found["norms"]["attn_res_ln_cross_res_ln"])
+    assert maps.shape == (3, found["boundary"], len(keys))
+    shares = found["mixing_shares"]["attn_res_ln_cross_res_ln_ff"]
+    whole = sum(torch.tensor(shares[part]) for part in ("own", "context", "source"))
+    torch.testing.assert_close(whole, torch.ones_like(whole))
+    assert any(pair["key"] >= found["boundary"] for pair in found["amplified_pairs"])
+    assert all(pair["key_token"] == keys[pair["key"]] for pair in found["amplified_pairs"])
+    for layer, row in enumerate(found["strongest_other_source"]["attn_res_ln_cross_res_ln"]):
+        for query, key in enumerate(row):
+            assert key != query and not query < key < found["boundary"], "a later token of the target"
+            seen = [k for k in range(len(keys)) if k != query and (k <= query or k >= found["boundary"])]
+            assert maps[layer, query, key] == maps[layer, query, seen].max()
+    assert all(word.strip() in page.read_text(encoding="utf-8") for word in found["source_tokens"])
+
+    status, out, err = called(*options[:4], source)
+    assert status == 0 and "tokens of the source: " in out and "attn_res_ln_cross_res_ln" in out.replace("\n", "")
+
+
+def test_a_target_needs_an_encoder_decoder_and_words(embedded, translator):
+    assert called("--target", "a b", TEXT)[::2] == (
+        2, "tl-norms: error: --target is for encoder-decoders, and BertForMaskedLM is none.\n",
+    )  # fmt: skip
+    assert called("--target", " ", TEXT)[0] == 2
+    assert "--target" in called("--check", "x", "--target", "a")[2]
+
+
+def test_check_looks_at_both_stacks(translator):
+    status, out, err = called("--check", translator[0], "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["complete"] is True
+    assert found["encoder"]["scopes"][-1] == "attn_res_ln_ff_res_ln"
+    assert found["decoder"]["scopes"][-1] == "attn_res_ln_cross_res_ln_ff_res_ln"
+    status, out, _ = called("--check", translator[0])
+    assert status == 0 and "encoder: complete" in out and "decoder: complete" in out

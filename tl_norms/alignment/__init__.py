@@ -11,7 +11,7 @@ find alignments that its weights miss. `tl_norms.studies.alignment` measures a w
 from .encoding import encode_pair
 from .error_rate import AlignmentErrorRate, alignment_error_rate
 from .errors import AlignmentFormatError, AlignmentInputError, TokenizerSchemeError
-from .extraction import CrossMaps, Method, Setting, WordAlignments, extract
+from .extraction import CrossMaps, Method, Setting, WordAlignments, extract, word_maps
 from .forcing import align, teacher_forced
 from .formats import read_gold, read_naacl, read_pharaoh
 from .links import GoldLinks
@@ -45,6 +45,7 @@ __all__ = [
     "subword_scheme",
     "teacher_forced",
     "word_groups",
+    "word_maps",
     "write_naacl",
     "write_pharaoh",
 ]

@@ -146,9 +146,7 @@ def extract(
 
 def choose(maps: Tensor, pair: EncodedPair, setting: Setting, end_of_sentence: bool = True) -> np.ndarray:
     """The source word of each target word, -1 for none, from maps of one pair [*leading query key]: [*leading word]."""
-    rows = steps(maps, pair, setting)
-    merged = merge_words(rows, pair.source_words, pair.target_words, n_source=pair.n_source, n_target=pair.n_target)
-    merged = merged[..., : pair.n_target, :]
+    merged = word_maps(maps, pair, setting)
     known = set(pair.source_words)
     silent = [word for word in range(pair.n_source or 0) if word not in known]  # no piece of its own: never chosen
     merged[..., silent] = -torch.inf
@@ -158,6 +156,28 @@ def choose(maps: Tensor, pair: EncodedPair, setting: Setting, end_of_sentence: b
     found[found >= pair.n_source] = -1
     found[..., [word for word in range(pair.n_target or 0) if word not in set(pair.target_words)]] = -1
     return found
+
+
+def word_maps(maps: Tensor, pair: EncodedPair, setting: Setting) -> Tensor:
+    """Maps between words from cross-attention maps of one pair: the setting's steps, pieces merged by `merge_words`.
+
+    Args:
+        maps: [*leading query key], attention weights or vector lengths of one teacher-forced pair
+        pair: its tokens, see `encode_pair`
+        setting: "AWO" or "AWI"
+
+    Returns:
+        [*leading target_word source_group]: the source's words, behind them each of its special tokens by itself.
+
+    Raises:
+        AlignmentInputError: the maps are too small for the pair.
+
+    Example:
+        >>> word_maps(tl_norms.cross_norms(cache).norms[2, 0], pair, "AWO")     # doctest: +SKIP
+    """
+    rows = steps(maps, pair, setting)
+    merged = merge_words(rows, pair.source_words, pair.target_words, n_source=pair.n_source, n_target=pair.n_target)
+    return merged[..., : pair.n_target, :]
 
 
 def steps(maps: Tensor, pair: EncodedPair, setting: Setting) -> Tensor:
