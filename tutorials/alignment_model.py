@@ -37,7 +37,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_model(vocabulary: int, d_model: int = 96, layers: int = 3) -> MarianMTModel:
     """A small Marian: layer norms behind each step, sines as positions, embeddings tied, as in its large relatives.
 
-    Without dropout: sentences hardly come twice, so there is nothing to overfit, and learning is twice as fast. Encoder
+    Without dropout: it learns faster, and held-out sentences are translated well all the same. Encoder
     and decoder have the same number of layers, as TransformerLens wants it.
     """
     config = MarianConfig(

@@ -4,8 +4,8 @@
     plot.layer_maps(norms, model.to_str_tokens(text), "attn_res_ln")                          # a plotly Figure
     plot.layer_maps(norms, tokens, backend="matplotlib").savefig("maps.pdf")                  # vectors, text as text
 
-Each function takes a result and the tokens of its text, and returns a Figure that is the caller's to restyle: nothing is
-shown, written or fetched. With several texts in the result it asks for `batch=`. Needs the extra `plot`.
+Each function takes a result and the tokens of its text, and returns a Figure that is the caller's to restyle: nothing
+is shown, written or fetched. With several texts in the result it asks for `batch=`. Needs the extra `plot`.
 """
 
 from .alignment import alignment_maps

@@ -21,6 +21,7 @@ def feed_forward(
     layers: Numbers = None,
     normalize: Normalize = None,
     batch: int | None = None,
+    keys: Tokens | None = None,
     diagonal: bool = True,
     scale: ScaleOf = "panel",
     backend: Backend = "plotly",
@@ -31,7 +32,7 @@ def feed_forward(
 
     Args:
         norms: a BlockNorms of `ffn_maps`, or an FFAmplification
-        tokens, layers, batch, diagonal, backend: as for `layer_maps`
+        tokens, layers, batch, keys, diagonal, backend: as for `layer_maps`
         normalize: of a BlockNorms: None for lengths, "row" or "map", see `tl_norms.metrics.ff_amplification`
         scale: "panel" for scales of each layer's own, "figure" for common ones. Before and after always share one.
 
@@ -44,21 +45,21 @@ def feed_forward(
     Example:
         >>> plot.feed_forward(tl_norms.ffn_maps(cache, layers=3), tokens)               # doctest: +SKIP
     """
-    found, text = _of_one_text(norms, tokens, normalize, batch)
+    found, text = _of_one_text(norms, tokens, normalize, batch, keys)
     if scale not in ("figure", "panel"):
         raise PlotInputError(f"scale is {scale!r}: expected 'figure' (one for all layers) or 'panel' (one each).")
     places, unit = chosen_layers(found, layers), _UNITS[found.normalize]
     before, after, change = (text.map(v, diagonal) for v in (found.before, found.after, found.difference))
-    keys, panels, scales = text.key_axis(found.before.shape[-1]), [], []
+    across, panels, scales = text.key_axis(found.before.shape[-1]), [], []
     groups = [places] if scale == "figure" else [[place] for place in places]
     for group in groups:
         scales.append(Scale.of([maps[place] for maps in (before, after) for place in group], unit))
         scales.append(Scale.of([change[place] for place in group], f"change of {unit}", diverging=True))
         for place in group:
             layer, lengths = found.layers[place], len(scales) - 2
-            panels.append(Panel(f"layer {layer}: before", before[place], text.queries, keys, lengths))
-            panels.append(Panel("after the feed-forward", after[place], text.queries, keys, lengths))
-            panels.append(Panel("after − before", change[place], text.queries, keys, lengths + 1))
+            panels.append(Panel(f"layer {layer}: before", before[place], text.queries, across, lengths))
+            panels.append(Panel("after the feed-forward", after[place], text.queries, across, lengths))
+            panels.append(Panel("after − before", change[place], text.queries, across, lengths + 1))
     return drawn(Maps(tuple(panels), 3, tuple(scales)), backend)
 
 
@@ -72,6 +73,7 @@ def top_pairs(
     largest: bool = True,
     diagonal: bool = False,
     batch: int | None = None,
+    keys: Tokens | None = None,
     backend: Backend = "plotly",
 ) -> Figure:
     """The pairs that the feed-forward changes most, as a table (Kobayashi et al. 2024, Table 1).
@@ -80,7 +82,7 @@ def top_pairs(
         result: a BlockNorms of `ffn_maps`, an FFAmplification, or the AmplifiedPairs of a study (most frequent first)
         tokens: those of the text; not for a study, which knows its own
         k: pairs per layer
-        layers, batch, backend: as for `layer_maps`
+        layers, batch, keys, backend: as for `layer_maps`
         normalize: as for `feed_forward`
         largest: False for the pairs that are weakened most (a study has its own choice)
         diagonal: True to list what a position gets from itself (a study has its own choice)
@@ -102,8 +104,9 @@ def top_pairs(
         return drawn(_of_study(result, k, layers), backend)
     if tokens is None:
         raise PlotInputError("expected tokens, those of the text: model.to_str_tokens(text).")
-    found, text = _of_one_text(result, tokens, normalize, batch)
-    at = dict(zip(map(int, text.queries.positions), text.queries.places, strict=True))
+    found, text = _of_one_text(result, tokens, normalize, batch, keys)
+    across = text.key_axis(found.before.shape[-1])
+    at = {int(name.split()[0]): name for name in across.places}  # the queries are the first of the keys
     rows = found.top_pairs(k, largest=largest, diagonal=diagonal)
     wanted = [found.layers[place] for place in chosen_layers(found, layers)]
     rows = rows[rows["layer"].isin(wanted)]
@@ -135,7 +138,7 @@ def _of_study(result: Any, k: int, layers: Numbers) -> Table:
 
 
 def _of_one_text(
-    norms: BlockNorms | FFAmplification, tokens: Tokens, normalize: Normalize, batch: int | None
+    norms: BlockNorms | FFAmplification, tokens: Tokens, normalize: Normalize, batch: int | None, keys: Tokens | None
 ) -> tuple[FFAmplification, Text]:
     """The amplification of one text, without a batch axis."""
     if isinstance(norms, FFAmplification):
@@ -146,7 +149,7 @@ def _of_one_text(
         found = ff_amplification(norms, normalize=normalize)
     else:
         raise PlotInputError(f"expected a BlockNorms of ffn_maps or an FFAmplification, got {type(norms).__name__}.")
-    text = one_text(found, found.before, 3, tokens, batch=batch)
+    text = one_text(found, found.before, 3, tokens, batch=batch, keys=keys)
     if text.batch is not None:
         mask = None if found.mask is None else found.mask[text.batch]
         before, after = found.before[:, text.batch], found.after[:, text.batch]

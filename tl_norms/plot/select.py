@@ -90,15 +90,23 @@ def one_text(
     """
     has_batch, own = value.ndim > ndim, not is_cross(result)
     batch = chosen_text(value.shape[1] if has_batch else None, batch)
-    mask = result.mask if own else getattr(result, "target_mask", None)
-    source_mask = getattr(result, "source_mask", None) if own else getattr(result, "mask", None)
-    kept, source_kept = _row(mask, batch), _row(source_mask, batch)
+    pairs, causal = getattr(result, "pairs", None), bool(getattr(result, "causal", False))
+    if isinstance(pairs, Tensor):  # an FFAmplification, which knows its pairs and nothing else
+        exists: np.ndarray = (pairs if batch is None else pairs[batch]).cpu().numpy()
+        n = len(exists)
+        kept = np.any(exists, axis=1, keepdims=True)[:, 0]
+        source_kept = np.any(exists[:, n:], axis=0, keepdims=True)[0]
+        causal = not np.triu(exists[:, :n], 1).any()
+    else:
+        mask = result.mask if own else getattr(result, "target_mask", None)
+        source_mask = getattr(result, "source_mask", None) if own else getattr(result, "mask", None)
+        kept, source_kept = _row(mask, batch), _row(source_mask, batch)
     if kept is None:
         kept = np.ones(value.shape[-2], bool)
     words = _fitted(_of_text(tokens, batch), kept, "tokens")
     queries = Axis("query", tuple(words), tuple(map(str, np.flatnonzero(kept))))
     given = None if keys is None else tuple(_of_text(keys, batch))
-    return Text(batch, queries, kept, source_kept, given, bool(getattr(result, "causal", False)), own)
+    return Text(batch, queries, kept, source_kept, given, causal, own)
 
 
 def is_cross(result: Any) -> bool:
@@ -170,7 +178,7 @@ def _fitted(tokens: Sequence[str], kept: np.ndarray, what: str) -> list[str]:
     elif len(tokens) != kept.sum():
         real = f", {int(kept.sum())} of them real" if not kept.all() else ""
         raise PlotInputError(
-            f"the maps have {len(kept)} positions{real}, {what} has {len(tokens)}: pass model.to_str_tokens(text) of the "
-            f"text the model was run with."
+            f"the maps have {len(kept)} positions{real}, {what} has {len(tokens)}: pass model.to_str_tokens(text) of "
+            f"the text the model was run with."
         )
     return [visible(token) for token in tokens]

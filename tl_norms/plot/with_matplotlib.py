@@ -39,7 +39,10 @@ def draw_maps(maps: Maps) -> Any:
     labels = max(len(label) for panel in maps.panels for label in (*panel.rows.labels, *panel.columns.labels))
     bars = maps.n_columns if len(maps.scales) > 1 else 1
     width = sum(wide) * cell + 0.3 + 0.07 * labels + 0.75 * bars
-    height = sum(high) * cell + 0.35 + 0.07 * labels + 0.3 * maps.n_rows
+    height = sum(high) * cell + 0.45 + 0.07 * labels + 0.3 * maps.n_rows
+    if maps.n_rows > 1 and len(maps.panels) % maps.n_columns:  # labels in the middle of the figure too
+        height += 0.45 + 0.07 * labels
+    height += 0.3 * any(panel.links for panel in maps.panels)
     figure = _new(max(2.6, width), max(1.8, height))
     axes = figure.subplots(maps.n_rows, maps.n_columns, squeeze=False, width_ratios=wide, height_ratios=high)
     meshes = []
@@ -149,7 +152,7 @@ def _draw_panel(axis: Any, maps: Maps, number: int, panel: Panel, cell: float) -
 def _link(kind: str, query: int, key: int, label: str | None) -> Any:
     patches = needed("matplotlib.patches")
     if kind == "predicted":
-        return patches.Circle((key, query), 0.28, fill=False, edgecolor="#ffffff", linewidth=1.2, label=label)
+        return patches.Circle((key, query), 0.28, fill=False, edgecolor=LINK, linewidth=1.2, label=label)
     style = "solid" if kind == "sure" else (0, (2, 1.2))
     corner = (key - 0.44, query - 0.44)
     return patches.Rectangle(

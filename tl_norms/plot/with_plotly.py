@@ -11,8 +11,9 @@ from .spec import Axis, Lines, Maps, Panel, Table
 
 SEQUENTIAL, DIVERGING = "Viridis", "RdBu_r"
 LINE = 11  # pixels that a label needs
+WIDEST = 1080  # pixels of all panels of a row
 SMALLEST = 60  # pixels of a panel below which it gets no labels
-LINKS = {"sure": ("#ff2d6f", "solid"), "possible": ("#ff2d6f", "dot"), "predicted": ("#ffffff", "solid")}
+LINKS = {"sure": ("#ff2d6f", "solid"), "possible": ("#ff2d6f", "dot"), "predicted": ("#ff2d6f", "solid")}
 
 
 def draw_maps(maps: Maps) -> Any:
@@ -20,10 +21,11 @@ def draw_maps(maps: Maps) -> Any:
     go, subplots = needed("plotly.graph_objects"), needed("plotly.subplots")
     wide = [max(len(maps.panels[n].columns) for n in _column(maps, column)) for column in range(maps.n_columns)]
     high = [max(len(maps.panels[n].rows) for n in _row(maps, row)) for row in range(maps.n_rows)]
-    cell = min(30.0, max(3.0, 300 / max(*wide, *high), min(1000 / sum(wide), 30, 300 / max(high))))
     labels = max(len(label) for panel in maps.panels for label in (*panel.rows.labels, *panel.columns.labels))
     labels = 8 + 6.5 * labels
     across = 78 if len(maps.scales) > 1 else 16
+    room = WIDEST - across * (maps.n_columns - 1)
+    cell = max(1.5, min(30, 300 / max(*wide, *high), room / sum(wide)))
     repeated = any(maps.has_labels_below(n) for n in range((maps.n_rows - 1) * maps.n_columns) if n in _inner(maps))
     down = 34 + (labels if repeated else 0)
     width = sum(wide) * cell + across * (maps.n_columns - 1)
@@ -57,11 +59,10 @@ def draw_maps(maps: Maps) -> Any:
         height=max(240, height + top + bottom),
         margin={"l": left, "r": right, "t": top, "b": bottom},
         font={"size": 11},
-        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "yref": "container", "x": 0},
     )
     if any(panel.links for panel in maps.panels):
-        figure.update_layout(margin={"t": top + 26}, height=max(240, height + top + bottom + 26))
-        figure.update_layout(legend={"y": 0.995, "yanchor": "top"})
+        figure.update_layout(margin={"b": bottom + 30}, height=max(240, height + top + bottom + 30))
+        figure.update_layout(legend={"orientation": "h", "y": 0.01, "yanchor": "bottom", "yref": "container", "x": 0})
     return figure
 
 
@@ -77,7 +78,7 @@ def draw_lines(lines: Lines) -> Any:
         shared_yaxes=True,
         subplot_titles=[_escaped(title) for title, _ in lines.panels],
         horizontal_spacing=0.04,
-        vertical_spacing=0.18 if down > 1 else 0,
+        vertical_spacing=62 / (270 * down) if down > 1 else 0,
     )
     colours = dict(zip(lines.names, _colours(len(lines.names)), strict=True))
     seen: set[str] = set()
