@@ -19,24 +19,27 @@ class OutputError(TLNormsError, OSError):
     """A file cannot be written."""
 
 
-def write(path: str, norms: BlockNorms, tokens: list[str], facts: dict[str, Any]) -> None:
+def write(
+    path: str, norms: BlockNorms, tokens: list[str], facts: dict[str, Any], keys: list[str] | None = None
+) -> None:
     """Write the page of `render`.
 
     Raises:
         OutputError: the file cannot be written.
     """
     try:
-        Path(path).expanduser().write_text(render(norms, tokens, facts), encoding="utf-8")
+        Path(path).expanduser().write_text(render(norms, tokens, facts, keys), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {path!r}: {error.strerror or error}") from error
 
 
-def render(norms: BlockNorms, tokens: list[str], facts: dict[str, Any]) -> str:
+def render(norms: BlockNorms, tokens: list[str], facts: dict[str, Any], keys: list[str] | None = None) -> str:
     """One self-contained HTML page: the map of every layer and scope of one text, and its mixing ratios.
 
     Args:
         norms: a result with a batch of one, or without a batch axis
         tokens: the tokens of the text, as long as the maps
+        keys: the encoder's tokens, where the maps of a decoder have them behind its own; or both, one behind the other
         facts: "model", "text", "dtype" and "versions", as from `report.facts`
 
     Returns:
@@ -49,10 +52,13 @@ def render(norms: BlockNorms, tokens: list[str], facts: dict[str, Any]) -> str:
         >>> render(norms, model.to_str_tokens(text), facts)                     # doctest: +SKIP
     """
     maps = {scope: _one_text(norms[scope], 3) for scope in norms.scopes}
-    n = maps[norms.scopes[0]].shape[-1]
+    n = maps[norms.scopes[0]].shape[-2]
+    widths = {scope: layers.shape[-1] for scope, layers in maps.items()}
     if len(tokens) != n:
         raise OutputError(f"the maps have {n} positions, but {len(tokens)} tokens were given: pass those of the text.")
     data = {
+        "source": _source(tokens, keys, max(widths.values())),
+        "widths": widths,
         "model": facts["model"],
         "text": facts["text"],
         "dtype": facts["dtype"],
@@ -88,10 +94,26 @@ def _one_text(value: Tensor, ndim: int) -> Tensor:
     return value[:, 0]
 
 
+def _source(tokens: list[str], keys: list[str] | None, widest: int) -> list[str]:
+    """The tokens of the keys behind the queries' own."""
+    n, given = widest - len(tokens), [] if keys is None else list(keys)
+    found = given[len(tokens) :] if len(given) == widest else given
+    if n == 0:
+        return []
+    if len(found) != n:
+        raise OutputError(
+            f"behind cross-attention the maps have {n} keys of the encoder, but {len(found)} were given: pass keys=, "
+            f"its tokens."
+        )
+    return found
+
+
 def _flat(layer: Tensor, causal: bool) -> list[float | None]:
-    """The pairs of one map, row by row; only key <= query if the model is causal."""
+    """The pairs of one map, row by row; only key <= query, and the encoder's, if the model is causal."""
     rows = layer.tolist()
-    return [_short(value) for query, row in enumerate(rows) for value in (row[: query + 1] if causal else row)]
+    n = len(rows)
+    kept = [row[: query + 1] + row[n:] if causal else row for query, row in enumerate(rows)]
+    return [_short(value) for row in kept for value in row]
 
 
 def _short(value: float) -> float | int | None:

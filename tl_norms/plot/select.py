@@ -66,8 +66,8 @@ class Text:
             raise PlotInputError(
                 f"this map has {n} keys for {len(self.query_kept)} queries: pass keys=, the tokens of the encoder."
             )
-        if own and len(keys) not in (n - own, int(source.sum())):
-            keys = keys[own:] if len(keys) == n else keys[len(self.queries) :]
+        if own and len(keys) in (n, int(kept.sum())):  # both sequences were given
+            keys = keys[own if len(keys) == n else len(self.queries) :]
         words = _fitted(keys, source, "keys")
         where = [str(place + own) + (f" (source {place})" if own else "") for place in np.flatnonzero(source)]
         if not own:

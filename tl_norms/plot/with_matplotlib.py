@@ -161,7 +161,7 @@ def _link(kind: str, query: int, key: int, label: str | None) -> Any:
 
 
 def _label(axis: Any, tokens: Axis, cell: float, labelled: bool, **options: Any) -> None:
-    shown = tokens.ticks(cell, LINE) if labelled and cell * len(tokens) > 0.6 else []
+    shown = tokens.ticks(cell, LINE) if labelled and (cell >= LINE or cell * len(tokens) > 0.6) else []
     axis.set_ticks(shown, [tokens.labels[n] for n in shown], fontsize=7, parse_math=False, **options)
     axis.set_tick_params(length=0)
     if labelled:

@@ -181,7 +181,7 @@ def _draw_panel(figure: Any, go: Any, maps: Maps, number: int, panel: Panel, cel
 
 
 def _axis(axis: Axis, cell: float, labelled: bool) -> dict[str, Any]:
-    shown = axis.ticks(cell, LINE) if labelled and cell * len(axis) >= SMALLEST else []
+    shown = axis.ticks(cell, LINE) if labelled and (cell >= LINE or cell * len(axis) >= SMALLEST) else []
     places = axis.places
     return {
         "type": "category",
