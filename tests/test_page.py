@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from plot_results import block_norms
 
 import tl_norms
 from tl_norms.cli import page
@@ -89,6 +90,24 @@ def test_size_of_twelve_layers_and_64_tokens():
     scopes = ("attn", "attn_res", "attn_res_ln", "attn_res_ln_ff", "attn_res_ln_ff_res", "attn_res_ln_ff_res_ln")
     text = page.render(made(12, 64, scopes, causal=False), ["token"] * 64, FACTS)
     assert len(text.encode()) < 5e6
+
+
+SOURCE = ["das", "Haus", "</script>", "ist", "</s>"]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_keys_of_the_encoder_are_kept_behind_the_own_ones(causal):
+    norms = block_norms(n_source=5, causal=causal)
+    for keys in (SOURCE, NASTY[:6] + SOURCE):
+        data = data_of(page.render(norms, NASTY[:6], FACTS, keys))
+        assert data["source"] == SOURCE and set(data["widths"].values()) == {6, 11}
+    for scope, width in data["widths"].items():
+        whole = torch.ones(6, width, dtype=torch.bool)
+        whole[:, :6] = whole[:, :6].tril() if causal else whole[:, :6]
+        found = torch.tensor(data["maps"][scope])
+        torch.testing.assert_close(found, norms[scope][:, whole], rtol=5.1e-4, atol=0)
+    with pytest.raises(page.OutputError, match="5 keys of the encoder, but 2 were given"):
+        page.render(norms, NASTY[:6], FACTS, ["a", "b"])
 
 
 def test_tokens_must_fit():
@@ -204,6 +223,31 @@ def test_darker_is_longer_in_a_light_browser(browser, tmp_path):
         light = torch.tensor(browser.execute_script(pixels), dtype=torch.float32) * sign
         assert light[order == 0].unique().numel() == 1
         assert all(light[i] < light[j] for i in range(9) for j in range(9) if order[i] < order[j])
+    no_complaints(browser)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_another_scope_may_have_more_keys(browser, tmp_path, causal):
+    path, norms, tokens = tmp_path / "page.html", block_norms(n_source=5, causal=causal), NASTY[:6]
+    page.write(str(path), norms, tokens, FACTS, SOURCE)
+    opened(browser, path)
+    hover = HOVER.replace("b.width / n", "b.height / n")
+    for scope, width in (("attn", 6), ("attn_res_ln_ff", 11), ("attn_res", 6), ("attn_res_ln", 11)):
+        browser.execute_script(SET, "scope", "value", scope)
+        queries, keys = browser.execute_script(LABELS)
+        assert (len(queries), len(keys)) == (6, width) and keys[6:] == SOURCE[: width - 6]
+        box = browser.execute_script(
+            "const b = document.getElementById('map').getBoundingClientRect(); return [b.width / b.height, b.height]"
+        )
+        assert box[0] == pytest.approx(width / 6) and box[1] > 60
+        for query, key in ((0, width - 1), (5, 2), (3, 0), (2, width - 1)):
+            shown = browser.execute_script(hover, query, key)
+            if causal and query < key < 6:
+                assert shown[2] == "later token, not seen"
+            else:
+                assert float(shown[2]) == pytest.approx(float(norms[scope][0, query, key]), rel=1e-3)
+            if key >= 6:
+                assert shown[1] == f"key {key} (source {key - 6})  {SOURCE[key - 6]}"
     no_complaints(browser)
 
 

@@ -54,7 +54,10 @@ def draw_maps(maps: Maps) -> Any:
     for number, scale in enumerate(maps.scales):
         members = maps.members(number)
         beside = [axes.flat[member] for member in members]
-        bar = figure.colorbar(meshes[members[0]], ax=beside, shrink=0.9 if len(beside) == 1 else 0.7, pad=0.02)
+        if len(beside) == 1:  # exactly as high as its map
+            bar = figure.colorbar(meshes[members[0]], cax=beside[0].inset_axes((1.03, 0, 0.05, 1)))
+        else:
+            bar = figure.colorbar(meshes[members[0]], ax=beside, shrink=0.7, pad=0.02)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=7)
         bar.set_label(scale.name, fontsize=7)
@@ -144,8 +147,8 @@ def _draw_panel(axis: Any, maps: Maps, number: int, panel: Panel, cell: float) -
         for place, (query, key) in enumerate(cells):
             axis.add_patch(_link(kind, query, key, label=kind if place == 0 else None))
     if panel.links and number == 0:
-        axis.figure.legend(handles=[_link(kind, 0, 0, label=kind) for kind, _ in panel.links],
-                           loc="outside upper left", ncols=3, fontsize=7, frameon=False)  # fmt: skip
+        handles = [_handle(kind) for kind, _ in panel.links]
+        axis.figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=7, frameon=False)
     return mesh
 
 
@@ -158,6 +161,14 @@ def _link(kind: str, query: int, key: int, label: str | None) -> Any:
     return patches.Rectangle(
         corner, 0.88, 0.88, fill=False, edgecolor=LINK, linewidth=1.3, linestyle=style, label=label
     )
+
+
+def _handle(kind: str) -> Any:
+    """What stands for a kind of link in the legend, which would draw any patch as a rectangle."""
+    if kind != "predicted":
+        return _link(kind, 0, 0, label=kind)
+    circle = {"marker": "o", "fillstyle": "none", "linestyle": "none", "markersize": 6, "color": LINK}
+    return needed("matplotlib.lines").Line2D([], [], label=kind, **circle)
 
 
 def _label(axis: Any, tokens: Axis, cell: float, labelled: bool, **options: Any) -> None:
