@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import MemoryBudgetError
 from . import factors
-from .sources import CrossSources, Mixture, Neurons, Sources
+from .sources import CrossSources, Heads, Mixture, Neurons, Sources
 
 Side = Sources | CrossSources  # keys of one sequence
 
@@ -190,17 +190,20 @@ def _pairs_at_once(family: tuple[Side, ...], max_memory: int, element_size: int)
     return int(max(1, min(best, (max_memory - fixed) // per_pair)))
 
 
-def _width(term: Mixture | Neurons) -> int:
+def _width(term: Mixture | Heads | Neurons) -> int:
     """Numbers that are alive for one pair while the term is formed."""
-    own = 2 * term.weight.shape[-1]
-    return own if isinstance(term, Mixture) else own + sum(_width(t) for terms in term.inputs for t in terms)
+    inputs = term.inputs if isinstance(term, Neurons) else ()
+    return 2 * term.width + sum(_width(t) for terms in inputs for t in terms)
 
 
-def _weights(term: Mixture | Neurons) -> int:
-    """Numbers in weights that exist only for this term: the heads seen through W_in."""
-    if isinstance(term, Mixture):
-        return 0
-    return sum(t.weight.numel() + _weights(t) for terms in term.inputs for t in terms)
+def _weights(term: Mixture | Heads | Neurons) -> int:
+    """Numbers that exist only for this term: the heads seen through W_in."""
+    inputs = term.inputs if isinstance(term, Neurons) else ()
+    return sum(_own(t) + _weights(t) for terms in inputs for t in terms)
+
+
+def _own(term: Mixture | Heads | Neurons) -> int:
+    return term.vectors.numel() if isinstance(term, Heads) else term.weight.numel()
 
 
 def free_memory(device: torch.device) -> int:

@@ -38,8 +38,20 @@ class Mixture:
     def n_keys(self) -> int:
         return self.pattern.shape[-1]
 
+    @property
+    def width(self) -> int:
+        return self.weight.shape[-1]
+
     def mapped(self, function: Linear) -> "Mixture":
         return replace(self, weight=function(self.weight))
+
+    def into(self, weight: Tensor) -> "Mixture | Heads":
+        """The same through a wide projection [d m]: its product with all heads' weights, or of few keys with theirs."""
+        n_batch, n_keys = self.values.shape[:2]
+        if n_batch * n_keys >= self.weight.shape[1]:
+            return self.mapped(lambda heads: heads @ weight)
+        vectors = torch.einsum("bkhe,hed->bhkd", self.values, self.weight)
+        return Heads(self.pattern, vectors @ weight, self.scale)
 
     def scaled(self, scale: Tensor) -> "Mixture":
         return replace(self, scale=scale if self.scale is None else self.scale * scale)
@@ -50,10 +62,7 @@ class Mixture:
 
     def pairs(self, batch: int, queries: "Queries", keys: slice) -> Tensor:
         """v_ij for a block of queries and keys: [k q d] (keys first: one small matrix product per key)."""
-        weights = self.pattern[batch, :, :, keys][:, queries].permute(2, 1, 0)  # [k q h]
-        if self.scale is not None:  # h numbers per pair, where the product has d
-            weights = weights * self.scale[batch, queries, None]
-        return torch.bmm(weights, self.head_vectors(batch, keys).transpose(0, 1))
+        return _mixed(self.pattern, self.scale, self.head_vectors(batch, keys), batch, queries, keys)
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """sum_{j != i} v_ij and v_ii, both [b q d], from two mixtures in head space."""
@@ -78,10 +87,40 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """A mixture whose head vectors are at hand: v_ij = scale_i * sum_h pattern[h, i, j] * vectors[h, j]."""
+
+    pattern: Tensor  # [b h q k]
+    vectors: Tensor  # [b h k d]
+    scale: Tensor | None = None  # [b q]
+
+    @property
+    def n_keys(self) -> int:
+        return self.pattern.shape[-1]
+
+    @property
+    def width(self) -> int:
+        return self.vectors.shape[-1]
+
+    def pairs(self, batch: int, queries: "Queries", keys: slice) -> Tensor:
+        """v_ij for a block of queries and keys: [k q d]."""
+        return _mixed(self.pattern, self.scale, self.vectors[batch, :, keys], batch, queries, keys)
+
+
+def _mixed(
+    pattern: Tensor, scale: Tensor | None, head_vectors: Tensor, batch: int, queries: "Queries", keys: slice
+) -> Tensor:
+    weights = pattern[batch, :, :, keys][:, queries].permute(2, 1, 0)  # [k q h]
+    if scale is not None:  # h numbers per pair, where the product has d
+        weights = weights * scale[batch, queries, None]
+    return torch.bmm(weights, head_vectors.transpose(0, 1))
+
+
+@dataclass(frozen=True)
 class Neurons:
     """v_ij = scale_i * (sum_p inputs_p[i, j] * coefficients_p[i]) @ weight, elementwise in the middle."""
 
-    inputs: "tuple[Terms, ...]"  # p of them, each with vectors of width m
+    inputs: "tuple[tuple[Mixture | Heads | Neurons, ...], ...]"  # p of them, each with vectors of width m
     coefficients: tuple[Tensor, ...]  # p of them, [b q m], or [row m] with `rows`
     weight: Tensor  # [m d]
     scale: Tensor | None = None  # [b q]
@@ -91,8 +130,15 @@ class Neurons:
     def n_keys(self) -> int:
         return self.inputs[0][0].n_keys
 
+    @property
+    def width(self) -> int:
+        return self.weight.shape[-1]
+
     def mapped(self, function: Linear) -> "Neurons":
         return replace(self, weight=function(self.weight))
+
+    def into(self, weight: Tensor) -> "Neurons":
+        return self.mapped(lambda own: own @ weight)
 
     def scaled(self, scale: Tensor) -> "Neurons":
         return replace(self, scale=scale if self.scale is None else self.scale * scale)
@@ -132,7 +178,7 @@ Terms = tuple[Mixture | Neurons, ...]
 Queries = slice | Tensor  # a block of them, or their numbers
 
 
-def pairs(terms: Terms, batch: int, queries: Queries, keys: slice) -> Tensor:
+def pairs(terms: "tuple[Mixture | Heads | Neurons, ...]", batch: int, queries: Queries, keys: slice) -> Tensor:
     """The sum of the terms for a block of queries and keys, j != i: [k q d], freshly allocated."""
     first, *others = terms
     vectors = first.pairs(batch, queries, keys)

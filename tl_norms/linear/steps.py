@@ -236,7 +236,7 @@ def feed_forward(sources: Sources, full: Tensor, unit: Unit, bias: Bias = "playe
     shares = tuple(coefficients)
 
     def neurons(terms: Terms) -> Terms:
-        inputs = tuple(tuple(t.mapped(lambda w, b=b: w @ b.weight) for t in terms) for b in branches)
+        inputs = tuple(tuple(term.into(b.weight) for term in terms) for b in branches)
         return (Neurons(inputs, shares, weight, rows=rows),) if terms else ()
 
     cross = None

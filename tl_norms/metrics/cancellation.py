@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..blocks.activations import Activations, check_cache
 from ..blocks.structure import Add, Block, FeedForward, Norm, NormForm, Reader, Truth
-from ..decomposition import Decomposition
 from ..errors import MissingExtraError, UnknownScopeError, UnsupportedArchitectureError
 from ..linear import steps
-from ..linear.maps import source_norms
-from ..norms import decompose
+from ..linear.maps import Shared, free_memory, source_norms
+from ..linear.sources import Sources
 from ..plan import Layers, chosen_blocks, reader_of
+from ..walk import Walk
 from .change import MetricsInputError, contextualization_change
 
 if TYPE_CHECKING:
@@ -128,22 +128,11 @@ def cancellation(
     base, later = _base(blocks[0])
     changes, dimensions, outputs, streams = [], [], [], []
     for block in blocks:
-        parts = {
-            scope: decompose(
-                cache,
-                block.layer,
-                scope,
-                mask=mask,
-                source_mask=source_mask,
-                bias=bias,
-                max_memory=max_memory,
-                stack=stack,
-            )
-            for scope in (base, *later)
-        }
+        walk = Walk(reader, activations, block, bias)
+        parts = {scope: sources for scope, sources, _ in walk.decomposed((base, *later), True)}
         output, stream = _summands(block, parts)
         left_out = _left_out(reader, activations, block, output, _checked(leave_out, output.shape[-1]))
-        changes.append(_changes(parts, base, later, left_out))
+        changes.append(_changes(parts, activations, left_out, max_memory))
         dimensions.append(left_out)
         outputs.append(_mean_length(output, activations.mask))
         streams.append(_mean_length(stream, activations.mask))
@@ -196,17 +185,17 @@ def _base(block: Block) -> tuple[str, tuple[str, ...]]:
     return base, block.scopes[block.scopes.index(base) + 1 :]
 
 
-def _summands(block: Block, parts: dict[str, Decomposition]) -> tuple[Tensor, Tensor]:
+def _summands(block: Block, parts: dict[str, Sources]) -> tuple[Tensor, Tensor]:
     """What the feed-forward adds to the stream, and the stream it is added to, [b q d]."""
     number, add = _residual(block)
     branch, total = _scope(block, block.steps[number - 1].reads), _scope(block, number)
     assert branch is not None and total is not None
-    output = parts[branch].sources.total * add.scale
+    output = parts[branch].total * add.scale
     bypassed = _scope(block, add.other)
     if bypassed is not None:
-        return output, parts[bypassed].sources.total * add.other_scale
-    stream = parts[total].sources.total - output
-    return output - parts[branch.removesuffix("_ff")].sources.total * add.scale, stream  # without the attention
+        return output, parts[bypassed].total * add.other_scale
+    stream = parts[total].total - output
+    return output - parts[branch.removesuffix("_ff")].total * add.scale, stream  # without the attention
 
 
 def _left_out(reader: Reader, activations: Activations, block: Block, output: Tensor, k: int) -> dict[str, Tensor]:
@@ -244,33 +233,36 @@ def _normalised(full: Tensor, form: NormForm) -> Tensor:
 
 
 def _changes(
-    parts: dict[str, Decomposition], base: str, later: tuple[str, ...], left_out: dict[str, Tensor]
+    parts: dict[str, Sources], activations: Activations, left_out: dict[str, Tensor], max_memory: int | None
 ) -> dict[str, dict[str, Tensor]]:
-    """variant -> scope -> change against the base, [b]."""
+    """variant -> scope -> change of its map against the first scope's, [b]."""
+    base, *later = parts
     changes: dict[str, dict[str, Tensor]] = {}
     for variant in ("all", *left_out):
-        maps = {scope: _map_without(parts[scope], left_out.get(variant)) for scope in (base, *later)}
+        chosen = {scope: _without(sources, left_out.get(variant)) for scope, sources in parts.items()}
+        shared = Shared.of(tuple(chosen.values()))
+        memory = free_memory(parts[base].own.device) if max_memory is None else max_memory
+        maps = {scope: source_norms(found, max_memory=memory, shared=shared) for scope, found in chosen.items()}
         changes[variant] = {
             scope: contextualization_change(
                 maps[base],
                 maps[scope],
-                causal=parts[scope].sources.causal,
-                mask=parts[scope].mask,
-                source_mask=parts[scope].source_mask,
+                causal=parts[scope].causal,
+                mask=activations.mask,
+                source_mask=activations.source_mask,
             )
             for scope in later
         }
     return changes
 
 
-def _map_without(part: Decomposition, dimensions: Tensor | None) -> Tensor:
-    """|v_ij| without some dimensions of d_model, [b q k]."""
-    sources = part.sources
-    if dimensions is not None:
-        keep = torch.ones(sources.own.shape[-1], dtype=torch.bool, device=sources.own.device)
-        keep[dimensions] = False
-        sources = sources.mapped(lambda x: x[..., keep.to(x.device)])
-    return source_norms(sources, max_memory=part.max_memory)
+def _without(sources: Sources, dimensions: Tensor | None) -> Sources:
+    """The vectors without some dimensions of d_model."""
+    if dimensions is None:
+        return sources
+    keep = torch.ones(sources.own.shape[-1], dtype=torch.bool, device=sources.own.device)
+    keep[dimensions] = False
+    return sources.mapped(lambda x: x[..., keep.to(x.device)])
 
 
 def _mean_length(vectors: Tensor, mask: Tensor | None) -> Tensor:
