@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,3 +221,12 @@ def test_chunks_know_their_texts(bert, texts):
     parts = [measure_chunk(bert, study, items, Reading()) for items in (first, second)]
     assert [part.texts.spans for part in parts] == [((0, 4),), ((4, 8),)]
     assert parts[1].excluded[0].index == 7 and parts[0].counts[0] == 4 and parts[1].counts[0] == 3
+
+
+def test_texts_are_not_given_to_an_encoder_decoder():
+    """BART and Marian would make a target of the source by themselves, and be measured on it."""
+    bridge = pytest.importorskip("transformer_lens.model_bridge", reason="TransformerLens 2 has no TransformerBridge")
+    folder = Path(__file__).parents[2] / "tutorials" / "alignment_model"
+    translator = bridge.TransformerBridge.boot_transformers(str(folder))
+    with pytest.raises(studies.StudyInputError, match="MarianMTModel is an encoder-decoder.*studies.alignment"):
+        studies.mixing_ratio(translator, ["da mi no ."], progress=False)

@@ -93,7 +93,8 @@ def run(
         The model, the merged partial result, and what it is of.
 
     Raises:
-        StudyInputError: an empty corpus, or one without a single text that can be measured; bad options.
+        StudyInputError: an empty corpus, or one without a single text that can be measured; bad options; a study of
+            texts of an encoder-decoder.
         ResumeError: the file to resume from belongs to something else.
         StudyFailedError: a chunk failed on the executor and again.
     """
@@ -104,6 +105,11 @@ def run(
     reading = replace(base, max_length=max_length, stride=stride, batch_tokens=batch_tokens)
     corpus = Corpus(texts, field, limit)
     own = made(model)
+    if not hasattr(study, "windows") and any(hasattr(own, name) for name in ("decoder_blocks", "decoder")):
+        raise StudyInputError(
+            f"{type(getattr(own, 'original_model', own)).__name__} is an encoder-decoder, and this study takes texts, not "
+            f"pairs of source and target. studies.alignment takes pairs; tl_norms.block_norms analyses single caches."
+        )
     facts = {
         "study": described(study),
         "options": described(replace(reading, batch_tokens=0)),
