@@ -107,8 +107,8 @@ def run(
     own = made(model)
     if not hasattr(study, "windows") and any(hasattr(own, name) for name in ("decoder_blocks", "decoder")):
         raise StudyInputError(
-            f"{type(getattr(own, 'original_model', own)).__name__} is an encoder-decoder, and this study takes texts, not "
-            f"pairs of source and target. studies.alignment takes pairs; tl_norms.block_norms analyses single caches."
+            f"{type(getattr(own, 'original_model', own)).__name__} is an encoder-decoder, and this study takes texts, "
+            f"not pairs of source and target. studies.alignment takes pairs, tl_norms.block_norms single caches."
         )
     facts = {
         "study": described(study),
