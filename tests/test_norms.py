@@ -70,7 +70,7 @@ def test_functions_of_the_2020_paper_agree_with_the_reference(run):
 
 
 def test_every_scope_is_complete(run):
-    """The error is small, and of the right kind: not zero by construction."""
+    """The parts add up, in every layer. (That an edit shows in the error: test_hooks, test_bad_input.)"""
     tiny, cache, _ = run
     norms = tl_norms.block_norms(cache, SCOPES)
     assert set(norms.error) == set(SCOPES)
