@@ -10,7 +10,7 @@ from .blocks.activations import Activations, check_cache
 from .errors import UnsupportedArchitectureError
 from .layers import stacked
 from .linear.factors import head_norms, mixture_norms, triangles
-from .linear.sources import Mixture
+from .linear.terms import Mixture
 from .plan import Layers, Plan, chain_of, reader_of
 from .walk import Walk
 

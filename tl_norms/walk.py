@@ -27,7 +27,8 @@ from .blocks.structure import (
 )
 from .errors import DecompositionError
 from .linear import steps
-from .linear.sources import Mixture, Sources
+from .linear.sources import Sources
+from .linear.terms import Mixture
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _COLUMNS = 64  # neurons compared where only their pre-activations are hooked

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .sources import Mixture
+from .terms import Mixture
 
 _CHUNK_BYTES = 2 << 20  # head vectors formed at a time: with their float64 copies they stay in the processor's cache
 _APART = 1 / 16  # a head's squared length outside the span of the heads before it: float32 is enough above this share

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..errors import MemoryBudgetError
 from . import factors
-from .sources import CrossSources, Heads, Mixture, Neurons, Sources
+from .sources import CrossSources, Sources
+from .terms import Heads, Mixture, Neurons
 
 Side = Sources | CrossSources  # keys of one sequence
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from . import integrated
-from .sources import CrossSources, Mixture, Neurons, Sources, Terms
+from .sources import CrossSources, Sources
+from .terms import Mixture, Neurons, Terms
 
 Bias = Literal["player", "fixed"]
 
