@@ -6,6 +6,7 @@ The corpus is the Python standard library's own documentation, `pydoc_data.topic
 import argparse
 import re
 import time
+from pathlib import Path
 from pydoc_data.topics import topics
 
 from measure import table
@@ -47,7 +48,10 @@ def main() -> None:
     parser.add_argument("--model", help="name, folder or .gguf file; default: the embedded MiniLM")
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--longest", type=int, default=160, help="characters per sentence")
+    parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write every row to FOLDER/STUDY.csv")
     options = parser.parse_args()
+    if options.csv:
+        options.csv.mkdir(parents=True, exist_ok=True)
     texts = sentences(longest=options.longest)[: options.limit]
     model = load.load(load.model_name(options.model), load.torch.float32)
     print(f"{len(texts)} sentences, {sum(map(len, texts)) / len(texts):.0f} characters on average\n")
@@ -56,7 +60,11 @@ def main() -> None:
         result = STUDIES[name](model, texts, progress=False)
         print(f"## {name}: {time.perf_counter() - begin:.0f} s\n", flush=True)
         rows = result.to_dataframe()
+        if options.csv:
+            rows.to_csv(options.csv / f"{name}.csv", index=False)
         print(table(rows.head(60).to_dict("records")) + "\n")
+        if len(rows) > 60:
+            print(f"{len(rows) - 60} further rows; --csv writes them all\n")
         if name == "weight-against-norm":
             print(table(result.correlations().to_dict("records")) + "\n")
         if name == "value-norm-dispersion":
