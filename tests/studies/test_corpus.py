@@ -216,11 +216,14 @@ def test_a_model_without_tokenizer_takes_token_ids_only(bert, texts):
 
 
 def test_chunks_know_their_texts(bert, texts):
-    first, second = Corpus([*texts, ""]).chunks(4)
+    items = tuple(Corpus([*texts, ""]))
+    first, second = items[:4], items[4:]
     study = MixingStudy(None, token_types, 1000, True)
     parts = [measure_chunk(bert, study, items, Reading()) for items in (first, second)]
     assert [part.texts.spans for part in parts] == [((0, 4),), ((4, 8),)]
     assert parts[1].excluded[0].index == 7 and parts[0].counts[0] == 4 and parts[1].counts[0] == 3
+    assert parts[0].merge(parts[1]).digest == measure_chunk(bert, study, items, Reading()).digest
+    assert len({item.digest for item in Corpus([texts[0], texts[0], texts[1]])}) == 3  # what, and where
 
 
 def test_texts_are_not_given_to_an_encoder_decoder():

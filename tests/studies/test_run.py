@@ -94,7 +94,7 @@ def test_a_file_of_something_else_is_refused(bert, gpt2, tmp_path):
         studies.mixing_ratio(bert, CORPUS, mask_tokens=0.12, resume=file)
     with pytest.raises(studies.ResumeError, match="another model"):
         studies.mixing_ratio(gpt2, CORPUS, resume=file)
-    with pytest.raises(studies.ResumeError, match="another corpus"):
+    with pytest.raises(studies.ResumeError, match="texts of another corpus: these are others"):
         studies.mixing_ratio(bert, [CORPUS[1], *CORPUS[1:]], resume=file)
     with pytest.raises(studies.ResumeError, match="fewer"):
         studies.mixing_ratio(bert, CORPUS[:2], resume=file)

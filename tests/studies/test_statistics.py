@@ -129,6 +129,7 @@ def partial(start: int, end: int) -> Partial:
         {"x": Moments.of(values)},
         (Excluded(start, "text", "is empty"),),
         (end - start, 1, 2, 0),
+        2**128 - 1 - start,
     )
 
 
@@ -136,8 +137,10 @@ def test_partial_results_merge_associatively_and_count_no_text_twice():
     a, b, c = parts = partial(0, 4), partial(9, 12), partial(4, 9)
     whole = a.merge(b).merge(c)
     assert whole.texts == Spans(((0, 12),)) and whole.counts == (12, 3, 6, 0) and len(whole.excluded) == 3
+    assert whole.digest == 2**128 - 3 - 13 and [n in b.texts for n in (8, 9, 11, 12)] == [False, True, True, False]
     for merged in groupings(parts):
         assert merged.texts == whole.texts and merged.counts == whole.counts and merged.excluded == whole.excluded
+        assert merged.digest == whole.digest
         assert same(merged.values["x"], whole.values["x"])
     assert whole.merge(b) is whole and b.merge(whole) is whole  # a chunk that came back twice
     assert a.merge(Partial()) is a and Partial().merge(a) is a
@@ -153,6 +156,7 @@ def test_partial_results_survive_a_file(tmp_path):
     with np.load(tmp_path / "one.npz", allow_pickle=False) as file:
         back = Partial.of_arrays(dict(file))
     assert back.texts == one.texts and back.excluded == one.excluded and back.counts == one.counts
+    assert back.digest == one.digest
     assert list(back.values) == list(one.values)
     for name, value in one.values.items():
         assert same(back.values[name], value, 0) and type(back.values[name]) is type(value)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -31,6 +31,12 @@ class Item:
     problem: str = ""
     types: tuple[int, ...] | None = None
 
+    @property
+    def digest(self) -> int:
+        """128 bits of what was given and where. Added up, they tell one set of numbered texts from another."""
+        given = repr((self.index, self.content, self.problem, self.types)).encode()
+        return int.from_bytes(hashlib.blake2b(given, digest_size=16).digest(), "big")
+
 
 @dataclass(frozen=True)
 class Made:
@@ -43,12 +49,11 @@ class Made:
 
 @dataclass
 class Corpus:
-    """Numbered texts of anything that can be iterated over, and a digest of those that were read."""
+    """Numbered texts of anything that can be iterated over."""
 
     source: Iterable[Any]
     text_field: str = "text"
     limit: int | None = None
-    digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
 
     def __post_init__(self) -> None:
         if isinstance(self.source, str | bytes | Mapping) or not isinstance(self.source, Iterable | Sequence):
@@ -71,14 +76,7 @@ class Corpus:
     def __iter__(self) -> Iterator[Item]:
         found = (one for thing in self.source for one in self._items(thing))
         for index, (name, content, problem, types) in enumerate(islice(found, self.limit)):
-            self.digest.update(repr((content, problem, types)).encode())
             yield Item(index, name or f"text {index}", content, problem, types)
-
-    def chunks(self, size: int) -> Iterator[tuple[Item, ...]]:
-        """Consecutive texts, `size` at a time."""
-        items = iter(self)
-        while chunk := tuple(islice(items, size)):
-            yield chunk
 
     def _items(self, thing: Any) -> Iterator[tuple[str, Any, str, Any]]:
         """(name, content, problem, types) of each text in one thing that the source yields."""

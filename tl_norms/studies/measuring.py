@@ -15,7 +15,7 @@ from .corpus import Item
 from .correlation import Pairs
 from .errors import UnfitTextError
 from .moments import Moments
-from .partial import Excluded, Mergeable, Partial, Spans, merged
+from .partial import MODULUS, Excluded, Mergeable, Partial, Spans, merged
 from .tokens import Batch, Window, batches, masked, windows
 
 Source = nn.Module | bytes | Callable[[], nn.Module]
@@ -93,6 +93,7 @@ def measure_chunk(model: nn.Module, study: Study, items: tuple[Item, ...], readi
             sum(sum(row.counted) for row in kept),
             sum(row.truncated for row in kept),
         ),
+        sum(item.digest for item in items) % MODULUS,
     )
 
 

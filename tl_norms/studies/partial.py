@@ -1,6 +1,7 @@
 """What is known of a corpus so far: which texts are in it, what was measured, what was left out."""
 
 import json
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ class Mergeable(Protocol):
 
     def arrays(self) -> dict[str, np.ndarray]: ...
 
+
+MODULUS = 2**128  # of sums of digests
 
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Moments, Pairs, Rows, Tally, Totals)}
 
@@ -47,6 +50,10 @@ class Spans:
     def __len__(self) -> int:
         return sum(end - start for start, end in self.spans)
 
+    def __contains__(self, number: int) -> bool:
+        before = bisect_right(self.spans, number, key=lambda span: span[0])
+        return before > 0 and number < self.spans[before - 1][1]
+
     def union(self, other: "Spans") -> "Spans":
         joined: list[tuple[int, int]] = []
         for start, end in sorted(self.spans + other.spans):
@@ -72,12 +79,14 @@ class Partial:
         values: what the study measures, by name
         excluded: the texts left out
         counts: texts measured, windows, tokens, truncated texts
+        digest: the sum of `Item.digest` over the texts read, modulo 2^128
     """
 
     texts: Spans = Spans()
     values: dict[str, Mergeable] = field(default_factory=dict)
     excluded: tuple[Excluded, ...] = ()
     counts: tuple[int, int, int, int] = (0, 0, 0, 0)
+    digest: int = 0
 
     def merge(self, other: "Partial") -> "Partial":
         """Both together."""
@@ -96,13 +105,20 @@ class Partial:
             merged(self.values, other.values),
             tuple(sorted(self.excluded + other.excluded)),
             tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)),  # type: ignore[arg-type]
+            (self.digest + other.digest) % MODULUS,
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything as plain arrays, for a file without pickles."""
         kinds = [(name, type(value).__name__) for name, value in self.values.items()]
         excluded = [(text.index, text.name, text.reason) for text in self.excluded]
-        facts = {"texts": self.texts.spans, "kinds": kinds, "excluded": excluded, "counts": self.counts}
+        facts = {
+            "texts": self.texts.spans,
+            "kinds": kinds,
+            "excluded": excluded,
+            "counts": self.counts,
+            "digest": self.digest,
+        }
         found = {"partial": np.array(json.dumps(facts))}
         for number, value in enumerate(self.values.values()):
             found |= {f"value{number}/{key}": array for key, array in value.arrays().items()}
@@ -122,6 +138,7 @@ class Partial:
             values,
             tuple(Excluded(*text) for text in facts["excluded"]),
             tuple(facts["counts"]),
+            facts["digest"],
         )
 
 

@@ -23,7 +23,6 @@ _AHEAD = 3  # chunks submitted per worker, so that none waits for the reading of
 @dataclass
 class _Chunk:
     items: tuple[Item, ...]
-    digest: str
     future: Future | None  # None: the executor does not take any more
 
 
@@ -32,10 +31,10 @@ def on_executor(
     model: Model,
     own: nn.Module,
     study: Study,
-    chunks: Iterator[tuple[tuple[Item, ...], str]],
+    chunks: Iterator[tuple[Item, ...]],
     reading: Reading,
-) -> Iterator[tuple[str, Partial]]:
-    """Partial results in the order of the corpus, each with the digest that came with its chunk.
+) -> Iterator[Partial]:
+    """Partial results in the order of the corpus.
 
     A chunk whose worker dies or fails is submitted once more; if that fails too, or the executor is broken, it runs in
     this process. As results are taken from one place per chunk, no text is lost and none counts twice.
@@ -72,14 +71,12 @@ def on_executor(
         return _here(own, study, chunk.items, reading)
 
     try:
-        for items, digest in chunks:
-            waiting.append(_Chunk(items, digest, submit(items)))
+        for items in chunks:
+            waiting.append(_Chunk(items, submit(items)))
             if len(waiting) >= ahead:
-                chunk = waiting.popleft()
-                yield chunk.digest, result(chunk)
+                yield result(waiting.popleft())
         while waiting:
-            chunk = waiting.popleft()
-            yield chunk.digest, result(chunk)
+            yield result(waiting.popleft())
     finally:
         for chunk in waiting:
             if chunk.future is not None:

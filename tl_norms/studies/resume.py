@@ -16,7 +16,7 @@ from .errors import ResumeError
 from .partial import Partial
 
 _SECONDS = 5.0  # between two writes
-_VERSION = "1"
+_VERSION = "2"
 
 
 class Notebook:
@@ -32,15 +32,15 @@ class Notebook:
         self.fingerprint = fingerprint
         self._written = time.monotonic()
 
-    def read(self) -> tuple[Partial, str]:
-        """The partial result and the digest of the texts in it; nothing at all if there is no file yet."""
+    def read(self) -> Partial:
+        """The partial result; an empty one if there is no file yet."""
         if self.path is None or not self.path.exists():
-            return Partial(), ""
+            return Partial()
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 arrays = dict(file)
             kept = {name: str(arrays[f"fingerprint/{name}"]) for name in ("version", *self.fingerprint)}
-            partial, digest = Partial.of_arrays(arrays), str(arrays["digest"])
+            partial = Partial.of_arrays(arrays)
         except Exception as error:  # numpy, zipfile and json have their own idea of what to raise
             raise ResumeError(
                 f"{str(self.path)!r} is no file of a study, or is damaged ({type(error).__name__}). "
@@ -52,14 +52,14 @@ class Notebook:
                     f"{str(self.path)!r} belongs to another {name}: {kept[name]}, not {value}. "
                     f"Give another file name, or delete it to begin anew."
                 )
-        return partial, digest
+        return partial
 
-    def write(self, partial: Partial, digest: str, *, now: bool = False) -> None:
+    def write(self, partial: Partial, *, now: bool = False) -> None:
         """Write, if the last time was a while ago or `now`."""
         if self.path is None or (not now and time.monotonic() - self._written < _SECONDS):
             return
         facts = {f"fingerprint/{name}": np.array(value) for name, value in self.fingerprint.items()}
-        facts |= {"fingerprint/version": np.array(_VERSION), "digest": np.array(digest)}
+        facts["fingerprint/version"] = np.array(_VERSION)
         beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         try:
             with open(beside, "wb") as file:

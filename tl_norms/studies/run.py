@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from .corpus import Corpus, Item
 from .errors import ExcludedTextWarning, ResumeError, StudyInputError, TruncatedTextWarning
 from .measuring import Reading, Study, measure_chunk
-from .partial import Excluded, Partial
+from .partial import MODULUS, Excluded, Partial
 from .pool import Model, on_executor
 from .resume import Notebook, described, model_fingerprint
 
@@ -45,6 +45,12 @@ class RunOptions(TypedDict, total=False):
     progress: bool | None
     resume: str | os.PathLike | None
     executor: Executor | None
+
+
+_OTHER_TEXTS = (
+    "the file to resume from has {n} texts of another corpus: {how}. Give the same texts in the same order, or another "
+    "file name."
+)
 
 
 @dataclass(frozen=True)
@@ -117,47 +123,53 @@ def run(
     if resume is not None:
         facts["model"] = model_fingerprint(own)
     notebook = Notebook(resume, facts)
-    partial, digest = notebook.read()
+    partial = notebook.read()
     bar = tqdm(
         total=len(corpus) or None, desc=study.name, unit="text", disable=None if progress is None else not progress
     )
     with bar:
-        chunks = _chunks(corpus, chunk, len(partial.texts), digest)
+        chunks = _chunks(corpus, chunk, partial)
         bar.update(len(partial.texts))
         done = (
-            ((read, measure_chunk(own, study, items, reading)) for items, read in chunks)
+            (measure_chunk(own, study, items, reading) for items in chunks)
             if executor is None
             else on_executor(executor, model, own, study, chunks, reading)
         )
         try:
-            for read, part in done:
+            for part in done:
                 before = len(partial.texts)
-                partial, digest = partial.merge(part), read
+                partial = partial.merge(part)
                 bar.update(len(partial.texts) - before)
-                notebook.write(partial, digest)
+                notebook.write(partial)
         finally:  # whatever stopped it: what is done is done
             if len(partial.texts):
-                notebook.write(partial, digest, now=True)
+                notebook.write(partial, now=True)
     return own, partial, _facts(partial)
 
 
-def _chunks(corpus: Corpus, size: int, skip: int, digest: str) -> Iterator[tuple[tuple[Item, ...], str]]:
-    """Chunks not measured yet, each with the digest of the corpus up to its end."""
-    items = iter(corpus)
-    n_skipped = sum(1 for _, _ in zip(range(skip), items, strict=False))
-    if skip and (n_skipped < skip or corpus.digest.hexdigest() != digest):
-        raise ResumeError(
-            f"the file to resume from has {skip} texts of another corpus: these begin differently, or are fewer "
-            f"({n_skipped}). Give the same texts in the same order, or another file name."
-        )
+def _chunks(corpus: Corpus, size: int, known: Partial) -> Iterator[tuple[Item, ...]]:
+    """Consecutive texts that are not known yet, cut at multiples of `size`. The known ones are checked on the way.
+
+    Raises:
+        ResumeError: the known texts are not those of this corpus.
+    """
     chunk: list[Item] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield tuple(chunk), corpus.digest.hexdigest()
+    digest, n_known = 0, len(known.texts)
+    for item in corpus:
+        wanted = item.index not in known.texts
+        if wanted:
+            chunk.append(item)
+        else:
+            digest, n_known = (digest + item.digest) % MODULUS, n_known - 1
+            if not n_known and digest != known.digest:
+                raise ResumeError(_OTHER_TEXTS.format(n=len(known.texts), how="these are others"))
+        if chunk and (not wanted or (item.index + 1) % size == 0):
+            yield tuple(chunk)
             chunk = []
+    if n_known:
+        raise ResumeError(_OTHER_TEXTS.format(n=len(known.texts), how="these are fewer"))
     if chunk:
-        yield tuple(chunk), corpus.digest.hexdigest()
+        yield tuple(chunk)
 
 
 def _facts(partial: Partial) -> CorpusFacts:
