@@ -61,17 +61,21 @@ def test_a_longer_corpus_extends_a_finished_run(bert, wanted, tmp_path):
     assert same(studies.mixing_ratio(bert, CORPUS, chunk=4, resume=file), wanted)
 
 
-@pytest.mark.parametrize(
+EVERY = pytest.mark.parametrize(
     "study",
     [
         studies.value_norm_dispersion,
         functools.partial(studies.weight_against_norm, exact_pairs=50),
         studies.frequency,
+        studies.mixing_ratio,
         studies.contextualization_change,
         studies.amplified_pairs,
         studies.cancellation,
     ],
 )
+
+
+@EVERY
 def test_every_study_resumes(bert, tmp_path, study):
     file = tmp_path / "state.npz"
     with pytest.raises(Interrupted):
@@ -80,6 +84,92 @@ def test_every_study_resumes(bert, tmp_path, study):
         assert "partial" in arrays
     resumed, whole = study(bert, CORPUS[:8], chunk=3, resume=file), study(bert, CORPUS[:8], chunk=3)
     assert resumed.corpus == whole.corpus and resumed.to_dataframe().equals(whole.to_dataframe())
+
+
+def shares_of(n: int, study, model, folder, corpus=CORPUS, chunk=3):
+    """The jobs of an array, each with a file of its own."""
+    files = [folder / f"share{k}.npz" for k in range(n)]
+    for k, file in enumerate(files):
+        found = study(model, iter(corpus), chunk=chunk, share=(k, n), resume=file)
+        assert found.corpus.n_texts == sum(number // chunk % n == k for number in range(len(corpus)))
+    return files
+
+
+def alike(left, right) -> bool:
+    """The same tables, in whatever order sums were formed."""
+    columns = list(left)
+    keys = [name for name in columns if left[name].dtype.kind not in "f"]
+    left, right = (one.sort_values(keys, ignore_index=True) for one in (left, right))
+    return all(
+        np.allclose(left[name], right[name], rtol=1e-9, equal_nan=True)
+        if left[name].dtype.kind == "f"
+        else left[name].equals(right[name])
+        for name in columns
+    )
+
+
+@EVERY
+def test_shares_of_every_study_give_the_whole(bert, tmp_path, study):
+    """In any order; and what a job that never ran should have measured, the last call measures itself."""
+    whole = study(bert, CORPUS, chunk=3)
+    files = shares_of(3, study, bert, tmp_path)
+    for parts in (files, files[::-1], files[1:], [files[0], *files]):
+        found = study(bert, CORPUS, chunk=3, parts=parts)
+        assert found.corpus == whole.corpus and alike(found.to_dataframe(), whole.to_dataframe())
+
+
+def test_an_interrupted_share_goes_on_and_measures_nothing_else(bert, tmp_path):
+    file, wanted = tmp_path / "share.npz", studies.frequency(bert, CORPUS, chunk=3, share=(1, 3))
+    with pytest.raises(Interrupted):
+        studies.frequency(bert, stopping(10), chunk=3, share=(1, 3), resume=file)
+    found = studies.frequency(bert, CORPUS, chunk=3, share=(1, 3), resume=file)
+    assert found.corpus == wanted.corpus and found.to_dataframe().equals(wanted.to_dataframe())
+
+
+def test_all_shares_are_there_and_nothing_is_measured_again(bert, tmp_path, monkeypatch):
+    whole, files = studies.frequency(bert, CORPUS, chunk=3), shares_of(4, studies.frequency, bert, tmp_path)
+    monkeypatch.setattr("tl_norms.studies.run.measure_chunk", lambda *given: pytest.fail("measured"))
+    found = studies.frequency(bert, CORPUS, parts=(file for file in files), resume=tmp_path / "all.npz")
+    assert alike(found.to_dataframe(), whole.to_dataframe())
+    again = studies.frequency(bert, CORPUS, parts=tmp_path / "all.npz")
+    assert again.to_dataframe().equals(found.to_dataframe())
+
+
+def test_parts_of_something_else_are_refused(bert, tmp_path):
+    first, second = shares_of(2, studies.frequency, bert, tmp_path)
+    kept = second.read_bytes()
+    with pytest.raises(studies.ResumeError, match="there is no file .*gone.npz"):
+        studies.frequency(bert, CORPUS, parts=[first, tmp_path / "gone.npz"])
+    with pytest.raises(studies.ResumeError, match="share0.npz.* another study"):
+        studies.value_norm_dispersion(bert, CORPUS, parts=[first])
+    studies.frequency(bert, CORPUS[::-1], chunk=3, share=(1, 2), resume=tmp_path / "reversed.npz")
+    with pytest.raises(studies.ResumeError, match="another corpus: these are others"):
+        studies.frequency(bert, CORPUS, parts=[first, tmp_path / "reversed.npz"])
+    studies.frequency(bert, CORPUS, chunk=2, share=(1, 2), resume=tmp_path / "other_chunks.npz")
+    with pytest.raises(studies.StudyInputError, match="share some of their texts"):
+        studies.frequency(bert, CORPUS, parts=[first, tmp_path / "other_chunks.npz"])
+    assert second.read_bytes() == kept  # parts are read only
+
+
+@pytest.mark.parametrize("share", [(2, 2), (-1, 2), (0, 0)])
+def test_shares_that_do_not_exist(bert, share):
+    with pytest.raises(studies.StudyInputError, match="expected .k, n."):
+        studies.frequency(bert, CORPUS, share=share)
+
+
+def test_a_share_without_texts_says_so(bert):
+    with pytest.raises(studies.StudyInputError, match="share 1 of 2 holds no text"):
+        studies.frequency(bert, CORPUS, share=(1, 2))
+
+
+def test_functions_with_bound_arguments_are_told_apart(bert, tmp_path):
+    def types(word, tokenizer, ids):
+        return [word] * len(ids)
+
+    file = tmp_path / "state.npz"
+    studies.mixing_ratio(bert, CORPUS, types=functools.partial(types, "a"), resume=file)
+    with pytest.raises(studies.ResumeError, match="another study"):
+        studies.mixing_ratio(bert, CORPUS, types=functools.partial(types, "b"), resume=file)
 
 
 def test_a_file_of_something_else_is_refused(bert, gpt2, tmp_path):

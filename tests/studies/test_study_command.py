@@ -61,6 +61,19 @@ def test_options_reach_the_study(bert, corpus, texts, tmp_path, capsys):
     assert "warning: 1 of 4 texts are not in the result: line 1 is not JSON" in said.err and state.exists()
 
 
+def test_shares_are_put_together(bert, corpus, texts, tmp_path, monkeypatch):
+    corpus.write_text("\n".join(texts * 40))  # three chunks
+    common, parts = ["study", "frequency", "--texts", str(corpus), "--quiet"], []
+    for k in range(2):
+        parts.append(str(tmp_path / f"part{k}.npz"))
+        assert main([*common, "--share", f"{k}/2", "--resume", parts[-1]]) == 0
+    wanted = studies.frequency(bert, texts * 40).to_dataframe()
+    monkeypatch.setattr("tl_norms.studies.run.measure_chunk", lambda *given: pytest.fail("measured again"))
+    assert main([*common, "--parts", *parts, "--csv", str(tmp_path / "out.csv")]) == 0
+    found = pandas.read_csv(tmp_path / "out.csv")
+    pandas.testing.assert_frame_equal(found, wanted, check_dtype=False, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -68,6 +81,7 @@ def test_options_reach_the_study(bert, corpus, texts, tmp_path, capsys):
         (["study", "mixing"], "invalid choice"),
         (["study", "mixing-ratio"], "--texts"),
         (["study", "mixing-ratio", "--texts", "x", "--limit", "0"], "at least 1"),
+        (["study", "mixing-ratio", "--texts", "x", "--share", "2/2"], "K from 0 to N - 1"),
         (["study", "frequency", "--texts", "x", "--csv", "/no/such/folder/x.csv"], "no folder"),
     ],
 )

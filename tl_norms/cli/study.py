@@ -170,6 +170,8 @@ def _pairs(add) -> None:
 def _corpus(add) -> None:
     add("--limit", type=_positive, metavar="N", help="read the first N texts only")
     add("--resume", metavar="FILE", help="keep the state there, and go on from it if it exists")
+    add("--share", type=_share, default=(0, 1), metavar="K/N", help="only the K-th of N shares of the texts, K from 0")
+    add("--parts", nargs="+", default=(), metavar="FILE", help="--resume files of other shares: not measured again")
     add("--workers", type=_positive, metavar="N", help="processes; default: this one alone")
 
 
@@ -195,12 +197,19 @@ def _read(options: argparse.Namespace) -> tuple[Any, ...]:
 
 def _options(options: argparse.Namespace) -> dict[str, Any]:
     """What is passed on to the study under its own name."""
-    names = ("limit", "max_length", "stride", "resume", "ranks", "mask_tokens", "seed", "k", "sketch")
+    names = ("limit", "max_length", "stride", "resume", "share", "parts", "ranks", "mask_tokens", "seed", "k", "sketch")
     found = {name: getattr(options, name) for name in names if hasattr(options, name)}
     if options.study == "alignment":
         found |= {"source_prefix": options.source_prefix, "end_of_sentence": not options.words_only}
         found |= {} if options.setting is None else {"settings": tuple(options.setting)}
     return found | {"layers": options.layer, "progress": False if options.quiet else None}
+
+
+def _share(value: str) -> tuple[int, int]:
+    k, _, n = value.partition("/")
+    if not (k.isdigit() and n.isdigit() and int(k) < int(n)):
+        raise argparse.ArgumentTypeError(f"expected K/N with K from 0 to N - 1, not {value!r}")
+    return int(k), int(n)
 
 
 def _positive(value: str) -> int:

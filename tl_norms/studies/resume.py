@@ -1,5 +1,6 @@
 """The file that an interrupted study goes on from: plain arrays, no pickles, replaced in one step."""
 
+import functools
 import hashlib
 import os
 import time
@@ -32,9 +33,11 @@ class Notebook:
         self.fingerprint = fingerprint
         self._written = time.monotonic()
 
-    def read(self) -> Partial:
-        """The partial result; an empty one if there is no file yet."""
+    def read(self, *, needed: bool = False) -> Partial:
+        """The partial result; an empty one if there is no file yet, unless it is needed."""
         if self.path is None or not self.path.exists():
+            if needed:
+                raise ResumeError(f"there is no file {str(self.path)!r}, which was given as a part of the result.")
             return Partial()
         try:
             with np.load(self.path, allow_pickle=False) as file:
@@ -79,6 +82,8 @@ def described(value: Any) -> str:
     if isinstance(value, Mapping):
         return hashlib.blake2b(repr(sorted(value.items())).encode(), digest_size=8).hexdigest()
     if isinstance(value, Callable):
+        if isinstance(value, functools.partial):
+            return f"partial({described(value.func)}, {value.args}, {sorted(value.keywords.items())})"
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
     return repr(value)
 

@@ -32,6 +32,10 @@ class RunOptions(TypedDict, total=False):
         chunk: texts that are read, sorted by length and batched together, and sent to a worker together, 128
         progress: a progress bar; None for one where stderr is a terminal
         resume: a file to write the partial result to every few seconds, and to go on from if it exists
+        share: (k, n) for the k-th of n shares of the corpus, k from 0: every n-th chunk. For the jobs of an array, each
+            with a `resume` file of its own
+        parts: files that other runs of the same study over the same corpus wrote, all or some of its shares: what is
+            in them is not measured again
         executor: any concurrent.futures.Executor to run chunks on; then `model` should be a function without arguments
             that makes the model, which each worker calls once
     """
@@ -44,12 +48,14 @@ class RunOptions(TypedDict, total=False):
     chunk: int
     progress: bool | None
     resume: str | os.PathLike | None
+    share: tuple[int, int]
+    parts: Iterable[str | os.PathLike]
     executor: Executor | None
 
 
 _OTHER_TEXTS = (
-    "the file to resume from has {n} texts of another corpus: {how}. Give the same texts in the same order, or another "
-    "file name."
+    "what is there to resume from has {n} texts of another corpus: {how}. Give the same texts in the same order, or "
+    "another file name."
 )
 
 
@@ -91,6 +97,8 @@ def run(
     chunk: int = 128,
     progress: bool | None = None,
     resume: str | os.PathLike | None = None,
+    share: tuple[int, int] = (0, 1),
+    parts: Iterable[str | os.PathLike] = (),
     executor: Executor | None = None,
 ) -> tuple[nn.Module, Partial, CorpusFacts]:
     """Measure a corpus; for options see `RunOptions`.
@@ -101,12 +109,14 @@ def run(
     Raises:
         StudyInputError: an empty corpus, or one without a single text that can be measured; bad options; a study of
             texts of an encoder-decoder.
-        ResumeError: the file to resume from belongs to something else.
+        ResumeError: the file to resume from, or one of the parts, belongs to something else.
         StudyFailedError: a chunk failed on the executor and again.
     """
     for name, value in (("chunk", chunk), ("batch_tokens", batch_tokens)):
         if value < 1:
             raise StudyInputError(f"{name} is {value}; expected at least 1.")
+    if not 0 <= share[0] < share[1]:
+        raise StudyInputError(f"share is {share}; expected (k, n), the k-th of n shares with 0 <= k < n.")
     base = reading or Reading()
     reading = replace(base, max_length=max_length, stride=stride, batch_tokens=batch_tokens)
     corpus = Corpus(texts, field, limit)
@@ -120,15 +130,17 @@ def run(
         "study": described(study),
         "options": described(replace(reading, batch_tokens=0)),
     }
-    if resume is not None:
+    parts = (parts,) if isinstance(parts, str | os.PathLike) else tuple(parts)
+    if resume is not None or parts:
         facts["model"] = model_fingerprint(own)
     notebook = Notebook(resume, facts)
     partial = notebook.read()
-    bar = tqdm(
-        total=len(corpus) or None, desc=study.name, unit="text", disable=None if progress is None else not progress
-    )
+    for part in parts:
+        partial = partial.merge(Notebook(part, facts).read(needed=True))
+    total = len(corpus) if share[1] == 1 else 0
+    bar = tqdm(total=total or None, desc=study.name, unit="text", disable=None if progress is None else not progress)
     with bar:
-        chunks = _chunks(corpus, chunk, partial)
+        chunks = _chunks(corpus, chunk, share, partial)
         bar.update(len(partial.texts))
         done = (
             (measure_chunk(own, study, items, reading) for items in chunks)
@@ -144,11 +156,11 @@ def run(
         finally:  # whatever stopped it: what is done is done
             if len(partial.texts):
                 notebook.write(partial, now=True)
-    return own, partial, _facts(partial)
+    return own, partial, _facts(partial, share)
 
 
-def _chunks(corpus: Corpus, size: int, known: Partial) -> Iterator[tuple[Item, ...]]:
-    """Consecutive texts that are not known yet, cut at multiples of `size`. The known ones are checked on the way.
+def _chunks(corpus: Corpus, size: int, share: tuple[int, int], known: Partial) -> Iterator[tuple[Item, ...]]:
+    """Consecutive texts of a share, cut at multiples of `size`. Those that are known are left out, and checked.
 
     Raises:
         ResumeError: the known texts are not those of this corpus.
@@ -156,10 +168,11 @@ def _chunks(corpus: Corpus, size: int, known: Partial) -> Iterator[tuple[Item, .
     chunk: list[Item] = []
     digest, n_known = 0, len(known.texts)
     for item in corpus:
-        wanted = item.index not in known.texts
+        is_known = item.index in known.texts
+        wanted = not is_known and item.index // size % share[1] == share[0]
         if wanted:
             chunk.append(item)
-        else:
+        if is_known:
             digest, n_known = (digest + item.digest) % MODULUS, n_known - 1
             if not n_known and digest != known.digest:
                 raise ResumeError(_OTHER_TEXTS.format(n=len(known.texts), how="these are others"))
@@ -172,9 +185,14 @@ def _chunks(corpus: Corpus, size: int, known: Partial) -> Iterator[tuple[Item, .
         yield tuple(chunk)
 
 
-def _facts(partial: Partial) -> CorpusFacts:
+def _facts(partial: Partial, share: tuple[int, int]) -> CorpusFacts:
     """What the result is of; warnings of what it is not."""
     facts = CorpusFacts(*partial.counts, excluded=partial.excluded)
+    if not len(partial.texts) and share[1] > 1:
+        raise StudyInputError(
+            f"share {share[0]} of {share[1]} holds no text: the corpus is empty, or has fewer chunks than shares. Take "
+            f"fewer shares or a smaller chunk=."
+        )
     if not len(partial.texts):
         raise StudyInputError("the corpus is empty: no text to measure. (A generator can be read only once.)")
     shown = "; ".join(f"{text.name} {text.reason}" for text in facts.excluded[:3])
