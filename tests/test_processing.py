@@ -108,6 +108,29 @@ def test_trained_weights_are_not_taken_for_processed_ones(name, kind):
     assert norms.processing == ()
 
 
+@needs["bridge"]
+@pytest.mark.parametrize(
+    ("rows", "dtype", "found"),
+    [
+        (slice(0, 16), torch.float64, False),
+        (slice(1, None), torch.float64, False),
+        (slice(None), torch.float64, True),
+        (slice(0, 16), torch.bfloat16, False),
+        (slice(None), torch.bfloat16, True),
+    ],
+)
+def test_weights_are_centred_if_all_rows_are(rows, dtype, found):
+    tiny = make("gpt2", "bridge", fresh=True)
+    with torch.no_grad():
+        for block in tiny.model.blocks:
+            weight = block.attn.o.original_component.weight  # [d_in d_model]
+            weight[rows] -= weight[rows].mean(-1, keepdim=True)
+            weight[:5] *= 1e-4  # rows of any length
+    tiny.model.to(dtype)
+    processing = quiet(tl_norms.block_norms, tiny.cache(), check=False).processing
+    assert ("center_writing_weights" in processing) == found
+
+
 def test_results_do_not_keep_the_model_alive():
     """A result is plain tensors: the model may go."""
     import weakref

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .blocks.activations import Activations, check_cache
 from .errors import UnsupportedArchitectureError
 from .layers import stacked
-from .linear.factors import head_norms, mixture_norms, triangles
+from .linear.factors import mixture_norms, triangles
 from .linear.terms import Mixture
 from .plan import Layers, Plan, chain_of, reader_of
 from .walk import Walk
@@ -102,10 +102,10 @@ def cross_norms(
         assert sources.cross is not None
         (mixture,) = sources.cross.terms
         assert isinstance(mixture, Mixture)
-        triangle = triangles(mixture)
+        lengths, (triangle,) = triangles(mixture)
         attention.append(mixture.pattern)
         norms.append(mixture_norms(mixture, triangle, causal=False))
-        value_norms.append(head_norms(triangle))
+        value_norms.append(lengths)
         errors.append(error)
     return CrossNorms(
         layers=tuple(block.layer for block in plan.blocks),

@@ -40,8 +40,7 @@ def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
         decomposed[scope], errors[scope] = sources, error
     attention = block.attention()[1]
     shared = Shared.of(tuple(decomposed.values()))
-    values = head_norms(shared.triangle(heads[0]))  # first: the scopes' own triangles come with it
-    lengths = {}
+    values, lengths = shared.norms_of_heads(heads[0]) if maps else head_norms(heads[0]), {}
     for scope, sources in decomposed.items() if maps else ():
         memory = free_memory(sources.own.device) if plan.max_memory is None else plan.max_memory
         lengths[scope] = source_norms(sources, max_memory=memory, shared=shared, sketch=plan.sketch)

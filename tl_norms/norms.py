@@ -14,7 +14,7 @@ from .blocks.activations import Activations, check_cache
 from .decomposition import Decomposition
 from .errors import UnknownScopeError
 from .layers import collected, layer_norms, stacked
-from .linear.factors import head_norms, triangles
+from .linear.factors import head_norms
 from .linear.maps import free_memory
 from .linear.steps import Bias
 from .plan import Layers, Plan, Scopes, chain_of, chosen_blocks, chosen_scopes, reader_of
@@ -112,7 +112,7 @@ def value_norms(cache, layers: Layers = None, *, stack: str | None = None) -> Fl
         >>> tl_norms.value_norms(cache).mean(-1)                                # doctest: +SKIP
     """
     walks = _walks(cache, layers, stack)
-    rows = [head_norms(triangles(walk.heads()[0])) for walk in walks]
+    rows = [head_norms(walk.heads()[0]) for walk in walks]
     return stacked(rows, walks[0].activations.has_batch)
 
 
@@ -139,7 +139,7 @@ def weighted_value_norms(
     rows = []
     for walk in walks:
         mixture, _ = walk.heads()
-        rows.append(mixture.pattern * head_norms(triangles(mixture))[..., None, :])
+        rows.append(mixture.pattern * head_norms(mixture)[..., None, :])
     return stacked(rows, walks[0].activations.has_batch)
 
 

@@ -7,12 +7,12 @@ the span of those before it; where one does not, the Gram matrix is made again i
 digits that cancel). A singular Gram matrix, and float64, take a QR decomposition instead.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .terms import Mixture
+from .terms import Linear, Mixture
 
 _CHUNK_BYTES = 2 << 20  # head vectors formed at a time: with their float64 copies they stay in the processor's cache
 _APART = 1 / 16  # a head's squared length outside the span of the heads before it: float32 is enough above this share
@@ -20,24 +20,38 @@ _MANY_HEADS = 28  # from here on, a batched matrix product beats H^2 / 2 planes
 _TILE_BYTES = 8 << 20  # weights transposed for such a product at a time
 
 
-def triangles(mixture: Mixture) -> Tensor:
-    """R with |R a| = |sum_h a_h t_h| for every key: [b g h k], zero where g > h."""
-    return triangles_of_images(mixture, ())[0]
+def head_norms(mixture: Mixture) -> Tensor:
+    """|t_h| of every key, the length of what each head would send: [b h k]."""
+    return _measured(mixture, None)[0]
 
 
-def triangles_of_images(mixture: Mixture, functions: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:
-    """The triangles of a mixture and of its images under linear functions, each [b g h k]; head vectors made once."""
+def triangles(mixture: Mixture, functions: Sequence[Linear] = ()) -> tuple[Tensor, list[Tensor]]:
+    """The lengths of head vectors, [b h k], and R with |R a| = |sum_h a_h t_h| for every key, [b g h k].
+
+    R is zero where g > h. There is one for the mixture and one for each of its images under linear functions.
+    """
+    return _measured(mixture, functions)
+
+
+def _measured(mixture: Mixture, functions: Sequence[Linear] | None) -> tuple[Tensor, list[Tensor]]:
+    """Lengths, and triangles unless `functions` is None: the same lengths to the last digit either way."""
     n_batch, n_keys, n_heads = mixture.values.shape[:3]
-    out = [mixture.values.new_zeros(n_batch, n_heads, n_heads, n_keys) for _ in range(1 + len(functions))]
-    chunk = max(1, _CHUNK_BYTES // (n_heads * mixture.weight.shape[-1] * mixture.values.element_size()))
+    lengths = mixture.values.new_empty(n_batch, n_heads, n_keys)
+    n_triangles = 0 if functions is None else 1 + len(functions)
+    out = [mixture.values.new_zeros(n_batch, n_heads, n_heads, n_keys) for _ in range(n_triangles)]
+    chunk = max(1, _CHUNK_BYTES // (n_heads * mixture.width * mixture.values.element_size()))
     for b in range(n_batch):
         for first in range(0, n_keys, chunk):
             keys = slice(first, min(first + chunk, n_keys))
-            vectors = mixture.head_vectors(b, keys).transpose(0, 1)  # [k h d]
+            by_head = mixture.head_vectors(b, keys)
+            lengths[b, :, keys] = by_head.norm(dim=-1)
+            if functions is None:
+                continue
+            vectors = by_head.transpose(0, 1)  # [k h d]
             out[0][b, :, :, keys] = _triangle(vectors).permute(1, 2, 0)
             for triangle, function in zip(out[1:], functions, strict=True):
                 triangle[b, :, :, keys] = _triangle(function(vectors)).permute(1, 2, 0)
-    return out
+    return lengths, out
 
 
 def _triangle(vectors: Tensor) -> Tensor:
@@ -67,11 +81,6 @@ def _orthogonal_triangle(vectors: Tensor) -> Tensor:
     triangle = torch.linalg.qr(vectors.transpose(1, 2), mode="r").R
     missing = vectors.shape[1] - triangle.shape[1]
     return torch.nn.functional.pad(triangle, (0, 0, 0, missing)) if missing else triangle
-
-
-def head_norms(triangle: Tensor) -> Tensor:
-    """|t_h| of every key: [b h k]."""
-    return triangle.norm(dim=1)
 
 
 def mixture_norms(mixture: Mixture, triangle: Tensor, *, causal: bool, rows: int = 512) -> Tensor:

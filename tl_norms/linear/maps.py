@@ -31,6 +31,7 @@ class Shared:
 
     family: tuple[Side, ...] = ()
     triangles: dict[int, Tensor] = field(default_factory=dict)
+    head_norms: dict[int, Tensor] = field(default_factory=dict)
     lengths: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     cross: "Shared | None" = None  # the same for the keys of another sequence
 
@@ -39,11 +40,16 @@ class Shared:
         cross = tuple(sources.cross for sources in family if sources.cross is not None)
         return cls(family, cross=cls(cross) if cross else None)
 
+    def norms_of_heads(self, mixture: Mixture) -> Tensor:
+        """The lengths of what the heads would send, [b h k], from the vectors that the triangles are made of."""
+        self.triangle(mixture)
+        return self.head_norms[id(mixture)]
+
     def triangle(self, mixture: Mixture) -> Tensor:
         if id(mixture) not in self.triangles:
             images = [s for s in self.family if s.image is not None and _only(s) and _only(s.image.of) is mixture]
             functions = [s.image.function for s in images if s.image is not None]
-            found = factors.triangles_of_images(mixture, functions)
+            self.head_norms[id(mixture)], found = factors.triangles(mixture, functions)
             self.triangles[id(mixture)] = found[0]
             self.triangles |= {id(_only(s)): triangle for s, triangle in zip(images, found[1:], strict=True)}
         return self.triangles[id(mixture)]

@@ -127,9 +127,10 @@ def normalise(
     """A layer norm whose scale is that of the full vector, [b q d], held fixed."""
 
     def linear(x: Tensor) -> Tensor:
-        if center:
-            x = x - x.mean(-1, keepdim=True)
-        return x if gain is None else x * gain
+        if not center:
+            return x if gain is None else x * gain
+        x = x - x.mean(-1, keepdim=True)
+        return x if gain is None else x.mul_(gain)
 
     scale = statistics(full, center, eps)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # an all-zero (masked) vector stays zero

@@ -5,11 +5,15 @@
 
 where z^p is itself a sum of terms. `Heads` is a mixture in front of neurons whose products x^h_j W^h are at hand.
 
+A linear step is applied to W, and that when W is first needed: lengths that follow from those of other sources never
+need it.
+
 Axes: b batch, h head, q query, k key, d d_model (or any width in between), m d_mlp.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -19,12 +23,18 @@ Linear = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Mixture:
-    """v_ij = scale_i * sum_h pattern[h, i, j] * (values[j, h] @ weight[h])."""
+    """v_ij = scale_i * sum_h pattern[h, i, j] * (values[j, h] @ weight[h]), weight = functions(projection)."""
 
     pattern: Tensor  # [b h q k]
     values: Tensor  # [b k h d_head]
-    weight: Tensor  # [h d_head d]
+    projection: Tensor  # [h d_head d]
     scale: Tensor | None = None  # [b q]
+    functions: tuple[Linear, ...] = ()
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """[h d_head d]"""
+        return _through(self.functions, self.projection)
 
     @property
     def n_keys(self) -> int:
@@ -35,12 +45,12 @@ class Mixture:
         return self.weight.shape[-1]
 
     def mapped(self, function: Linear) -> "Mixture":
-        return replace(self, weight=function(self.weight))
+        return replace(self, functions=(*self.functions, function))
 
     def into(self, weight: Tensor) -> "Mixture | Heads":
         """The same through a wide projection [d m]: its product with all heads' weights, or of few keys with theirs."""
         n_batch, n_keys = self.values.shape[:2]
-        if n_batch * n_keys >= self.weight.shape[1]:
+        if n_batch * n_keys >= self.projection.shape[1]:
             return self.mapped(lambda heads: heads @ weight)
         vectors = torch.einsum("bkhe,hed->bhkd", self.values, self.weight)
         return Heads(self.pattern, vectors @ weight, self.scale)
@@ -110,13 +120,19 @@ def _mixed(
 
 @dataclass(frozen=True)
 class Neurons:
-    """v_ij = scale_i * (sum_p inputs_p[i, j] * coefficients_p[i]) @ weight, elementwise in the middle."""
+    """v_ij = scale_i * (sum_p inputs_p[i, j] * coefficients_p[i]) @ weight, weight = functions(projection)."""
 
     inputs: "tuple[tuple[Mixture | Heads | Neurons, ...], ...]"  # p of them, each with vectors of width m
     coefficients: tuple[Tensor, ...]  # p of them, [b q m], or [row m] with `rows`
-    weight: Tensor  # [m d]
+    projection: Tensor  # [m d]
     scale: Tensor | None = None  # [b q]
     rows: Tensor | None = None  # [b q]: the row of the coefficients, -1 where they are all zero (an expert not chosen)
+    functions: tuple[Linear, ...] = ()
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """[m d]"""
+        return _through(self.functions, self.projection)
 
     @property
     def n_keys(self) -> int:
@@ -127,7 +143,7 @@ class Neurons:
         return self.weight.shape[-1]
 
     def mapped(self, function: Linear) -> "Neurons":
-        return replace(self, weight=function(self.weight))
+        return replace(self, functions=(*self.functions, function))
 
     def into(self, weight: Tensor) -> "Neurons":
         return self.mapped(lambda own: own @ weight)
@@ -164,6 +180,10 @@ class Neurons:
             total = share.mul_(factor) if total is None else total.addcmul_(share, factor)
         assert total is not None
         return total
+
+
+def _through(functions: tuple[Linear, ...], projection: Tensor) -> Tensor:
+    return reduce(lambda weight, function: function(weight), functions, projection)
 
 
 Terms = tuple[Mixture | Neurons, ...]
