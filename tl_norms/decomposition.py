@@ -26,7 +26,7 @@ class Decomposition:
     sources: Sources
     has_batch: bool
     mask: Tensor | None
-    max_memory: int
+    max_memory: int | None
     source_mask: Tensor | None = None
 
     @property

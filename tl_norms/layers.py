@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .blocks.activations import Activations
 from .linear.factors import head_norms
-from .linear.maps import Shared, free_memory, source_norms
+from .linear.maps import Shared, source_norms
 from .plan import Plan
 from .results import BlockNorms
 from .walk import Walk
@@ -42,8 +42,7 @@ def layer_norms(plan: Plan, walk: Walk, *, maps: bool = True) -> LayerNorms:
     shared = Shared.of(tuple(decomposed.values()))
     values, lengths = shared.norms_of_heads(heads[0]) if maps else head_norms(heads[0]), {}
     for scope, sources in decomposed.items() if maps else ():
-        memory = free_memory(sources.own.device) if plan.max_memory is None else plan.max_memory
-        lengths[scope] = source_norms(sources, max_memory=memory, shared=shared, sketch=plan.sketch)
+        lengths[scope] = source_norms(sources, max_memory=plan.max_memory, shared=shared, sketch=plan.sketch)
     return LayerNorms(
         layer=block.layer,
         maps=lengths,

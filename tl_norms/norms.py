@@ -15,7 +15,6 @@ from .decomposition import Decomposition
 from .errors import UnknownScopeError
 from .layers import collected, layer_norms, stacked
 from .linear.factors import head_norms
-from .linear.maps import free_memory
 from .linear.steps import Bias
 from .plan import Layers, Plan, Scopes, chain_of, chosen_blocks, chosen_scopes, reader_of
 from .results import BlockNorms
@@ -302,7 +301,6 @@ def decompose(
     activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, mask, source_mask)
     walk = Walk(plan.reader, activations, block, bias)
     ((_, sources, error),) = walk.decomposed(plan.scopes, check)
-    memory = free_memory(sources.own.device) if max_memory is None else max_memory
     return Decomposition(
         block.layer,
         resolved,
@@ -310,7 +308,7 @@ def decompose(
         sources,
         activations.has_batch,
         activations.mask,
-        memory,
+        max_memory,
         activations.source_mask,
     )
 

@@ -144,7 +144,8 @@ class Walk:
             sizes = [total.norm(dim=-1)]
         size = torch.stack([*sizes, found.norm(dim=-1)]).amax(0)
         relative = (total - found).norm(dim=-1) / size.clamp_min(torch.finfo(size.dtype).tiny)
-        relative = relative[self.activations.real(relative)]
+        if self.activations.mask is not None:
+            relative = relative[self.activations.real(relative)]
         error = float(relative.max()) if relative.numel() else 0.0
         tolerance = TOLERANCE[self.activations.coarsest]
         if check and not error <= tolerance:

@@ -16,7 +16,7 @@ from .terms import Linear, Mixture
 
 _CHUNK_BYTES = 2 << 20  # head vectors formed at a time: with their float64 copies they stay in the processor's cache
 _APART = 1 / 16  # a head's squared length outside the span of the heads before it: float32 is enough above this share
-_MANY_HEADS = 28  # from here on, a batched matrix product beats H^2 / 2 planes
+_FEW_KEYS = 64  # up to here, and two more per head, a batched matrix product beats H^2 / 2 planes
 _TILE_BYTES = 8 << 20  # weights transposed for such a product at a time
 
 
@@ -87,8 +87,9 @@ def mixture_norms(mixture: Mixture, triangle: Tensor, *, causal: bool, rows: int
     """|sum_h a^h_ij t^h_j| for all pairs (the diagonal included, without any residual): [b q k]."""
     n_batch, n_heads, n_queries, n_keys = mixture.pattern.shape
     out = triangle.new_zeros(n_batch, n_queries, n_keys)
-    square = _squares_by_products if n_heads >= _MANY_HEADS else _squares_by_planes
-    if n_heads >= _MANY_HEADS:
+    few_keys = n_keys <= _FEW_KEYS + 2 * n_heads
+    square = _squares_by_products if few_keys else _squares_by_planes
+    if few_keys:
         rows = max(16, min(rows, _TILE_BYTES // (n_heads * n_keys * out.element_size())))
     elif causal:
         rows = min(rows, max(128, n_queries // 4))  # finer pieces skip more of the upper triangle
@@ -106,21 +107,15 @@ def mixture_norms(mixture: Mixture, triangle: Tensor, *, causal: bool, rows: int
 def _squares_by_planes(weights: Tensor, triangle: Tensor, out: Tensor) -> None:
     """sum_g (sum_h R_gh a_h)^2 into out [q k], head by head: the H x H product is too narrow for a matrix product."""
     component = torch.empty_like(out, memory_format=torch.contiguous_format)
-    for g in range(len(weights)):
-        torch.mul(weights[g], triangle[g, g], out=component)
-        for h in range(g + 1, len(weights)):
-            component.addcmul_(weights[h], triangle[g, h])
+    planes, rows = weights.unbind(), [row.unbind() for row in triangle.unbind()]
+    for g, row in enumerate(rows):
+        torch.mul(planes[g], row[g], out=component)
+        for h in range(g + 1, len(planes)):
+            component.addcmul_(planes[h], row[h])
         out.addcmul_(component, component)
 
 
 def _squares_by_products(weights: Tensor, triangle: Tensor, out: Tensor) -> None:
-    """The same as one H x H matrix product per key."""
-    n_heads, n_queries, n_keys = weights.shape
-    turned = weights.new_empty(n_heads, n_keys, n_queries)
-    for h in range(n_heads):  # one plane at a time: strides of whole planes would miss the cache at every step
-        turned[h].copy_(weights[h].T)
-    components = torch.bmm(triangle.permute(2, 0, 1).contiguous(), turned.transpose(0, 1))  # [k g q]
-    total = torch.zeros_like(turned[0])
-    for g in range(n_heads):
-        total.addcmul_(components[:, g], components[:, g])
-    out.copy_(total.T)
+    """The same as one H x H matrix product per key: with few keys, H^2 / 2 small planes would be mostly overhead."""
+    components = torch.bmm(triangle.permute(2, 0, 1).contiguous(), weights.permute(2, 0, 1).contiguous())  # [k g q]
+    out.copy_(components.square_().sum(1).T)

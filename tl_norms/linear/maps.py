@@ -56,11 +56,12 @@ class Shared:
 
 
 def source_norms(
-    sources: Sources, *, max_memory: int, shared: Shared | None = None, sketch: int | None = None
+    sources: Sources, *, max_memory: int | None, shared: Shared | None = None, sketch: int | None = None
 ) -> Tensor:
     """|v_ij|, [b q k], the keys of another sequence last.
 
-    With `sketch`, an estimate where vectors would have to be formed, except of the diagonal.
+    Where vectors have to be formed they take up to max_memory bytes at a time, None for half of what is free; there,
+    with `sketch`, lengths are estimates, except on the diagonal.
     """
     shared = shared or Shared.of((sources,))
     lengths = _side_norms(sources, shared, max_memory, sketch).clone()
@@ -71,7 +72,7 @@ def source_norms(
     return torch.cat([lengths, _side_norms(sources.cross, shared.cross, max_memory, sketch)], dim=-1)
 
 
-def _side_norms(sources: Side, shared: Shared, max_memory: int, sketch: int | None) -> Tensor:
+def _side_norms(sources: Side, shared: Shared, max_memory: int | None, sketch: int | None) -> Tensor:
     """|v_ij| for the keys of one sequence, [b q k]; the diagonal is not valid."""
     key = _key(sources)
     if key not in shared.lengths:
@@ -104,7 +105,7 @@ def needs_vectors(sources: Side) -> bool:
     return any(isinstance(term, Neurons) for term in sources.terms)
 
 
-def _sketched_norms(family: tuple[Side, ...], max_memory: int, size: int) -> list[Tensor]:
+def _sketched_norms(family: tuple[Side, ...], max_memory: int | None, size: int) -> list[Tensor]:
     """|v_ij| from `size` random projections of the last axis: |v S| / c is unbiased, S gaussian, c its mean length."""
     generator = torch.Generator().manual_seed(size)
     like = family[0].off
@@ -133,7 +134,7 @@ def _factored_norms(sources: Side, shared: Shared) -> Tensor:
     return sources.off.new_zeros(n_batch, n_queries, n_queries)
 
 
-def _pairwise_norms(family: tuple[Side, ...], max_memory: int) -> list[Tensor]:
+def _pairwise_norms(family: tuple[Side, ...], max_memory: int | None) -> list[Tensor]:
     """|v_ij| of every member, by forming the vectors of a few keys for all queries that see them."""
     like = family[0].off
     n_batch, n, _ = like.shape
@@ -185,9 +186,11 @@ def _lengths(family: tuple[Side, ...], batch: int, queries: slice, keys: slice) 
         before = sources
 
 
-def _pairs_at_once(family: tuple[Side, ...], max_memory: int, element_size: int) -> int:
+def _pairs_at_once(family: tuple[Side, ...], max_memory: int | None, element_size: int) -> int:
     per_pair = element_size * max(sum(_width(term) for term in sources.terms) for sources in family)
     fixed = element_size * max(sum(_weights(term) for term in sources.terms) for sources in family)
+    if max_memory is None:
+        max_memory = _free_memory(family[0].off.device)
     if max_memory < fixed + per_pair:
         raise MemoryBudgetError(
             f"max_memory is {max_memory} bytes, but one pair of this block needs {fixed + per_pair} "
@@ -213,7 +216,7 @@ def _own(term: Mixture | Heads | Neurons) -> int:
     return term.vectors.numel() if isinstance(term, Heads) else term.weight.numel()
 
 
-def free_memory(device: torch.device) -> int:
+def _free_memory(device: torch.device) -> int:
     """Half of the memory that is free now, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2

@@ -11,7 +11,7 @@ from ..blocks.activations import Activations, check_cache
 from ..blocks.structure import Add, Block, FeedForward, Norm, NormForm, Reader, Truth
 from ..errors import MissingExtraError, UnknownScopeError, UnsupportedArchitectureError
 from ..linear import steps
-from ..linear.maps import Shared, free_memory, source_norms
+from ..linear.maps import Shared, source_norms
 from ..linear.sources import Sources
 from ..plan import Layers, chosen_blocks, reader_of
 from ..walk import Walk
@@ -241,8 +241,7 @@ def _changes(
     for variant in ("all", *left_out):
         chosen = {scope: _without(sources, left_out.get(variant)) for scope, sources in parts.items()}
         shared = Shared.of(tuple(chosen.values()))
-        memory = free_memory(parts[base].own.device) if max_memory is None else max_memory
-        maps = {scope: source_norms(found, max_memory=memory, shared=shared) for scope, found in chosen.items()}
+        maps = {scope: source_norms(found, max_memory=max_memory, shared=shared) for scope, found in chosen.items()}
         changes[variant] = {
             scope: contextualization_change(
                 maps[base],

@@ -1,0 +1,77 @@
+"""Lengths of head mixtures of every size against vectors formed in float64, whichever way the sizes choose."""
+
+import pytest
+import torch
+
+from tl_norms.linear.factors import head_norms, mixture_norms, triangles
+from tl_norms.linear.terms import Mixture
+
+
+def made(n_heads: int, n_queries: int, n_keys: int, causal: bool, dtype: torch.dtype, n_batch: int = 2) -> Mixture:
+    random = torch.Generator().manual_seed(n_heads + n_keys)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64).to(dtype)
+
+    scores = draw(n_batch, n_heads, n_queries, n_keys) * 3
+    if causal:
+        scores = scores.masked_fill(~torch.ones(n_queries, n_keys, dtype=torch.bool).tril(), -torch.inf)
+    values, weight = draw(n_batch, n_keys, n_heads, 3), draw(n_heads, 3, 10)
+    return Mixture(scores.softmax(-1), values, weight, draw(n_batch, n_queries))
+
+
+def formed(mixture: Mixture, function=lambda x: x) -> torch.Tensor:
+    """|v_ij| by a vector for every pair, a few queries at a time: [b q k]."""
+    assert mixture.scale is not None
+    heads = function(torch.einsum("bkhe,hed->bhkd", mixture.values.double(), mixture.projection.double()))
+    rows = [
+        torch.einsum("bhqk,bhkd->bqkd", pattern.double(), heads).norm(dim=-1)
+        for pattern in mixture.pattern.split(16, dim=2)
+    ]
+    return torch.cat(rows, 1) * mixture.scale.double().abs()[..., None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("n_heads", "n_queries", "n_keys", "causal"),
+    [
+        (1, 5, 5, True),
+        (4, 72, 72, True),  # the most keys for products
+        (4, 73, 73, True),  # the fewest for planes
+        (4, 150, 150, True),  # two pieces of queries: the second sees more keys
+        (3, 600, 600, False),
+        (5, 7, 90, False),  # cross-attention
+        (5, 90, 7, False),
+        (64, 190, 190, True),  # products in pieces
+        (64, 190, 190, False),
+    ],
+)
+def test_lengths_of_all_pairs(n_heads, n_queries, n_keys, causal, dtype):
+    mixture = made(n_heads, n_queries, n_keys, causal, dtype)
+    gain = torch.linspace(-1, 2, 10, dtype=dtype)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean(-1, keepdim=True)) * gain.to(x.dtype)
+
+    lengths, (plain, image) = triangles(mixture, [function])
+    close = dict(rtol=1e-10, atol=1e-12) if dtype == torch.float64 else dict(rtol=2e-4, atol=1e-6)
+    for triangle, wanted in ((plain, formed(mixture)), (image, formed(mixture, function))):
+        found = mixture_norms(mixture, triangle, causal=causal)
+        torch.testing.assert_close(found.double(), wanted, **close)
+    heads = torch.einsum("bkhe,hed->bhkd", mixture.values.double(), mixture.projection.double())
+    torch.testing.assert_close(lengths.double(), heads.norm(dim=-1), **close)
+    assert torch.equal(head_norms(mixture), lengths)
+    mapped = mixture.mapped(function)
+    torch.testing.assert_close(mapped.weight, function(mixture.projection), rtol=0, atol=0)
+    torch.testing.assert_close(
+        mixture_norms(mapped, triangles(mapped)[1][0], causal=causal).double(), formed(mixture, function), **close
+    )
+
+
+def test_few_keys_at_a_time_change_nothing(monkeypatch):
+    mixture = made(4, 30, 30, True, torch.float64)
+    lengths, (whole,) = triangles(mixture)
+    monkeypatch.setattr("tl_norms.linear.factors._CHUNK_BYTES", 7 * 4 * 10 * 8)  # seven keys: four pieces and a rest
+    pieces, (made_of_pieces,) = triangles(mixture)
+    torch.testing.assert_close(made_of_pieces.abs(), whole.abs(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(pieces, lengths, rtol=1e-12, atol=0)
