@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from tiny import CASES, make
+from tiny import CASES, KINDS, make
 
 import tl_norms
 
@@ -82,3 +82,30 @@ def test_norms_are_the_lengths_of_the_vectors_and_of_block_norms(run):
         assert torch.allclose(parts.norms(), norms[scope][1], rtol=1e-12, atol=0)  # there, scopes share head vectors
         assert torch.equal(parts.mixing_ratio(), norms.mixing_ratio(scope)[1])
         assert repr(parts).startswith(f"Decomposition(layer=1, scope={scope!r}") and f"{parts.error:.1e}" in repr(parts)
+
+
+@pytest.mark.parametrize("what", ["W_O", "b_O", "gain", "pattern", "values", "W_out"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_of_changed_weights_or_activations_are_refused(kind, what):
+    """They would be half of the old and half of the new; nothing else would notice."""
+    tiny = make("bert", kind, fresh=True)
+    cache = tiny.cache()
+    scope = {"W_out": "attn_res_ln_ff", "b_O": "attn"}.get(what, "attn_res_ln")
+    parts = tl_norms.decompose(cache, 1, scope)
+    before = parts.vectors().clone()
+    block = tiny.model.blocks[1]
+    written = {
+        "pattern": lambda: cache["pattern", 1],
+        "values": lambda: cache["v", 1],
+        "W_O": lambda: block.attn.o.original_component.weight if kind == "bridge" else block.attn.W_O,
+        "b_O": lambda: block.attn.o.original_component.bias if kind == "bridge" else block.attn.b_O,
+        "gain": lambda: block.ln1.original_component.weight if kind == "bridge" else block.ln1.w,
+        "W_out": lambda: block.mlp.out.original_component.weight if kind == "bridge" else block.mlp.W_out,
+    }[what]()
+    assert torch.equal(parts.vectors(), before)
+    with torch.no_grad():
+        written[0] += 1
+    for method in (parts.vectors, parts.norms, parts.total, parts.mixing_ratio, lambda: parts.remainder):
+        with pytest.raises(tl_norms.DecompositionError, match="changed in place after"):
+            method()
+    assert "layer=1" in repr(parts)

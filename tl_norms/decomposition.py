@@ -1,23 +1,28 @@
 """The source vectors of one layer and scope, formed lazily."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .errors import DecompositionError
 from .linear.maps import source_norms
-from .linear.sources import Sources
+from .linear.sources import Sources, versions
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Decomposition:
     """The source vectors of one layer and scope, formed only when asked for.
 
+    They are formed of the model's weights and the cache, not of copies. If these are written to in the meantime, every
+    method raises a DecompositionError.
+
     Attributes:
         layer, scope: where
         error: relative completeness error of this layer and scope
         sources: the vectors in factored form (see `tl_norms.linear.sources`)
+        written: how often the tensors that they are formed of had been written to when the sums were checked
     """
 
     layer: int
@@ -28,6 +33,21 @@ class Decomposition:
     mask: Tensor | None
     max_memory: int | None
     source_mask: Tensor | None = None
+    written: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "written", versions(self.sources))
+
+    @property
+    def _unchanged(self) -> Sources:
+        """The sources, as they were checked or not at all: vectors are formed only when asked for."""
+        if versions(self.sources) != self.written:
+            raise DecompositionError(
+                f"layer {self.layer}, scope {self.scope!r}: the model's weights or the cache were changed in place "
+                f"after this decomposition was made, so that its vectors would be those of neither. Run the model "
+                f"again and call tl_norms.decompose(cache, {self.layer}, {self.scope!r})."
+            )
+        return self.sources
 
     @property
     def boundary(self) -> int | None:
@@ -38,8 +58,9 @@ class Decomposition:
         self, query: int | slice | None = None, key: int | slice | None = None
     ) -> Float[Tensor, "*batch query key d_model"]:
         """v_ij for the queries and keys asked for (an int keeps its axis, of length one)."""
-        queries, keys = _as_slice(query, self.sources.own.shape[1]), _as_slice(key, self.sources.n_keys)
-        rows = [self.sources.vectors(b, queries, keys) for b in range(len(self.sources.own))]
+        sources = self._unchanged
+        queries, keys = _as_slice(query, sources.own.shape[1]), _as_slice(key, sources.n_keys)
+        rows = [sources.vectors(b, queries, keys) for b in range(len(sources.own))]
         vectors = _emptied(torch.stack(rows), self.mask, queries, 1)
         return self._out(_emptied(vectors, self._key_mask, keys, 2))
 
@@ -58,22 +79,22 @@ class Decomposition:
     @property
     def remainder(self) -> Float[Tensor, "*batch query d_model"]:
         """What belongs to no source: biases and betas, and their share of each later step."""
-        return self._out(_emptied(self.sources.rest, self.mask, slice(None), 1))
+        return self._out(_emptied(self._unchanged.rest, self.mask, slice(None), 1))
 
     def total(self) -> Float[Tensor, "*batch query d_model"]:
         """sum_j v_ij + r_i, which is the model's own activation."""
-        return self._out(_emptied(self.sources.total, self.mask, slice(None), 1))
+        return self._out(_emptied(self._unchanged.total, self.mask, slice(None), 1))
 
     def norms(self) -> Float[Tensor, "*batch query key"]:
         """|v_ij| for all pairs, without forming them where a factor can tell."""
-        return self._out(source_norms(self.sources, max_memory=self.max_memory))
+        return self._out(source_norms(self._unchanged, max_memory=self.max_memory))
 
     def mixing_ratio(self) -> Float[Tensor, "*batch query"]:
         """|sum_{j≠i} v_ij| / (|sum_{j≠i} v_ij| + |v_ii|)."""
-        return self._out(self.sources.mixing_ratio())
+        return self._out(self._unchanged.mixing_ratio())
 
     def __repr__(self) -> str:
-        shape = list(self.remainder.shape)
+        shape = list(self._out(self.sources.rest).shape)
         return f"Decomposition(layer={self.layer}, scope={self.scope!r}, total {shape}, error {self.error:.1e})"
 
     def _out(self, value: Tensor) -> Tensor:

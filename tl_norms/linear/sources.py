@@ -11,8 +11,8 @@ the first.
 Axes: b batch, q query, k key, d d_model (or any width in between).
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -158,6 +158,17 @@ class Image:
         """From pairs [k q d] to pairs."""
         vectors = self.function(vectors)
         return vectors if self.scale is None else vectors * self.scale[batch, queries, None]
+
+
+def versions(part: Any) -> tuple[int, ...]:
+    """How often each tensor that vectors would be formed of has been written to: weights, patterns, values."""
+    if isinstance(part, Tensor):
+        return () if part.is_inference() else (part._version,)
+    if isinstance(part, tuple):
+        return tuple(number for one in part for number in versions(one))
+    if is_dataclass(part) and not isinstance(part, Image):
+        return versions(tuple(getattr(part, field.name) for field in fields(part)))
+    return ()
 
 
 def _scaled(image: Image | None, scale: Tensor) -> Image | None:

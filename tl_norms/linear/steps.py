@@ -121,20 +121,27 @@ def statistics(x: Tensor, center: bool, eps: float) -> Tensor:
     return (x.square().mean(-1) + eps).sqrt()
 
 
+@dataclass(frozen=True)
+class Norming:
+    """What a norm with its scale held fixed does to the last axis: centre it, multiply by the gain."""
+
+    center: bool
+    gain: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.center:
+            return x if self.gain is None else x * self.gain
+        x = x - x.mean(-1, keepdim=True)
+        return x if self.gain is None else x.mul_(self.gain)
+
+
 def normalise(
     sources: Sources, full: Tensor, *, center: bool, eps: float, gain: Tensor | None, beta: Tensor | None
 ) -> Sources:
     """A layer norm whose scale is that of the full vector, [b q d], held fixed."""
-
-    def linear(x: Tensor) -> Tensor:
-        if not center:
-            return x if gain is None else x * gain
-        x = x - x.mean(-1, keepdim=True)
-        return x if gain is None else x.mul_(gain)
-
     scale = statistics(full, center, eps)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # an all-zero (masked) vector stays zero
-    normed = sources.mapped(linear).scaled(1 / scale)
+    normed = sources.mapped(Norming(center, gain)).scaled(1 / scale)
     return normed if beta is None else replace(normed, rest=normed.rest + beta)
 
 
