@@ -1,5 +1,8 @@
 """`decompose`: the vectors themselves, whole and in parts."""
 
+import copy
+import pickle
+
 import pytest
 import reference
 import torch
@@ -84,13 +87,13 @@ def test_norms_are_the_lengths_of_the_vectors_and_of_block_norms(run):
         assert repr(parts).startswith(f"Decomposition(layer=1, scope={scope!r}") and f"{parts.error:.1e}" in repr(parts)
 
 
-@pytest.mark.parametrize("what", ["W_O", "b_O", "gain", "pattern", "values", "W_out"])
+@pytest.mark.parametrize("what", ["W_O", "b_O", "gain", "pattern", "values", "W_in", "W_out"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_vectors_of_changed_weights_or_activations_are_refused(kind, what):
     """They would be half of the old and half of the new; nothing else would notice."""
     tiny = make("bert", kind, fresh=True)
     cache = tiny.cache()
-    scope = {"W_out": "attn_res_ln_ff", "b_O": "attn"}.get(what, "attn_res_ln")
+    scope = {"W_in": "attn_res_ln_ff", "W_out": "attn_res_ln_ff", "b_O": "attn"}.get(what, "attn_res_ln")
     parts = tl_norms.decompose(cache, 1, scope)
     before = parts.vectors().clone()
     block = tiny.model.blocks[1]
@@ -100,6 +103,7 @@ def test_vectors_of_changed_weights_or_activations_are_refused(kind, what):
         "W_O": lambda: block.attn.o.original_component.weight if kind == "bridge" else block.attn.W_O,
         "b_O": lambda: block.attn.o.original_component.bias if kind == "bridge" else block.attn.b_O,
         "gain": lambda: block.ln1.original_component.weight if kind == "bridge" else block.ln1.w,
+        "W_in": lambda: getattr(block.mlp, "in").original_component.weight if kind == "bridge" else block.mlp.W_in,
         "W_out": lambda: block.mlp.out.original_component.weight if kind == "bridge" else block.mlp.W_out,
     }[what]()
     assert torch.equal(parts.vectors(), before)
@@ -109,3 +113,20 @@ def test_vectors_of_changed_weights_or_activations_are_refused(kind, what):
         with pytest.raises(tl_norms.DecompositionError, match="changed in place after"):
             method()
     assert "layer=1" in repr(parts)
+    with pytest.raises(tl_norms.DecompositionError, match="changed in place after"):
+        copy.deepcopy(parts)
+
+
+@pytest.mark.parametrize("scope", ["attn", "attn_res_ln", "attn_res_ln_ff", "attn_res_ln_ff_res_ln"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
+def test_copies_stand_on_their_own(scope, copied):
+    tiny = make("bert", KINDS[0], fresh=True)
+    with torch.no_grad():
+        for parameter in tiny.model.parameters():
+            parameter *= 1.5
+    parts = tl_norms.decompose(tiny.cache(), 1, scope)
+    before, copy_of = parts.vectors(), copied(parts)
+    with torch.no_grad():
+        for parameter in tiny.model.parameters():
+            parameter.zero_()
+    assert torch.equal(copy_of.vectors(), before) and copy_of.error == parts.error

@@ -38,6 +38,13 @@ class Decomposition:
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", versions(self.sources))
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "sources": self._unchanged}
+
+    def __setstate__(self, state: dict) -> None:
+        """A copy has tensors of its own, which nobody has written to."""
+        self.__dict__.update(state, written=versions(state["sources"]))
+
     @property
     def _unchanged(self) -> Sources:
         """The sources, as they were checked or not at all: vectors are formed only when asked for."""

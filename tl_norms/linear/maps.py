@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import MemoryBudgetError
 from . import factors
 from .sources import CrossSources, Sources
-from .terms import Heads, Mixture, Neurons
+from .terms import Heads, Mixture, Neurons, Product
 
 Side = Sources | CrossSources  # keys of one sequence
 
@@ -110,7 +110,7 @@ def _sketched_norms(family: tuple[Side, ...], max_memory: int | None, size: int)
     generator = torch.Generator().manual_seed(size)
     like = family[0].off
     directions = torch.randn(like.shape[-1], size, generator=generator, dtype=torch.float64).to(like)
-    projected = {id(t): t.mapped(lambda weight: weight @ directions) for sources in family for t in sources.terms}
+    projected = {id(t): t.mapped(Product(directions)) for sources in family for t in sources.terms}
     family = tuple(replace(s, terms=tuple(projected[id(t)] for t in s.terms), image=None) for s in family)
     return [lengths / _mean_length(size) for lengths in _pairwise_norms(family, max_memory)]
 

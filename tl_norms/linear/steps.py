@@ -111,7 +111,17 @@ def _added(left: CrossSources | None, right: CrossSources | None) -> CrossSource
 
 def times(sources: Sources, factor: float) -> Sources:
     """The decomposition of a multiple."""
-    return sources if factor == 1.0 else sources.mapped(lambda x: x * factor)
+    return sources if factor == 1.0 else sources.mapped(Multiple(factor))
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """x -> x * factor."""
+
+    factor: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.factor
 
 
 def statistics(x: Tensor, center: bool, eps: float) -> Tensor:

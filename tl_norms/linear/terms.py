@@ -22,6 +22,16 @@ Linear = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Product:
+    """x -> x @ weight. (Linear functions are objects, not closures, so that what they hold can be seen and copied.)"""
+
+    weight: Tensor  # [d m]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+@dataclass(frozen=True)
 class Mixture:
     """v_ij = scale_i * sum_h pattern[h, i, j] * (values[j, h] @ weight[h]), weight = functions(projection)."""
 
@@ -51,7 +61,7 @@ class Mixture:
         """The same through a wide projection [d m]: its product with all heads' weights, or of few keys with theirs."""
         n_batch, n_keys = self.values.shape[:2]
         if n_batch * n_keys >= self.projection.shape[1]:
-            return self.mapped(lambda heads: heads @ weight)
+            return self.mapped(Product(weight))
         vectors = torch.einsum("bkhe,hed->bhkd", self.values, self.weight)
         return Heads(self.pattern, vectors @ weight, self.scale)
 
@@ -146,7 +156,7 @@ class Neurons:
         return replace(self, functions=(*self.functions, function))
 
     def into(self, weight: Tensor) -> "Neurons":
-        return self.mapped(lambda own: own @ weight)
+        return self.mapped(Product(weight))
 
     def scaled(self, scale: Tensor) -> "Neurons":
         return replace(self, scale=scale if self.scale is None else self.scale * scale)
