@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import study_models
 import tiny
+import torch
 
 from tl_norms import studies
 
@@ -160,6 +161,23 @@ def test_shares_that_do_not_exist(bert, share):
 def test_a_share_without_texts_says_so(bert):
     with pytest.raises(studies.StudyInputError, match="share 1 of 2 holds no text"):
         studies.frequency(bert, CORPUS, share=(1, 2))
+
+
+@pytest.mark.parametrize(("part", "counts"), [("mlm_head", False), ("pos_embed", True), ("blocks.1.mlp", True)])
+def test_a_random_head_is_no_other_model(tmp_path, part, counts):
+    """A checkpoint without a head gets a random one from each loading; the blocks are the same."""
+    file, model = tmp_path / "state.npz", study_models.bert()
+    studies.frequency(model, CORPUS, resume=file)
+    changed = [weight for name, weight in model.state_dict().items() if part in name and weight.is_floating_point()]
+    assert changed
+    with torch.no_grad():
+        for weight in changed:
+            weight.add_(1)
+    if counts:
+        with pytest.raises(studies.ResumeError, match="another model"):
+            studies.frequency(model, CORPUS, resume=file)
+    else:
+        studies.frequency(model, CORPUS, resume=file)
 
 
 def test_functions_with_bound_arguments_are_told_apart(bert, tmp_path):

@@ -109,6 +109,17 @@ def test_help_needs_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_embedded_model_is_known_again_when_loaded_anew(minilm, tmp_path, monkeypatch):
+    """Its checkpoint has no head: every loading makes another."""
+    (tmp_path / "corpus.txt").write_text("The keys to the cabinet are on the table.\nA cat sat.\n")
+    common = ["study", "frequency", "--texts", str(tmp_path / "corpus.txt"), "--quiet", "--layer", "0"]
+    state, out = str(tmp_path / "state.npz"), tmp_path / "out.csv"
+    assert main([*common, "--resume", state, "--limit", "1"]) == 0
+    assert main([*common, "--resume", state]) == 0
+    assert main([*common, "--parts", state, "--csv", str(out)]) == 0
+    assert len(pandas.read_csv(out))
+
+
 def test_worker_processes_on_a_real_model(minilm, tmp_path, capsys):
     texts = ["The keys to the cabinet are on the table.", "A cat sat.", "It rains, again."]
     (tmp_path / "corpus.txt").write_text("\n".join(texts))

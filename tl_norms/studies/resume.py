@@ -89,10 +89,22 @@ def described(value: Any) -> str:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """Layers, width and a digest of the first numbers of every weight."""
+    """Layers, width and a digest of the first numbers of every weight that blocks depend on.
+
+    Heads behind the blocks are left out: where a checkpoint has none, each loading makes a random one.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for name, weight in sorted(model.state_dict().items()):
+        if not _in_front_of_heads(name):
+            continue
         first = weight.detach().flatten()[:16].to(torch.float64).cpu().numpy()
         digest.update(f"{name} {tuple(weight.shape)} ".encode() + first.tobytes())
     cfg: Any = model.cfg
     return f"{type(model).__name__}, {cfg.n_layers} layers of {cfg.d_model}, weights {digest.hexdigest()}"
+
+
+def _in_front_of_heads(name: str) -> bool:
+    """Whether a weight is part of the embeddings or of a block: in TransformerLens' names, blocks.3..., pos_embed..."""
+    parts = name.split(".")
+    ends = ("blocks", "embed", "embed_ln")
+    return "unembed" not in parts and any(part.endswith(ends) or part in ("encoder", "decoder") for part in parts)
