@@ -96,9 +96,10 @@ def hold_feed_forward(
     coefficients, base, end = _integrate(unit, begin, step)
     out = unit.out.weight
     if unit.inner is not None:
-        scale = inverse_scale(end, unit.inner.center, unit.inner.eps)[..., None]
+        inner = hold_norm(end, unit.inner)
+        scale = inner.inverse_scale[..., None]
         coefficients, base = [c * scale for c in coefficients], base * scale
-        out = _behind(unit.inner, out)
+        out = inner.into(out)
     coefficients, base = [c.to(full.dtype) for c in coefficients], base.to(full.dtype)
     if bias == "player":  # the biases' own share; that of the rest of the input comes with the rest
         for branch, c in zip(unit.branches, coefficients, strict=True):
@@ -107,6 +108,8 @@ def hold_feed_forward(
         for branch, c in zip(unit.branches, coefficients, strict=True):
             base = base - (still @ branch.weight) * c
     offset = base @ out if unit.out.bias is None else base @ out + unit.out.bias
+    if unit.inner is not None and unit.inner.beta is not None:
+        offset = offset + unit.inner.beta @ unit.out.weight
     rows = None
     if sent is not None:
         rows = torch.where(sent, sent.flatten().cumsum(0).view_as(sent) - 1, -1)
@@ -120,12 +123,6 @@ def hold_feed_forward(
 def _affine(projection: Projection, x: Tensor) -> Tensor:
     y = projection(x)
     return y if projection.bias is None else y + projection.bias
-
-
-def _behind(norm: NormWeights, weight: Tensor) -> Tensor:
-    """The projection [m d] after a norm whose scale is held elsewhere, as one of what enters the norm."""
-    weight = weight if norm.gain is None else norm.gain[:, None] * weight
-    return weight - weight.mean(0, keepdim=True) if norm.center else weight
 
 
 def _integrate(unit: Unit, begin: list[Tensor], step: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
