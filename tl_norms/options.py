@@ -13,7 +13,7 @@ from .linear.hold import Bias
 
 Scopes = str | Sequence[str] | None
 Layers = int | Iterable[int] | None
-Stack = Literal["decoder", "encoder"]
+Stack = str
 
 
 class AnalysisOptions(TypedDict, total=False):
@@ -70,7 +70,8 @@ class Options:
             if name not in known:
                 raise UnknownOptionError(f"unknown option {name!r}; expected one of {', '.join(known)}.")
         _one_of("bias", given.get("bias", "player"), get_args(Bias))
-        _one_of("stack", given.get("stack"), (None, *get_args(Stack)))
+        if not isinstance(given.get("stack"), str | None):
+            raise UnknownOptionError(f"stack is {given['stack']!r}; expected 'decoder', 'encoder' or None.")
         _one_of("check", given.get("check", True), (True, False))
         checked = dict(given)
         checked["layers"] = layer_numbers(given.get("layers"))
