@@ -79,7 +79,7 @@ class Walk:
         # the first form of the inner norm that gives the cached output: all are tried on the mixed values
         made = [
             steps.attend(mixture, bias, gate=gate, inner=_inner(form, mixture.values))
-            for form in self.reader.inner_norm(operation)
+            for form in (self.reader.inner_norm(operation),)
         ]
         return self._closest(made, Truth((operation.output,)))
 
