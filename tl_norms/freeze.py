@@ -189,12 +189,8 @@ class FrozenBlock:
         if operation.inner_norm is None:
             return plain if self.edits == "refuse" else self._with_edited_heads(operation, plain, values)
         mixed = plain.gated(plain.mixed(values))
-        made = []
-        for form in self.reader.inner_norm(operation):
-            inner = hold_norm(rearrange(mixed, "b q h e -> b q (h e)"), _norm_weights(form, values))
-            made.append(Mixing(pattern, weight, output.bias, plain.gate, inner))
-        outputs = [applied(mixing, values) for mixing in made]
-        return made[self._closest(outputs, Truth((operation.output,)))]
+        form = _norm_weights(self.reader.inner_norm(operation), values)
+        return replace(plain, inner=hold_norm(rearrange(mixed, "b q h e -> b q (h e)"), form))
 
     def _with_edited_heads(self, operation: Attention, plain: Mixing, values: Tensor) -> Mixing:
         """Attention whose mixed values a hook changed: per position and head."""
@@ -211,23 +207,13 @@ class FrozenBlock:
         return replace(plain, gate=factor if plain.gate is None else plain.gate * factor, added=sent)
 
     def _norm(self, operation: Norm, full: Tensor) -> Operator:
-        made = [hold_norm(full, _norm_weights(form, full)) for form in self.reader.norm_forms(operation)]
-        return made[0 if len(made) == 1 else self._closest([applied(norm, full) for norm in made], operation.output)]
-
-    def _closest(self, made: list[Tensor], truth: Truth | None) -> int:
-        """The form whose output is nearest the model's activation."""
-        if len(made) == 1 or truth is None:
-            return 0
-        found = self.activations.truth(truth)
-        real = self.activations.real(found)
-        return min(range(len(made)), key=lambda k: float((made[k][real] - found[real]).norm()))
+        return hold_norm(full, _norm_weights(self.reader.norm(operation), full))
 
     def _feed_forward(self, operation: FeedForward, reads: int) -> Operator:
         full = self.real(reads)
-        found = None if operation.output is None else self.activations.truth(operation.output)
         rest = self.rest(reads) if self.bias == "fixed" else None
         rest = None if rest is None else rest.expand_as(full)
-        units = [_unit(part, full) for part in self.reader.feed_forward(operation, full, found)]
+        units = [_unit(part, full) for part in self.reader.feed_forward(operation, full)]
         held = [hold_feed_forward(full, unit, self.bias, rest) for unit in units]
         return held[0] if len(held) == 1 else Parallel(tuple(held))
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks.activations import Activations
+from .blocks.compat import attach, detach
 from .blocks.structure import Block
 from .errors import RecorderError
 from .layer_numbers import LayerNumbers, collected, layer_numbers
@@ -128,7 +129,7 @@ class NormRecorder:
         points: dict[str, Any] = dict(self.model.hook_dict.items())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         try:
             for name, listener in self.fwd_hooks:
-                self._attach(points[name], listener)
+                self._handles.append(attach(points[name], listener))
         except BaseException:
             self._detach()
             raise
@@ -139,20 +140,9 @@ class NormRecorder:
         if exception[0] is not None:
             self.reset()
 
-    def _attach(self, point: Any, listener: Callable[..., None]) -> None:
-        """Add a hook that fires behind all others of its point, those added later included."""
-        before = set(point._forward_hooks)
-        point.add_hook(listener)
-        (key,) = set(point._forward_hooks) - before
-        move = point.register_forward_pre_hook(lambda module, _: module._forward_hooks.move_to_end(key))
-        self._handles.append((point, key, move))
-
     def _detach(self) -> None:
-        for point, key, move in self._handles:
-            move.remove()
-            for handle in [handle for handle in point.fwd_hooks if handle.hook.id == key]:
-                handle.hook.remove()
-                point.fwd_hooks.remove(handle)
+        for attached in self._handles:
+            detach(attached)
         self._handles.clear()
 
     def _listener(self, name: str) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""What is needed of a cache: tensors by hook name, with a batch axis, in the arithmetic's dtype, padding zeroed."""
+"""What is needed of a cache: activations by hook name, with a batch axis, in the dtype computed in, padding zeroed."""
 
 from collections.abc import Mapping
 
@@ -25,12 +25,12 @@ class Activations:
     ):
         self._tensors, self._reader = tensors, reader
         self.has_batch = bool(has_batch)
-        self.coarsest = torch.float64  # the least exact dtype met: tolerances follow it
+        self.coarsest = torch.float64  # the least precise dtype met: tolerances follow it
         self.mask = None if mask is None else self._checked_mask(mask)
         self.source_mask = None if source_mask is None else self._checked_mask(source_mask)
 
     def emptied(self) -> "Activations":
-        """The same without its tensors: axes and mask only."""
+        """The same without activations: axes and masks only."""
         emptied = Activations({}, self.has_batch, self._reader)
         emptied.mask, emptied.source_mask = self.mask, self.source_mask
         return emptied
@@ -61,6 +61,12 @@ class Activations:
                 f"own needs AutoModel.from_pretrained(name, attn_implementation='eager'). Cache with "
                 f"names_filter=tl_norms.required_hooks(model)."
             )
+        if hook.endswith(".o.hook_out") and getattr(self._reader.model.cfg, "use_attn_result", False):
+            raise MissingActivationError(
+                f"the cache has no {hook!r}: with set_use_attn_result(True) TransformerLens adds up the heads itself "
+                f"and never runs the output projection that has this hook. Call model.set_use_attn_result(False) and "
+                f"run the model again; tl_norms.value_vectors(cache, layer) gives the heads' vectors."
+            )
         raise MissingActivationError(
             f"the cache has no {hook!r}. Run the model again with "
             f"model.run_with_cache(tokens, names_filter=tl_norms.required_hooks(model, scopes, layers))."
@@ -75,7 +81,7 @@ class Activations:
         if mask is not None:
             mask = _fitting(mask, value.shape[0], value.shape[1], value.device)
             value = value.masked_fill(~mask.reshape(*mask.shape, *[1] * (value.ndim - 2)), 0)
-        # a sum is finite unless a part is not (or it overflows): cheaper than looking at every number
+        # a sum is finite unless a summand is not (or it overflows): cheaper than testing every number
         if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
             where = (~torch.isfinite(value)).nonzero()[0].tolist()
             raise NonFiniteError(
@@ -85,7 +91,7 @@ class Activations:
         return value
 
     def real(self, like: Tensor) -> Tensor:
-        """Which positions are not padding, [batch pos], for a tensor [batch pos ...]."""
+        """Which positions are not padding, [batch pos], for an activation [batch pos ...]."""
         if self.mask is None:
             return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
         return _fitting(self.mask, like.shape[0], like.shape[1], like.device)
@@ -104,7 +110,7 @@ class Activations:
         return value
 
     def attention(self, step: Attention, d_in: int) -> tuple[Tensor, Tensor]:
-        """Pattern [b h q k] and values [b k h d_head], grouped heads repeated; d_in is the width of all heads."""
+        """Pattern [b h q k] and values [b k h d_head], grouped heads repeated; d_in is h * d_head."""
         pattern = self.tensor(step.pattern)
         pattern = pattern.to(_EXACT.get(pattern.dtype, torch.float32))
         n_batch, n_heads, n_queries, n_keys = pattern.shape
@@ -130,7 +136,7 @@ class Activations:
         return pattern, self._clean(values, step.values, keys)
 
     def gate(self, step: Attention, like: Tensor) -> Tensor | None:
-        """The factor of the mixed values, [b q h d_head] or [b q h 1], if there is one."""
+        """What the mixed values are multiplied with, [b q h d_head] or [b q h 1]; None without a gate."""
         return None if step.gate is None else gate_values(step.gate, self.vectors(step.gate.hook), like)
 
 

@@ -59,7 +59,7 @@ class HookedReader:
             scope += "_res"
             mid = chain.add(Add(mid), cross, scope, Truth((at + "hook_resid_mid_cross",)))
         scope += "_ln"
-        inner = self._norm_in_front(chain, at, mid, scope, norm)
+        inner = self._norm_before(chain, at, mid, scope, norm)
         ff = chain.add(FeedForward(at + "mlp"), inner, scope + "_ff", Truth((at + "hook_mlp_out",)))
         chain.add(Add(mid), ff, scope + "_ff_res", Truth((at + "hook_resid_post",)))
         return Block(layer, at + "hook_resid_pre", tuple(chain.steps))
@@ -79,14 +79,14 @@ class HookedReader:
         return Block(layer, at + "hook_resid_pre", tuple(chain.steps))
 
     def _pre_norm(self, layer: int) -> Block:
-        """HookedTransformer: sequential or parallel, with or without norms behind the branches."""
+        """HookedTransformer: sequential or parallel, with or without norms after the branches."""
         at, block = f"blocks.{layer}.", self.model.blocks[layer]
         attn_out, mlp_out = Truth((at + "hook_attn_out",)), Truth((at + "hook_mlp_out",))
         resid_post = Truth((at + "hook_resid_post",))
-        # in OLMo 2 and 3 ln1 and ln2 stand behind their branches, which only the architecture's name tells
-        behind = getattr(self.cfg, "original_architecture", None) in POST_NORM_ARCHITECTURES
-        after_attn = "ln1" if behind else "ln1_post" if hasattr(block, "ln1_post") else None
-        after_mlp = "ln2" if behind else "ln2_post" if hasattr(block, "ln2_post") else None
+        # in OLMo 2 and 3 ln1 and ln2 stand after their branches, which only the architecture's name tells
+        after = getattr(self.cfg, "original_architecture", None) in POST_NORM_ARCHITECTURES
+        after_attn = "ln1" if after else "ln1_post" if hasattr(block, "ln1_post") else None
+        after_mlp = "ln2" if after else "ln2_post" if hasattr(block, "ln2_post") else None
         chain = Chain()
         scope = "attn"
         mixed = Truth((at + "attn.hook_z",), sent_by=at + "attn")
@@ -97,17 +97,19 @@ class HookedReader:
         if self.cfg.attn_only:
             chain.add(Add(0), branch, scope + "_res", resid_post)
         elif self.cfg.parallel_attn_mlp:
-            inner = self._norm_in_front(chain, at, 0, None)
+            inner = self._norm_before(chain, at, 0, None)
             hidden = chain.add(FeedForward(at + "mlp"), inner)
+            if after_mlp:
+                hidden = chain.add(Norm(at + after_mlp, None), hidden)
             both = chain.add(Add(hidden), branch, scope + "_ff", Truth(attn_out.plus + mlp_out.plus))
             chain.add(Add(0), both, scope + "_ff_res", resid_post)
         else:
             scope += "_res"
             mid = chain.add(Add(0), branch, scope, Truth((at + "hook_resid_mid",)))
             inner = mid
-            if not behind and type(block.ln2) is not nn.Identity:
+            if not after and type(block.ln2) is not nn.Identity:
                 scope += "_ln"
-                inner = self._norm_in_front(chain, at, mid, scope)
+                inner = self._norm_before(chain, at, mid, scope)
             scope += "_ff"
             neurons = Truth((at + "mlp.hook_post",), sent_by=at + "mlp")
             hidden = chain.add(FeedForward(at + "mlp"), inner, scope, neurons if after_mlp else mlp_out)
@@ -117,8 +119,8 @@ class HookedReader:
             chain.add(Add(mid), hidden, scope + "_res", resid_post)
         return Block(layer, at + "hook_resid_pre", tuple(chain.steps))
 
-    def _norm_in_front(self, chain: Chain, at: str, reads: int, scope: str | None, name: str = "ln2") -> int:
-        """The feed-forward's: no hook behind it (hook_normalized is before the gain), but behind W_in there is."""
+    def _norm_before(self, chain: Chain, at: str, reads: int, scope: str | None, name: str = "ln2") -> int:
+        """The feed-forward's: hook_normalized is before the gain, so only what W_in makes of its output is hooked."""
         if self.cfg.normalization_type is None:
             return reads
         hooked = hasattr(self._find(at + "mlp"), "hook_pre")
@@ -136,7 +138,7 @@ class HookedReader:
     def value_bias(self, step: Attention) -> Tensor | None:
         return self._find(step.module).b_V
 
-    def norm_forms(self, step: Norm) -> tuple[NormForm, ...]:
+    def norm(self, step: Norm) -> NormForm:
         norm = self._find(step.module)
         kind = type(norm).__name__
         centers = {"LayerNorm": True, "LayerNormPre": True, "RMSNorm": False, "RMSNormPre": False}
@@ -147,12 +149,12 @@ class HookedReader:
             )
         eps = float(norm.eps) if hasattr(norm, "eps") else float(self.cfg.eps)
         gain, beta = getattr(norm, "w", None), getattr(norm, "b", None)
-        return (NormForm(centers[kind], eps, gain, beta, folded=kind.endswith("Pre")),)
+        return NormForm(centers[kind], eps, gain, beta, folded=kind.endswith("Pre"))
 
-    def inner_norm(self, step: Attention) -> tuple[NormForm, ...]:
-        raise NotImplementedError("the classes of TransformerLens itself have no norm inside attention")
+    def inner_norm(self, step: Attention) -> NormForm:
+        raise UnsupportedArchitectureError(f"{step.module} has no norm before its output projection.")
 
-    def feed_forward(self, step: FeedForward, x: Tensor, y: Tensor | None) -> tuple[FeedForwardWeights, ...]:
+    def feed_forward(self, step: FeedForward, x: Tensor) -> tuple[FeedForwardWeights, ...]:
         mlp = self._find(step.module)
         if not hasattr(mlp, "W_in"):
             raise UnsupportedArchitectureError(
@@ -168,7 +170,7 @@ class HookedReader:
         out = Affine(mlp.W_out, mlp.b_out)
         if getattr(mlp, "W_gate", None) is None:
             return (FeedForwardWeights(Affine(mlp.W_in, mlp.b_in), None, out, activation),)
-        # a GatedMLP adds b_in to the neurons, behind the product: it is a bias of the output
+        # a GatedMLP adds b_in to the neurons, after the product: it is a bias of the output
         out = Affine(mlp.W_out, mlp.b_out + mlp.b_in @ mlp.W_out)
         return (FeedForwardWeights(Affine(mlp.W_gate, None), Affine(mlp.W_in, None), out, activation),)
 

@@ -1,14 +1,14 @@
 """Weights out of modules, whichever way round a library stores them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
-from .structure import Affine, NormForm
+from .structure import Affine
 
-_ACTIVATION_NAMES = (
+ACTIVATION_NAMES = (
     "act",
     "act_fn",
     "activation_fn",
@@ -23,6 +23,19 @@ def unwrap(module: nn.Module) -> nn.Module:
     """The innermost module that a bridge component wraps."""
     inner = getattr(module, "original_component", None)
     return module if inner is None or inner is module else unwrap(inner)
+
+
+def component(model: nn.Module, path: str) -> nn.Module:
+    """The part of a model at a dotted path."""
+    module = model
+    for name in path.split("."):
+        module = module[int(name)] if name.isdigit() else getattr(module, name)
+    return module
+
+
+def default_eps(model: nn.Module) -> float:
+    """The epsilon of a bridge's norms that do not hold their own."""
+    return float(getattr(model.cfg, "eps", 1e-5))
 
 
 def affine(module: nn.Module, name: str) -> Affine:
@@ -66,15 +79,6 @@ def _by_computing(inner: nn.Module) -> Affine | None:
     return None
 
 
-def activations(module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Candidates for the activation function that a module applies, its own attributes first."""
-    for part in module.modules():
-        for name in _ACTIVATION_NAMES:
-            candidate = getattr(part, name, None)
-            if callable(candidate):
-                yield candidate
-
-
 def is_elementwise(activation: Callable[[Tensor], Tensor], device: torch.device) -> bool:
     """Whether every output depends on its own input only."""
     x = torch.linspace(-3, 3, 24, dtype=torch.float64, device=device).reshape(2, 12)
@@ -88,31 +92,19 @@ def is_elementwise(activation: Callable[[Tensor], Tensor], device: torch.device)
 
 def float_attributes(*owners: object) -> list[float]:
     """Numbers that modules and configurations hold by name: multipliers of residuals, gates and branches."""
-    found: list[float] = []
+    numbers: list[float] = []
     for owner in owners:
-        for value in vars(owner).values() if owner is not None else ():
-            found += [float(v) for v in (value if isinstance(value, (list, tuple)) else [value]) if _is_multiplier(v)]
-    return list(dict.fromkeys(found))
+        values = list(vars(owner).values()) if owner is not None else []
+        if isinstance(owner, nn.Module):  # learned scalars
+            values += [float(t) for t in (*owner.parameters(False), *owner.buffers(False)) if _is_scalar(t)]
+        for value in values:
+            numbers += [float(v) for v in (value if isinstance(value, (list, tuple)) else [value]) if _is_multiplier(v)]
+    return list(dict.fromkeys(numbers))
+
+
+def _is_scalar(tensor: Tensor) -> bool:
+    return tensor.numel() == 1 and tensor.is_floating_point() and not tensor.is_meta
 
 
 def _is_multiplier(value: object) -> bool:
     return isinstance(value, float) and value not in (0.0, 1.0) and abs(value) < 1e3
-
-
-def norm_forms(norm: nn.Module, default_eps: float) -> tuple[NormForm, ...]:
-    """The forms a norm module may take, likeliest first; the cached numbers decide."""
-    inner = unwrap(norm)
-    weight, beta = getattr(inner, "weight", None), getattr(inner, "bias", None)
-    if weight is not None and weight.is_meta:
-        raise UnsupportedArchitectureError(
-            f"the weights of a {type(inner).__name__} are offloaded; load the model without disk or CPU offload."
-        )
-    declared = [getattr(inner, name, None) for name in ("eps", "variance_epsilon", "epsilon", "norm_eps")]
-    epsilons = [float(value) for value in (*declared, default_eps) if isinstance(value, (int, float))]
-    if type(inner) is nn.LayerNorm:
-        return (NormForm(True, epsilons[0], weight, beta),)
-    gains = [None] if weight is None else [weight, 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))]
-    centers = (True, False) if "layernorm" in type(inner).__name__.lower() else (False, True)
-    return tuple(
-        NormForm(center, eps, gain, beta) for eps in dict.fromkeys(epsilons) for center in centers for gain in gains
-    )
