@@ -64,7 +64,8 @@ def main() -> None:
         "# Architectures",
         "",
         f"{len(exact)} of {len(text)} text architectures that TransformerLens registers are exact through the whole "
-        f"block; the rest are refused with an error that names the component, or could not be built here. "
+        f"block; the rest are refused with an error that names the component, cannot be run by TransformerLens itself, "
+        f"or could not be built here. "
         f"Variants (`@`) are not counted. Of the {len(exact)}, {len(stand_ins)} are stand-ins and {len(pairs)} are "
         f"encoder-decoders with their decoders ({' and '.join(sorted(halves))}: the decoder only; "
         f"of T5Gemma2 it is the encoder only).",
