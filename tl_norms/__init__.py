@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     )
     from .errors import (
         AttentionPatternError,
+        CacheShapeError,
         DecompositionError,
         MaskError,
         MemoryBudgetError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         TLNormsError,
         UnknownLayerError,
         UnknownOptionError,
+        UnknownPositionError,
         UnknownScopeError,
         UnsupportedArchitectureError,
         WeightProcessingWarning,
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionPatternError",
     "BlockNorms",
+    "CacheShapeError",
     "CrossNorms",
     "Decomposition",
     "DecompositionError",
@@ -68,6 +71,7 @@ __all__ = [
     "TLNormsError",
     "UnknownLayerError",
     "UnknownOptionError",
+    "UnknownPositionError",
     "UnknownScopeError",
     "UnsupportedArchitectureError",
     "WeightProcessingWarning",
@@ -87,6 +91,8 @@ __all__ = [
 _HOME = {
     "cross_norms": "cross",
     "AttentionPatternError": "errors",
+    "CacheShapeError": "errors",
+    "UnknownPositionError": "errors",
     "DecompositionError": "errors",
     "MaskError": "errors",
     "MemoryBudgetError": "errors",

@@ -41,6 +41,7 @@ def completed(frozen: FrozenBlock, scopes: tuple[str, ...], check: bool = True) 
     """
     block = frozen.block
     points: dict[int, Sources] = {}
+    frozen.attention()  # which says how many texts and positions there are
     if block.reads_stream(scopes):
         points[0] = start(frozen.real(0))
     for number in block.needed(scopes):

@@ -1,12 +1,13 @@
 """The source vectors of one layer and scope, formed lazily."""
 
+import operator
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import DecompositionError
+from .errors import DecompositionError, UnknownPositionError
 from .linear.carry.pairs import Sources, fresh, versions
 from .linear.measure.lengths import source_norms
 from .linear.measure.spots import agree
@@ -134,7 +135,14 @@ def _as_slice(index: int | slice | None, n: int) -> slice:
     if isinstance(index, slice):
         first, last, stride = index.indices(n)
         if stride != 1:
-            raise IndexError(f"a slice of positions takes no stride, got {index}")
+            raise UnknownPositionError(f"a slice of positions takes no stride, got {index}.")
         return slice(first, last)
-    position = range(n)[index]
+    try:
+        if isinstance(index, bool):
+            raise TypeError
+        position = range(n)[operator.index(index)]
+    except (TypeError, IndexError):
+        raise UnknownPositionError(
+            f"there is no position {index!r}: expected an int from {-n} to {n - 1}, a slice of them, or None for all."
+        ) from None
     return slice(position, position + 1)

@@ -116,14 +116,14 @@ class FrozenBlock:
         return truth is not None and truth.is_plain and self.activations.has(truth)
 
     def suspected_edit(self, number: int) -> Edit | None:
-        """What a hook may have changed on the way to a point: some positions or heads only, or a multiple."""
+        """What a hook may have changed on the way to a point: some positions or heads only, or set to zero."""
         if self.edits != "refuse":
             return None
         trial = FrozenBlock(self.reader, self.activations, self.block, self.bias, "replace")
         for earlier in self.block.needed_up_to(number):
             trial.step(earlier)
         return next(
-            (edit for edit in trial.found if not edit.everywhere or edit.heads or edit.factor is not None), None
+            (edit for edit in trial.found if not edit.everywhere or edit.heads or edit.factor == 0), None
         )
 
     def recomputed(self, step: Step) -> Tensor | None:

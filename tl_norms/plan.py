@@ -11,7 +11,7 @@ from .blocks.activations import Activations, check_cache
 from .blocks.bridge import BridgeReader
 from .blocks.hooked import HookedReader
 from .blocks.structure import Block, Reader
-from .errors import UnknownLayerError, UnsupportedArchitectureError
+from .errors import MaskError, UnknownLayerError, UnsupportedArchitectureError
 from .names import is_post_norm, resolve_scope
 from .options import Layers, Options, Scopes, layer_numbers, scope_names
 
@@ -48,6 +48,11 @@ class Plan:
         chain = chain_of(reader)
         chosen = chosen_scopes(scopes, chain)
         blocks, skipped = chosen_blocks(reader, checked.layers)
+        if checked.source_mask is not None and all(block.cross() is None for block in blocks):
+            raise MaskError(
+                f"source_mask is for a decoder with cross-attention; {type(model).__name__} has none in these layers. "
+                f"Pass mask= for the positions of the model itself."
+            )
         found = processing.detect(reader, blocks)
         processing.warn_once(model, found)
         return cls(reader, tuple(blocks), chosen, chain, skipped, found, checked)
