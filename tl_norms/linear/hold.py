@@ -64,7 +64,7 @@ def inverse_scale(full: Float[Tensor, "*b d"], center: bool, eps: float) -> Floa
     return 1 / torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
-def hold_norm(full: Float[Tensor, "b q d"], weights: NormWeights) -> HeldNorm:
+def hold_norm(full: Float[Tensor, "*b d"], weights: NormWeights) -> HeldNorm:
     """A norm whose scale is that of the full vector."""
     scale = inverse_scale(full, weights.center, weights.eps)
     return HeldNorm(weights.center, scale, weights.gain, weights.beta)

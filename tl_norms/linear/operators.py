@@ -83,7 +83,7 @@ class HeldNorm:
     """x -> (x - mean x) * inverse_scale * gain + beta, with the scale of the real vector held (RMS: no mean)."""
 
     center: bool
-    inverse_scale: Float[Tensor, "b q"]
+    inverse_scale: Float[Tensor, "*b"]  # one for every vector
     gain: Float[Tensor, " d"] | None = None
     beta: Float[Tensor, " d"] | None = None
 
