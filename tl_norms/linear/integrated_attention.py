@@ -3,7 +3,7 @@
 With the integrals of `softmax_path` held, the mixed values of every head are affine in the stream. A logit
 s_ij = held_ij <q_i, k_j> + added_ij is bilinear in the stream; a share of it goes through q_i with k_j held, the rest
 through k_j with q_i held (one half each is what integrated gradients give). `held` is the scale, times the secant of a
-softcap; `added` (ALiBi, relative position biases) and a sink's logit belong to no source, nor does a sink's value, zero.
+softcap; `added` (ALiBi, relative position biases) and a sink's logit belong to no source; a sink's value is zero.
 
     forward    mixed_i(x) = sum_j mean_ij v_j(x) + sum_j w_ij(x) B_ij,
                w_ij(x) = held_ij (share <q_i(x), k_j> + (1 - share) <q_i, k_j(x)>)
