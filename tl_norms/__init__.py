@@ -4,6 +4,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .composition import (
+        attention_flow,
+        rollout,
+    )
     from .cross import (
         CrossNorms,
         cross_norms,
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import (
         AttentionPatternError,
         DecompositionError,
+        MapError,
         MaskError,
         MemoryBudgetError,
         MissingActivationError,
@@ -56,6 +61,7 @@ __all__ = [
     "CrossNorms",
     "Decomposition",
     "DecompositionError",
+    "MapError",
     "MaskError",
     "MemoryBudgetError",
     "MissingActivationError",
@@ -71,12 +77,14 @@ __all__ = [
     "UnknownScopeError",
     "UnsupportedArchitectureError",
     "WeightProcessingWarning",
+    "attention_flow",
     "block_norms",
     "cross_norms",
     "decompose",
     "extend_cache",
     "ffn_maps",
     "required_hooks",
+    "rollout",
     "run_with_norms",
     "scopes",
     "value_norms",
@@ -85,9 +93,12 @@ __all__ = [
 ]
 
 _HOME = {
+    "attention_flow": "composition",
+    "rollout": "composition",
     "cross_norms": "cross",
     "AttentionPatternError": "errors",
     "DecompositionError": "errors",
+    "MapError": "errors",
     "MaskError": "errors",
     "MemoryBudgetError": "errors",
     "MissingActivationError": "errors",
