@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tl_norms
-from tl_norms.errors import MapError, MissingExtraError, NonFiniteError
 from tl_norms.composition import attention_flow, normalized, rollout
+from tl_norms.errors import MapError, MissingExtraError, NonFiniteError
 
 
 def random_maps(*shape, seed=0, causal=False):
