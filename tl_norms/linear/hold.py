@@ -103,9 +103,10 @@ def hold_feed_forward(
     shares, base, end = _coefficients(unit, begin, step, rule)
     out = unit.out.weight
     if unit.inner is not None:
-        scale = inverse_scale(end, unit.inner.center, unit.inner.eps)[..., None]
+        inner = hold_norm(end, unit.inner)
+        scale = inner.inverse_scale[..., None]
         shares, base = [(branch, c * scale) for branch, c in shares], base * scale
-        out = _behind(unit.inner, out)
+        out = inner.into(out)
     shares, base = [(branch, c.to(full.dtype)) for branch, c in shares], base.to(full.dtype)
     for branch, c in shares:
         if bias == "player":  # the biases' own share; that of the rest of the input comes with the rest
@@ -129,12 +130,6 @@ def hold_feed_forward(
 def _affine(projection: Projection, x: Tensor) -> Tensor:
     y = projection(x)
     return y if projection.bias is None else y + projection.bias
-
-
-def _behind(norm: NormWeights, weight: Tensor) -> Tensor:
-    """The projection [m d] after a norm whose scale is held elsewhere, as one of what enters the norm."""
-    weight = weight if norm.gain is None else norm.gain[:, None] * weight
-    return weight - weight.mean(0, keepdim=True) if norm.center else weight
 
 
 def _coefficients(

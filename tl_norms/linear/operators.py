@@ -11,6 +11,7 @@ tokens, targets), over which operators broadcast.
     SplitHeads       [.. (kv e)] -> [.. (kv group) e]                grouped heads repeated
     Mixing           v_j -> sum_h a^h_ij v^h_j W_O^h                 + b_O: the only one that moves between positions
     Chain            one after the other
+    Parallel         the sum of several of one input
 
 Axes: b batch, h head, q query, k key, e d_head, d d_model (or any width in between), m d_mlp, *s anything.
 """
@@ -92,16 +93,17 @@ class HeldNorm:
         return self.beta
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.direction(x) * self.inverse_scale[..., None]
+        return Gain(self.center, self.gain)(x) * self.inverse_scale[..., None]
 
     def transpose(self, g: Tensor) -> Tensor:
         g = g * self.inverse_scale[..., None]
         g = g if self.gain is None else g * self.gain
         return g - g.mean(-1, keepdim=True) if self.center else g
 
-    def direction(self, x: Tensor) -> Tensor:
-        """The part that is the same at every position: centre, then multiply by the gain."""
-        return Gain(self.center, self.gain)(x)
+    def into(self, weight: Float[Tensor, "d m"]) -> Float[Tensor, "d m"]:
+        """The projection after this norm as one before it, but for the scale: norm(x) W = scale * x into(W)."""
+        weight = weight if self.gain is None else self.gain[:, None] * weight
+        return weight - weight.mean(0, keepdim=True) if self.center else weight
 
 
 @dataclass(frozen=True)
@@ -191,11 +193,25 @@ class Mixing:
 
     @property
     def offset(self) -> Tensor | None:
-        return self.bias
+        if self.inner is None or self.inner.beta is None:
+            return self.bias
+        sent = self.inner.beta @ rearrange(self.weight, "h e d -> (h e) d")
+        return sent if self.bias is None else sent + self.bias
 
-    def __call__(self, values: Float[Tensor, "*s b k h e"]) -> Float[Tensor, "*s b q d"]:
-        mixed = torch.einsum("bhqk,...bkhe->...bqhe", self.pattern, values)
-        mixed = mixed if self.gate is None else mixed * self.gate
+    def __call__(self, x: Float[Tensor, "*s b k h e"]) -> Float[Tensor, "*s b q d"]:
+        return self.send(self.mixed(x))
+
+    def mixed(self, values: Float[Tensor, "*s b k h e"]) -> Float[Tensor, "*s b q h e"]:
+        """Values mixed by the pattern, before gate, inner norm and output projection."""
+        return torch.einsum("bhqk,...bkhe->...bqhe", self.pattern, values)
+
+    def gated(self, mixed: Float[Tensor, "*s b q h e"]) -> Float[Tensor, "*s b q h e"]:
+        """Mixed values times the gate, if there is one."""
+        return mixed if self.gate is None else mixed * self.gate
+
+    def send(self, mixed: Float[Tensor, "*s b q h e"]) -> Float[Tensor, "*s b q d"]:
+        """From mixed values to what attention writes."""
+        mixed = self.gated(mixed)
         mixed = rearrange(mixed, "... h e -> ... (h e)")
         mixed = mixed if self.inner is None else self.inner(mixed)
         return mixed @ rearrange(self.weight, "h e d -> (h e) d")
@@ -207,8 +223,7 @@ class Mixing:
         """A covector of what attention writes, carried back to the mixed values of every head."""
         g = g @ rearrange(self.weight, "h e d -> d (h e)")
         g = g if self.inner is None else self.inner.transpose(g)
-        g = rearrange(g, "... (h e) -> ... h e", h=len(self.weight))
-        return g if self.gate is None else g * self.gate
+        return self.gated(rearrange(g, "... (h e) -> ... h e", h=len(self.weight)))
 
 
 @dataclass(frozen=True)
@@ -231,3 +246,21 @@ class Chain:
 
     def transpose(self, g: Tensor) -> Tensor:
         return reduce(lambda y, step: step.transpose(y), reversed(self.steps), g)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """The sum of several operators of one input: the experts of a mixture."""
+
+    parts: tuple[Operator, ...]
+
+    @property
+    def offset(self) -> Tensor | None:
+        offsets = [part.offset for part in self.parts if part.offset is not None]
+        return sum(offsets[1:], offsets[0]) if offsets else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return reduce(torch.add, [part(x) for part in self.parts])
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return reduce(torch.add, [part.transpose(g) for part in self.parts])
