@@ -16,7 +16,7 @@ def rollout(
 
         rollout[l] = M^l M^{l-1} ... M^0,   M = map, plus the identity and with rows brought to sum 1 if asked for
 
-    Attention rollout (Abnar & Zuidema 2020, equation 1) of patterns averaged over heads is `add_identity=True,
+    Attention rollout (Abnar & Zuidema 2020) of patterns averaged over heads is `add_identity=True,
     normalize=True`, which is (A + I) / 2. Maps in which the skip connection is inside (`attn_res` and later scopes)
     need no identity. A product of lengths is a picture, not a decomposition: nothing adds up.
 
@@ -51,7 +51,7 @@ def rollout(
 def attention_flow(
     maps: Float[Tensor, "layer *batch query key"], *, last_only: bool = False
 ) -> Float[Tensor, "layer *batch query key"]:
-    """Maximum flow from every output position down to every input position (Abnar & Zuidema 2020, §3).
+    """Maximum flow from every output position down to every input position (Abnar & Zuidema 2020).
 
     The graph has an edge from position i above layer l to position j below it with capacity maps[l, i, j]; for the
     paper's numbers pass (A + I) / 2. Rows are divided by their sum. Flows are unique, the paths that they take are not.

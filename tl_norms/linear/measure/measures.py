@@ -65,7 +65,7 @@ class AbsoluteSum:
 
 @dataclass(frozen=True)
 class Alti:
-    """max(0, |y|_1 - |y - v|_1), Ferrando et al. 2022 equation 8, before rows are brought to 1."""
+    """max(0, |y|_1 - |y - v|_1), Ferrando et al. 2022, before rows are brought to 1."""
 
     signed: ClassVar[bool] = False
 
