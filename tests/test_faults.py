@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import torch
+from architectures import zoo
+from tiny import KINDS, make
 from torch import Tensor
 
 import tl_norms
 import tl_norms.linear
-from architectures import zoo
-from tiny import KINDS, make
 
 MODULES = [m.name for m in pkgutil.walk_packages(tl_norms.linear.__path__, "tl_norms.linear.")]
 CLASSES = [

@@ -19,8 +19,8 @@ from .linear.graph import HeldStep
 from .linear.measure.lengths import needs_vectors
 from .linear.measure.spots import Spots, chosen_keys
 from .linear.operators import Mixing
+from .tolerances import TOLERANCE
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _COLUMNS = 64  # neurons compared where only their pre-activations are hooked
 
 
@@ -57,13 +57,15 @@ def _carried(frozen: FrozenBlock, number: int, points: dict[int, Sources]) -> So
     held = frozen.step(number)
     if isinstance(held.operator, Mixing):
         values, mixing = frozen.mixing(number)
-        return attend_across(values, mixing) if frozen.block.crosses(number) else attend(values, mixing)
-    if held.operator is not None:
-        return through(held.operator, points[held.reads])
-    if held.other is None:
+        made = attend_across(values, mixing) if frozen.block.crosses(number) else attend(values, mixing)
+    elif held.operator is not None:
+        made = through(held.operator, points[held.reads])
+    elif held.other is not None:
+        made = added(points[held.reads], points[held.other], held.scale, held.other_scale)
+        made = made if held.beside is None else replace(made, rest=made.rest + held.beside)
+    else:
         raise TypeError("a sum needs two points")
-    made = added(points[held.reads], points[held.other], held.scale, held.other_scale)
-    return made if held.beside is None else replace(made, rest=made.rest + held.beside)
+    return made if held.edit is None else through(held.edit, made)
 
 
 def completeness(frozen: FrozenBlock, step: Step, points: dict[int, Sources], number: int, check: bool = True) -> float:
@@ -98,6 +100,13 @@ def completeness(frozen: FrozenBlock, step: Step, points: dict[int, Sources], nu
         relative = relative[activations.real(relative)]
     error = float(relative.max()) if relative.numel() else 0.0
     if check and not error <= tolerance:
+        edited = frozen.suspected_edit(number)
+        if edited is not None:
+            raise DecompositionError(
+                f"layer {frozen.block.layer}, scope {step.scope!r}: the parts miss {name} by {error:.1e} "
+                f"(tolerance {tolerance:.0e}): {edited}. If a hook of yours did that: edits='replace' (its numbers "
+                f"take the place of the sources) or edits='add' (they come on top of them)."
+            )
         raise DecompositionError(
             f"layer {frozen.block.layer}, scope {step.scope!r}: the parts miss {name} by {error:.1e} "
             f"(tolerance {tolerance:.0e}). Likely causes: the model's weights or device changed after the cache "
@@ -140,7 +149,9 @@ def compare_pairs(frozen: FrozenBlock, completed: Completed, lengths: Tensor) ->
 
 def _compare(frozen: FrozenBlock, at: int, pairs: ChosenPairs, point: int, lengths: Tensor) -> None:
     values, mixing = frozen.mixing(at)
+    edit = frozen.step(at).edit
     points: dict[int, Tensor] = {at: pairs.attended(values, mixing)}
+    points[at] = points[at] if edit is None else edit(points[at])
     zero = torch.zeros_like(points[at])
     sizes = {at: points[at].norm(dim=-1)}
     for number in frozen.block.needed_up_to(point):
@@ -168,9 +179,10 @@ def _one_by_one(
     if held.operator is not None:
         made = held.operator(read)
         tiny = torch.finfo(made.dtype).tiny
-        return made, made.norm(dim=-1) * (read_size / read.norm(dim=-1).clamp_min(tiny)).clamp_min(1)
+        size = made.norm(dim=-1) * (read_size / read.norm(dim=-1).clamp_min(tiny)).clamp_min(1)
+        return held.made(made, offsets=False), size
     other, other_size = zero, zero[..., 0]
     if held.other is not None:
         other, other_size = points.get(held.other, zero), sizes.get(held.other, zero[..., 0])
     made = read * held.scale + other * held.other_scale
-    return made, read_size * abs(held.scale) + other_size * abs(held.other_scale)
+    return held.made(made, offsets=False), read_size * abs(held.scale) + other_size * abs(held.other_scale)

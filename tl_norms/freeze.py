@@ -4,7 +4,7 @@ This is where the two halves of the package meet. What enters a step is the mode
 and what the held steps before it give where it is not; scales, coefficients and patterns are those of that input.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 from einops import rearrange
@@ -23,9 +23,12 @@ from .blocks.structure import (
     Step,
     Truth,
 )
+from .edits import Edit, described
+from .linear.edits import Edits, HeldEdit, hold_edit
 from .linear.graph import HeldStep
 from .linear.hold import Bias, NormWeights, Unit, hold_feed_forward, hold_norm
 from .linear.operators import Mixing, Operator, Parallel, Projection, applied
+from .tolerances import TOLERANCE
 
 
 @dataclass
@@ -34,12 +37,16 @@ class FrozenBlock:
 
     Attributes:
         bias: how the feed-forward treats biases, see `hold_feed_forward`
+        edits: what to do where a hook changed an activation, see `AnalysisOptions`
+        found: the edits of the steps held so far
     """
 
     reader: Reader
     activations: Activations
     block: Block
     bias: Bias = "player"
+    edits: Edits = "refuse"
+    found: list[Edit] = field(default_factory=list)
     _steps: dict[int, HeldStep] = field(default_factory=dict)
     _values: dict[int, Tensor] = field(default_factory=dict)
     _real: dict[int, Tensor] = field(default_factory=dict)
@@ -47,7 +54,8 @@ class FrozenBlock:
     def step(self, number: int) -> HeldStep:
         """The held step that makes a point."""
         if number not in self._steps:
-            self._steps[number] = self._held(number)
+            held = self._held(number)
+            self._steps[number] = held if self.edits == "refuse" else self._with_edit(number, held)
         return self._steps[number]
 
     def mixing(self, number: int) -> tuple[Tensor, Mixing]:
@@ -75,14 +83,48 @@ class FrozenBlock:
         if not isinstance(read.operation, Norm) and self._is_hooked(read.truth):
             return self.activations.truth(read.truth)
         step = self.step(point)
-        if isinstance(step.operator, Mixing):
-            return applied(step.operator, self._values[point])
-        if step.operator is not None:
-            return applied(step.operator, self.real(step.reads))
-        return self._sum(step, self.real)
+        return step.made(self._unedited(point, step), offsets=True)
+
+    def _unedited(self, number: int, held: HeldStep) -> Tensor:
+        """What a held step gives for the model's activations."""
+        if isinstance(held.operator, Mixing):
+            return applied(held.operator, self._values[number])
+        if held.operator is not None:
+            return applied(held.operator, self.real(held.reads))
+        total = self.real(held.reads) * held.scale
+        total = total if held.other is None else total + self.real(held.other) * held.other_scale
+        return total if held.beside is None else total + held.beside
+
+    def _with_edit(self, number: int, held: HeldStep) -> HeldStep:
+        """The step with what a hook did to its point, if the run has something else there than the step gives."""
+        truth = self.block.steps[number - 1].truth
+        if not self._is_hooked(truth):
+            return held
+        found = self.activations.truth(truth)
+        edit = self._edit(self._unedited(number, held), found, truth.plus[0])
+        return held if edit is None else replace(held, edit=edit.scaling)
+
+    def _edit(self, made: Tensor, found: Tensor, hook: str) -> HeldEdit | None:
+        real = self.activations.real(found)
+        made = made * real.reshape(*real.shape, *[1] * (made.ndim - 2))
+        held = hold_edit(made, found, self.edits, TOLERANCE[self.activations.coarsest])
+        if held is not None:
+            self.found.append(described(self.block.layer, hook, held, real))
+        return held
 
     def _is_hooked(self, truth: Truth | None) -> TypeGuard[Truth]:
         return truth is not None and truth.is_plain and self.activations.has(truth)
+
+    def suspected_edit(self, number: int) -> Edit | None:
+        """What a hook may have changed on the way to a point: some positions or heads only, or a multiple."""
+        if self.edits != "refuse":
+            return None
+        trial = FrozenBlock(self.reader, self.activations, self.block, self.bias, "replace")
+        for earlier in self.block.needed_up_to(number):
+            trial.step(earlier)
+        return next(
+            (edit for edit in trial.found if not edit.everywhere or edit.heads or edit.factor is not None), None
+        )
 
     def recomputed(self, step: Step) -> Tensor | None:
         """What the model's own module makes of the real input of a step; None for a sum."""
@@ -103,23 +145,20 @@ class FrozenBlock:
         if point == 0:
             return None
         step = self.step(point)
-        if isinstance(step.operator, Mixing):
-            return step.operator.offset
+        before = None if isinstance(step.operator, Mixing) else self.rest(step.reads)
         if step.operator is not None:
-            before = self.rest(step.reads)
-            if before is None:
-                return step.operator.offset
-            return applied(step.operator, before.expand_as(self.real(step.reads)))
-        other = None if step.other is None else self.rest(step.other)
-        parts = [(self.rest(step.reads), step.scale), (other, step.other_scale), (step.beside, 1.0)]
-        there = [part * scale for part, scale in parts if part is not None]
-        return sum(there[1:], there[0]) if there else None
-
-    @staticmethod
-    def _sum(step: HeldStep, at) -> Tensor:
-        total = at(step.reads) * step.scale
-        total = total if step.other is None else total + at(step.other) * step.other_scale
-        return total if step.beside is None else total + step.beside
+            like = self.real(step.reads) if before is not None else None
+            offset = step.operator.offset
+            made = offset if before is None or like is None else applied(step.operator, before.expand_as(like))
+        else:
+            other = None if step.other is None else self.rest(step.other)
+            parts = [(before, step.scale), (other, step.other_scale), (step.beside, 1.0)]
+            there = [part * scale for part, scale in parts if part is not None]
+            made = sum(there[1:], there[0]) if there else None
+        if step.edit is None:
+            return made
+        made = None if made is None else step.edit(made)
+        return step.edit.offset if made is None else made + step.edit.offset
 
     def _held(self, number: int) -> HeldStep:
         step = self.block.steps[number - 1]
@@ -148,7 +187,7 @@ class FrozenBlock:
         weight = rearrange(output.weight, "(h e) d -> h e d", h=pattern.shape[1])
         plain = Mixing(pattern, weight, output.bias, self.activations.gate(operation, values))
         if operation.inner_norm is None:
-            return plain
+            return plain if self.edits == "refuse" else self._with_edited_heads(operation, plain, values)
         mixed = plain.gated(plain.mixed(values))
         made = []
         for form in self.reader.inner_norm(operation):
@@ -156,6 +195,20 @@ class FrozenBlock:
             made.append(Mixing(pattern, weight, output.bias, plain.gate, inner))
         outputs = [applied(mixing, values) for mixing in made]
         return made[self._closest(outputs, Truth((operation.output,)))]
+
+    def _with_edited_heads(self, operation: Attention, plain: Mixing, values: Tensor) -> Mixing:
+        """Attention whose mixed values a hook changed: per position and head."""
+        hook = Truth((operation.mixed,))
+        if not operation.mixed or not self.activations.has(hook):
+            return plain
+        made = plain.gated(plain.mixed(values))
+        found = rearrange(self.activations.truth(hook), "b q ... -> b q (...)").reshape(made.shape)
+        edit = self._edit(made, found, operation.mixed)
+        if edit is None:
+            return plain
+        factor = edit.factor[..., None]
+        sent = rearrange(edit.scaling.offset, "b q h e -> b q (h e)") @ rearrange(plain.weight, "h e d -> (h e) d")
+        return replace(plain, gate=factor if plain.gate is None else plain.gate * factor, added=sent)
 
     def _norm(self, operation: Norm, full: Tensor) -> Operator:
         made = [hold_norm(full, _norm_weights(form, full)) for form in self.reader.norm_forms(operation)]

@@ -75,10 +75,13 @@ class NormRecorder:
         self.plan = Plan.of(model, scopes, **{**options, "layers": layers})
         self._waiting: dict[str, list[Block]] = {}
         for block in self.plan.blocks:
-            for name in block.hooks(self.plan.scopes):
+            for name in self._hooks(block):
                 self._waiting.setdefault(name, []).append(block)
         self._handles: list[Any] = []
         self.reset()
+
+    def _hooks(self, block: Block) -> tuple[str, ...]:
+        return block.hooks(self.plan.scopes, edits=self.plan.options.edits != "refuse")
 
     def reset(self) -> None:
         """Forget the recorded run."""
@@ -168,7 +171,7 @@ class NormRecorder:
                 f"recorded; analyse its cache, which holds the last pass.)"
             )
         heard[name] = tensor.detach()
-        if len(heard) == len(block.hooks(self.plan.scopes)):
+        if len(heard) == len(self._hooks(block)):
             with torch.no_grad():
                 self._finish(block)
 

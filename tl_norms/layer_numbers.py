@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .blocks.activations import Activations
 from .complete import Completed, compare_pairs, completed
+from .edits import Edit
 from .freeze import FrozenBlock
 from .linear.carry.pairs import CrossSources, Sources
 from .linear.carry.terms import MixedHeads, Mixture, Sent
@@ -28,6 +29,7 @@ class LayerNumbers:
     value_norms: Tensor
     pattern: Tensor | None
     causal: bool
+    edits: tuple[Edit, ...] = ()
 
     def without_pattern(self) -> "LayerNumbers":
         """The same, the attention pattern let go."""
@@ -37,7 +39,7 @@ class LayerNumbers:
 def layer_numbers(plan: Plan, activations: Activations, block_number: int, *, maps: bool = True) -> LayerNumbers:
     """Take the steps of one layer, compare every scope with the model, measure."""
     options, block = plan.options, plan.blocks[block_number]
-    frozen = FrozenBlock(plan.reader, activations, block, options.bias)
+    frozen = FrozenBlock(plan.reader, activations, block, options.bias, options.edits)
     made = list(completed(frozen, plan.scopes, options.check))
     shared = Shared.of(tuple(one.sources for one in made))
     heads = heads_of(frozen, made)
@@ -58,6 +60,7 @@ def layer_numbers(plan: Plan, activations: Activations, block_number: int, *, ma
         value_norms=values,
         pattern=activations.tensor(block.attention()[1].pattern),
         causal=causal,
+        edits=tuple(frozen.found),
     )
 
 
@@ -122,6 +125,7 @@ def collected(
         source_mask=masks[1],
         boundary=layers[0].value_norms.shape[-1] if any(layer.shares for layer in layers) else None,
         sketch=plan.options.sketch,
+        edits=tuple(edit for layer in layers for edit in layer.edits),
     )
     return BlockNorms(scopes, heads, facts)
 

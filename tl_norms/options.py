@@ -3,12 +3,13 @@
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from .errors import UnknownLayerError, UnknownOptionError, UnknownScopeError
+from .linear.edits import Edits
 from .linear.hold import Bias
 
 Scopes = str | Sequence[str] | None
@@ -33,6 +34,11 @@ class AnalysisOptions(TypedDict, total=False):
             with `norms.standard_error(scope)`; about sqrt(1 / 2k) of each entry (9 % at 64). For long sequences where
             exact maps cost too much; not for comparing single entries
         check: raise if a scope is not complete; False keeps the error in the result only
+        edits: what to do where a hook changed an activation during the run (ablation, patching, steering): mixed values
+            (`hook_z`), what attention or the feed-forward writes, the stream. "refuse": a DecompositionError that names
+            the edit. "replace": per position and head (or per position), a multiple of what was there scales the
+            sources, anything else takes their place and belongs to the remainder. "add": the sources stay, the
+            difference belongs to the remainder. Edits are listed in `result.edits`
     """
 
     layers: Layers
@@ -43,6 +49,7 @@ class AnalysisOptions(TypedDict, total=False):
     max_memory: int | None
     sketch: int | None
     check: bool
+    edits: Edits
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Options:
     max_memory: int | None = None
     sketch: int | None = None
     check: bool = True
+    edits: Edits = "refuse"
 
     @classmethod
     def of(cls, **given: Any) -> "Options":
@@ -72,6 +80,7 @@ class Options:
         _one_of("bias", given.get("bias", "player"), get_args(Bias))
         if not isinstance(given.get("stack"), str | None):
             raise UnknownOptionError(f"stack is {given['stack']!r}; expected 'decoder', 'encoder' or None.")
+        _one_of("edits", given.get("edits", "refuse"), get_args(Edits))
         _one_of("check", given.get("check", True), (True, False))
         checked = dict(given)
         checked["layers"] = layer_numbers(given.get("layers"))

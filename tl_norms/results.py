@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .edits import Edit
 from .errors import MissingExtraError, UnknownLayerError, UnknownScopeError
 from .existing import existing_pairs
 from .linear.measure.lengths import sketch_standard_error
@@ -67,6 +68,7 @@ class RunFacts:
         boundary: in the decoder of an encoder-decoder, the number of its own positions: after cross-attention the key
             axis has those first, then the encoder's; None elsewhere
         sketch: random directions used for the scopes with `ff`, None if they are exact
+        edits: what hooks changed during the run
     """
 
     layers: tuple[int, ...]
@@ -78,6 +80,7 @@ class RunFacts:
     source_mask: Tensor | None = None
     boundary: int | None = None
     sketch: int | None = None
+    edits: tuple[Edit, ...] = ()
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -171,6 +174,11 @@ class BlockNorms(Mapping[str, Tensor]):
     def boundary(self) -> int | None:
         """The number of the decoder's own positions, which come first among the keys after cross-attention."""
         return self.facts.boundary
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What hooks changed during the run, as far as the analysis saw it."""
+        return self.facts.edits
 
     @property
     def sketch(self) -> int | None:
@@ -366,6 +374,7 @@ class BlockNorms(Mapping[str, Tensor]):
             lines.append(f"  keys behind cross-attention: {self.boundary} target tokens, then the source's")
         if self.skipped:
             lines.append(f"  layers without attention, skipped: {', '.join(map(str, self.skipped))}")
+        lines += [f"  {edit}" for edit in self.edits]
         lines.append(f"  weight processing: {', '.join(self.processing) or 'none'}")
         return "\n".join(lines)
 

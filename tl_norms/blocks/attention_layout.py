@@ -28,7 +28,14 @@ def read_attention(module: nn.Module, trace: Trace, name: str, kind: type[Attent
         heads_first = found is not None and mixed is not None and found.ndim == 4 and found.shape[1] != mixed.shape[1]
     if trace(values) is None:
         values = f"{name}.v_norm.hook_out"
-    plain = kind(at, f"{at}.hook_pattern", f"{trace.prefix}.{values}", heads_first, output=f"{at}.o.hook_out")
+    plain = kind(
+        at,
+        f"{at}.hook_pattern",
+        f"{trace.prefix}.{values}",
+        heads_first,
+        output=f"{at}.o.hook_out",
+        mixed=f"{at}.o.hook_in",
+    )
     eager = getattr(getattr(unwrap(module), "config", None), "_attn_implementation", None) == "eager"
     if pattern is None and eager:
         raise UnsupportedArchitectureError(

@@ -52,7 +52,8 @@ class HookedReader:
         attn = chain.add(self._attention(at), 0, "attn", Truth((at + "hook_attn_out",)))
         mid, scope, norm = chain.add(Add(0), attn, "attn_res", Truth((at + "hook_resid_mid",))), "attn_res", "ln2"
         if decoder:
-            crossed = CrossAttention(at + "cross_attn", at + "cross_attn.hook_pattern", at + "cross_attn.hook_v")
+            names = (at + "cross_attn", at + "cross_attn.hook_pattern", at + "cross_attn.hook_v")
+            crossed = CrossAttention(*names, mixed=at + "cross_attn.hook_z")
             scope, norm = scope + "_cross", "ln3"
             cross = chain.add(crossed, 0, scope, Truth((at + "hook_cross_attn_out",)))
             scope += "_res"
@@ -125,7 +126,8 @@ class HookedReader:
         return chain.add(Norm(at + name, None), reads, scope, truth)
 
     def _attention(self, at: str) -> Attention:
-        return Attention(at + "attn", at + "attn.hook_pattern", at + "attn.hook_v")
+        names = (at + "attn", at + "attn.hook_pattern", at + "attn.hook_v")
+        return Attention(*names, mixed=at + "attn.hook_z")
 
     def attention_output(self, step: Attention) -> Affine:
         attn = self._find(step.module)

@@ -65,6 +65,7 @@ class Attention:
     gate: Gate | None = None
     inner_norm: str | None = None  # a module path
     output: str = ""  # hook name of what it writes, which decides between the forms of an inner norm
+    mixed: str = ""  # hook name of what enters the output projection
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -187,13 +188,18 @@ class Block:
         found = ((n, s.operation) for n, s in enumerate(self.steps, start=1) if isinstance(s.operation, CrossAttention))
         return next(found, None)
 
-    def hooks(self, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        """The activations that these scopes need, each once; self-attention's always, for value norms and weights."""
+    def hooks(self, scopes: tuple[str, ...], *, edits: bool = False) -> tuple[str, ...]:
+        """The activations that these scopes need, each once; self-attention's always, for value norms and weights.
+
+        With `edits`, also those in which a hook's change of the run would show.
+        """
         names = [self.stream] if self.reads_stream(scopes) else []
         names += self.attention()[1].hooks
         for step in self._chosen(scopes):
             names += step.operation.hooks
-            checked = step.scope in scopes or isinstance(step.operation, Attention)
+            checked = edits or step.scope in scopes or isinstance(step.operation, Attention)
+            if edits and isinstance(step.operation, Attention) and step.operation.mixed:
+                names.append(step.operation.mixed)
             if checked and step.truth is not None:
                 names += step.truth.hooks
         return tuple(dict.fromkeys(names))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .operators import Operator
+from .operators import Operator, Scaling
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,25 @@ class HeldStep:
     scale: float = 1.0
     other_scale: float = 1.0
     beside: Float[Tensor, "b q d"] | None = None  # what other branches of the block wrote: belongs to no source
+    edit: Scaling | None = None  # what a hook did to the point
+
+    def made(self, y: Tensor, *, offsets: bool) -> Tensor:
+        """The point from what operator or sum give: with what a hook did to it."""
+        if self.edit is None:
+            return y
+        y = self.edit(y)
+        return y + self.edit.offset if offsets and self.edit.offset is not None else y
+
+    @property
+    def offset(self) -> Tensor | None:
+        """What the step adds by itself, broadcast against [b q d]."""
+        own = self.beside if self.operator is None else self.operator.offset
+        if self.edit is None:
+            return own
+        own = None if own is None else self.edit(own)
+        if self.edit.offset is None:
+            return own
+        return self.edit.offset if own is None else own + self.edit.offset
 
 
 @dataclass(frozen=True)
@@ -42,7 +61,7 @@ class HeldBlock:
                 y = points[step.reads] * step.scale
                 y = y if step.other is None else y + points[step.other] * step.other_scale
                 y = y if not offsets or step.beside is None else y + step.beside
-            points.append(y)
+            points.append(step.made(y, offsets=offsets))
         return points
 
     def backward(self, covectors: Mapping[int, Float[Tensor, "*s b q d"]]) -> list[Tensor | None]:
@@ -52,6 +71,7 @@ class HeldBlock:
             step, g = self.steps[number - 1], found[number]
             if g is None:
                 continue
+            g = g if step.edit is None else step.edit.transpose(g)
             if step.operator is not None:
                 _add(found, step.reads, step.operator.transpose(g))
             else:
@@ -62,8 +82,7 @@ class HeldBlock:
 
     def offsets(self) -> list[Tensor | None]:
         """What every step adds by itself, entry p for the step that makes point p (entry 0: nothing)."""
-        own = [step.beside if step.operator is None else step.operator.offset for step in self.steps]
-        return [None, *own]
+        return [None, *(step.offset for step in self.steps)]
 
 
 def _add(found: list[Tensor | None], point: int, g: Tensor) -> None:

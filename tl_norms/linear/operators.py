@@ -182,7 +182,8 @@ class SplitHeads:
 class Mixing:
     """Values of keys to vectors of queries, the pattern held: sum_h a^h_ij v^h_j (* gate) W_O^h + bias.
 
-    A gate and an inner norm stand between the mixed values and the output projection; both are held.
+    A gate and an inner norm stand between the mixed values and the output projection; both are held. `added` is what a
+    hook has put in.
     """
 
     pattern: Float[Tensor, "b h q k"]
@@ -190,13 +191,14 @@ class Mixing:
     bias: Float[Tensor, " d"] | None = None
     gate: Tensor | None = None  # [b q h e] or [b q h 1]
     inner: HeldNorm | None = None  # on [b q (h e)]
+    added: Float[Tensor, "b q d"] | None = None
 
     @property
     def offset(self) -> Tensor | None:
-        if self.inner is None or self.inner.beta is None:
-            return self.bias
-        sent = self.inner.beta @ rearrange(self.weight, "h e d -> (h e) d")
-        return sent if self.bias is None else sent + self.bias
+        beta = None if self.inner is None else self.inner.beta
+        sent = None if beta is None else beta @ rearrange(self.weight, "h e d -> (h e) d")
+        there = [part for part in (self.bias, sent, self.added) if part is not None]
+        return sum(there[1:], there[0]) if there else None
 
     def __call__(self, x: Float[Tensor, "*s b k h e"]) -> Float[Tensor, "*s b q d"]:
         return self.send(self.mixed(x))

@@ -21,7 +21,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ..operators import Gain, HeldFeedForward, HeldNorm, Mixing, Operator, Parallel
+from ..operators import Gain, HeldFeedForward, HeldNorm, Mixing, Operator, Parallel, Scaling
 from .terms import Hidden, Linear, MixedHeads, Mixture, Neurons, Sent, Terms, pairs, sum_of_others
 
 
@@ -270,6 +270,14 @@ def _(operator: HeldFeedForward, sources: Sources) -> Sources:
         sources.causal,
         cross=None if sources.cross is None else CrossSources(neurons(sources.cross.terms)),
     )
+
+
+@through.register
+def _(operator: Scaling, sources: Sources) -> Sources:
+    """Multiplied, per position: what a hook did to a point."""
+    scale = torch.as_tensor(operator.factor, dtype=sources.own.dtype, device=sources.own.device)
+    made = sources.scaled(scale.expand(*sources.own.shape[:-1], 1)[..., 0])
+    return made if operator.offset is None else replace(made, rest=made.rest + operator.offset)
 
 
 @through.register
