@@ -4,6 +4,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .composition import (
+        attention_flow,
+        rollout,
+    )
     from .cross import (
         CrossNorms,
         cross_norms,
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
         AttentionPatternError,
         CacheShapeError,
         DecompositionError,
+        MapError,
         MaskError,
         MemoryBudgetError,
         MissingActivationError,
@@ -59,6 +64,7 @@ __all__ = [
     "CrossNorms",
     "Decomposition",
     "DecompositionError",
+    "MapError",
     "MaskError",
     "MemoryBudgetError",
     "MissingActivationError",
@@ -75,12 +81,14 @@ __all__ = [
     "UnknownScopeError",
     "UnsupportedArchitectureError",
     "WeightProcessingWarning",
+    "attention_flow",
     "block_norms",
     "cross_norms",
     "decompose",
     "extend_cache",
     "ffn_maps",
     "required_hooks",
+    "rollout",
     "run_with_norms",
     "scopes",
     "value_norms",
@@ -89,11 +97,14 @@ __all__ = [
 ]
 
 _HOME = {
+    "attention_flow": "composition",
+    "rollout": "composition",
     "cross_norms": "cross",
     "AttentionPatternError": "errors",
     "CacheShapeError": "errors",
     "UnknownPositionError": "errors",
     "DecompositionError": "errors",
+    "MapError": "errors",
     "MaskError": "errors",
     "MemoryBudgetError": "errors",
     "MissingActivationError": "errors",

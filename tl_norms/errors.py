@@ -60,6 +60,10 @@ class MemoryBudgetError(TLNormsError, MemoryError):
     """The memory budget is below the smallest piece of work."""
 
 
+class MapError(TLNormsError, ValueError):
+    """Maps of layers cannot be composed: their shape, a row of zeros, a negative capacity, a number out of range."""
+
+
 class RecorderError(TLNormsError, RuntimeError):
     """A recorder was used for two runs, or asked for results it does not have."""
 

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import integrated
+from . import integrated, tables
 from .operators import HeldFeedForward, HeldNorm, Projection
 
 Bias = Literal["player", "fixed"]
+Rule = Literal["ig", "half", "gate", "drop"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Unit:
         return scale != 0
 
 
-def inverse_scale(full: Float[Tensor, "b q d"], center: bool, eps: float) -> Float[Tensor, "b q"]:
+def inverse_scale(full: Float[Tensor, "*b d"], center: bool, eps: float) -> Float[Tensor, "*b"]:
     """1 / sqrt(var(x_i) + eps) (RMS: mean square) of the full vector; 1 where that vanishes (a masked position)."""
     if center:
         full = full - full.mean(-1, keepdim=True)
@@ -63,16 +64,21 @@ def inverse_scale(full: Float[Tensor, "b q d"], center: bool, eps: float) -> Flo
     return 1 / torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
-def hold_norm(full: Float[Tensor, "b q d"], weights: NormWeights) -> HeldNorm:
+def hold_norm(full: Float[Tensor, "*b d"], weights: NormWeights) -> HeldNorm:
     """A norm whose scale is that of the full vector."""
     scale = inverse_scale(full, weights.center, weights.eps)
     return HeldNorm(weights.center, scale, weights.gain, weights.beta)
 
 
 def hold_feed_forward(
-    full: Float[Tensor, "b q d"], unit: Unit, bias: Bias = "player", rest: Tensor | None = None
+    full: Float[Tensor, "b q d"], unit: Unit, bias: Bias = "player", rest: Tensor | None = None, rule: Rule = "ig"
 ) -> HeldFeedForward:
-    """The feed-forward of x = full by integrated gradients at its activation.
+    """The feed-forward of x = full with one coefficient per neuron and branch held.
+
+    rule="ig": integrated gradients at the activation, and at a gate's product.
+    rule="half": a gated unit act(G) U gives one half of its change to each branch in proportion; what integrated
+    gradients give when act(G) and U grow alike. rule="gate": act(G) is held, all goes to the up branch. Plain
+    feed-forwards have one product only: all three are one. rule="drop": nothing passes, all is offset.
 
     bias="player": biases (and the rest of the input) move along the path like a source; their share is the offset.
     bias="fixed": they stay where they are and the path starts from them, so that the coefficients depend on `rest`, the
@@ -87,37 +93,38 @@ def hold_feed_forward(
 
     x = entering(full)
     if bias == "player":
-        step = [_affine(branch, x).double() for branch in unit.branches]
-        begin = [torch.zeros_like(u) for u in step]
+        wide = torch.promote_types(full.dtype, torch.float32)  # completeness does not wait for more
+        step = [_affine(branch, x).to(wide) for branch in unit.branches]
+        begin = None
     else:
         still = entering(torch.zeros_like(full) if rest is None else rest)
         step = [((x - still) @ branch.weight).double() for branch in unit.branches]
         begin = [_affine(branch, still).double() for branch in unit.branches]
-    coefficients, base, end = _integrate(unit, begin, step)
+    shares, base, end = _coefficients(unit, begin, step, rule)
     out = unit.out.weight
     if unit.inner is not None:
         inner = hold_norm(end, unit.inner)
         scale = inner.inverse_scale[..., None]
-        coefficients, base = [c * scale for c in coefficients], base * scale
+        shares, base = [(branch, c * scale) for branch, c in shares], base * scale
         out = inner.into(out)
-    coefficients, base = [c.to(full.dtype) for c in coefficients], base.to(full.dtype)
-    if bias == "player":  # the biases' own share; that of the rest of the input comes with the rest
-        for branch, c in zip(unit.branches, coefficients, strict=True):
+    shares, base = [(branch, c.to(full.dtype)) for branch, c in shares], base.to(full.dtype)
+    for branch, c in shares:
+        if bias == "player":  # the biases' own share; that of the rest of the input comes with the rest
             base = base if branch.bias is None else base + branch.bias * c
-    else:  # what the operator will make of the rest, which did not move
-        for branch, c in zip(unit.branches, coefficients, strict=True):
+        else:  # what the operator will make of the rest, which did not move
             base = base - (still @ branch.weight) * c
-    offset = base @ out if unit.out.bias is None else base @ out + unit.out.bias
+    offset = base @ out
     if unit.inner is not None and unit.inner.beta is not None:
         offset = offset + unit.inner.beta @ unit.out.weight
+    offset = offset if unit.out.bias is None else offset + unit.out.bias
     rows = None
     if sent is not None:
         rows = torch.where(sent, sent.flatten().cumsum(0).view_as(sent) - 1, -1)
         offset = torch.zeros_like(full).masked_scatter_(sent[..., None], offset)
     if unit.scale_out is not None:
         offset = offset * unit.scale_out[..., None]
-    weights = tuple(branch.weight for branch in unit.branches)
-    return HeldFeedForward(weights, tuple(coefficients), out, offset, unit.scale_in, unit.scale_out, rows)
+    weights, coefficients = tuple(branch.weight for branch, _ in shares), tuple(c for _, c in shares)
+    return HeldFeedForward(weights, coefficients, out, offset, unit.scale_in, unit.scale_out, rows)
 
 
 def _affine(projection: Projection, x: Tensor) -> Tensor:
@@ -125,21 +132,49 @@ def _affine(projection: Projection, x: Tensor) -> Tensor:
     return y if projection.bias is None else y + projection.bias
 
 
-def _integrate(unit: Unit, begin: list[Tensor], step: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Coefficients per branch, and the neurons at the beginning and at the end of the path, all float64 [b q m]."""
-    g = unit.activation
+def _coefficients(
+    unit: Unit, begin: list[Tensor] | None, step: list[Tensor], rule: Rule
+) -> tuple[list[tuple[Projection, Tensor]], Tensor, Tensor]:
+    """Branches with their coefficients, and the neurons at the beginning and at the end of the path, all [b q m].
+
+    begin=None: the path comes from zero. All stay in the precision of `step`.
+    """
+    g, limit, shift = unit.activation, unit.limit, unit.up_offset
+    start = [torch.zeros_like(u) for u in step] if begin is None else begin
+    stop = step if begin is None else [u + d for u, d in zip(start, step, strict=True)]
+
+    def gate(u: Tensor) -> Tensor:
+        return g(u if limit is None else u.clamp(max=limit))
+
+    def partner(w: Tensor) -> Tensor:
+        return w if limit is None else w.clamp(-limit, limit)
+
+    def neurons(u: Tensor, w: Tensor | None = None) -> Tensor:
+        return gate(u) if w is None else gate(u) * (partner(w) + shift)
+
+    first, last = neurons(*start), neurons(*stop)
+    if rule == "drop":
+        return [], last, last
     if unit.up is None:
-        return [integrated.slope(g, begin[0], step[0])], g(begin[0]), g(begin[0] + step[0])
+        return [(unit.into, _slope(gate, begin, step, 0))], first, last
+    if rule == "ig":
+        if limit is not None:
+            wide = [u.double() for u in (start[0], step[0], start[1], step[1])]
+            pair = integrated.clipped_gated(g, *wide, limit=limit, offset=shift)
+        elif begin is None:
+            pair = tables.gated_from_zero(g, step[0], step[1], shift)
+        else:
+            pair = integrated.gated(g, start[0], step[0], start[1] + shift, step[1])
+        return [(unit.into, pair[0]), (unit.up, pair[1])], first, last
+    up_slope = torch.ones_like(step[1]) if limit is None else _slope(partner, begin, step, 1)
+    if rule == "gate":
+        return [(unit.up, gate(stop[0]) * up_slope)], gate(stop[0]) * (partner(start[1]) + shift), last
+    to_gate = _slope(gate, begin, step, 0) * ((partner(start[1]) + partner(stop[1])) / 2 + shift)
+    return [(unit.into, to_gate), (unit.up, (gate(start[0]) + gate(stop[0])) / 2 * up_slope)], first, last
 
-    def neurons(u: Tensor, w: Tensor) -> Tensor:
-        if unit.limit is not None:
-            u, w = u.clamp(max=unit.limit), w.clamp(-unit.limit, unit.limit)
-        return g(u) * (w + unit.up_offset)
 
-    if unit.limit is None:
-        pair = integrated.gated(g, begin[0], step[0], begin[1] + unit.up_offset, step[1])
-    else:
-        pair = integrated.clipped_gated(
-            g, begin[0], step[0], begin[1], step[1], limit=unit.limit, offset=unit.up_offset
-        )
-    return list(pair), neurons(*begin), neurons(begin[0] + step[0], begin[1] + step[1])
+def _slope(g: integrated.Activation, begin: list[Tensor] | None, step: list[Tensor], branch: int) -> Tensor:
+    """The mean slope of g along the path of one branch."""
+    if begin is None:
+        return tables.slope_from_zero(g, step[branch])
+    return integrated.slope(g, begin[branch], step[branch])

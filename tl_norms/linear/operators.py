@@ -84,7 +84,7 @@ class HeldNorm:
     """x -> (x - mean x) * inverse_scale * gain + beta, with the scale of the real vector held (RMS: no mean)."""
 
     center: bool
-    inverse_scale: Float[Tensor, "b q"]
+    inverse_scale: Float[Tensor, "*b"]  # one for every vector
     gain: Float[Tensor, " d"] | None = None
     beta: Float[Tensor, " d"] | None = None
 
@@ -123,8 +123,8 @@ class Gain:
 class HeldFeedForward:
     """x -> (sum_p (x W_p) * c_p) W_out * scale_out + offset: one coefficient per neuron and branch, held.
 
-    `scale_in` multiplies what enters (a router's weight). With `rows`, only some positions are sent through (an expert
-    of a mixture): coefficients then have one row for each of them.
+    Without branches nothing passes: all is offset. `scale_in` multiplies what enters (a router's weight). With `rows`,
+    only some positions are sent through (an expert of a mixture): coefficients then have one row for each of them.
     """
 
     branches: tuple[Tensor, ...]  # p of them, [d m]
@@ -136,12 +136,16 @@ class HeldFeedForward:
     rows: Int[Tensor, "b q"] | None = None  # the row of the coefficients, -1 where there is none
 
     def __call__(self, x: Tensor) -> Tensor:
+        if not self.branches:
+            return x.new_zeros(*x.shape[:-1], self.out.shape[1])
         x = self._gathered(x if self.scale_in is None else x * self.scale_in[..., None])
         shares = [(x @ weight) * c for weight, c in zip(self.branches, self.coefficients, strict=True)]
         y = self._everywhere(sum(shares[1:], shares[0]) @ self.out)
         return y if self.scale_out is None else y * self.scale_out[..., None]
 
     def transpose(self, g: Tensor) -> Tensor:
+        if not self.branches:
+            return torch.zeros_like(g)
         g = self._gathered(g if self.scale_out is None else g * self.scale_out[..., None])
         hidden = g @ self.out.T
         parts = [(hidden * c) @ weight.T for weight, c in zip(self.branches, self.coefficients, strict=True)]
