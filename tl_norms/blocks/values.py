@@ -60,7 +60,7 @@ PathStep = Normed | Multiplied | Projected
 class ValuePath:
     """From a stream to the values of one attention."""
 
-    stream: str  # hook name of what is read
+    stream: str  # hook name of what is read; empty for an encoder's output that is not hooked
     layer: int | None  # the layer whose input that is; None: what leaves the encoder
     steps: tuple[PathStep, ...]
     head_norm: Normed | None = None  # on every head's values
@@ -98,7 +98,7 @@ def _hooked(reader: Reader, block: Block, attention: Attention) -> ValuePath:
     at = attention.module.rpartition(".")[0]
     projected = Projected(attention.module)
     if isinstance(attention, CrossAttention):
-        return ValuePath("encoder_out", None, (projected,))
+        return ValuePath("", None, (projected,))
     first = block.steps[0].operation  # a norm behind attention leaves none before it
     behind = any(
         isinstance(step.operation, Norm) and step.operation.module == f"{at}.ln1" and step.reads > 0
