@@ -187,8 +187,20 @@ def _found_head(reader: Reader) -> Head | None:
     way = _way(reader, run, last, goal)
     if way is None:
         raise _refused(reader, "the way from its last layer to its unembedding is not a chain of known steps")
+    if _is_random(reader, way):
+        return None
     scale, cap = _outputs(reader, raw, run.output)
     return Head(way, "unembed", hook, scale, cap)
+
+
+def _is_random(reader: Reader, way: tuple[EndStep, ...]) -> bool:
+    """Whether the checkpoint had no head, so that loading made a random one: transformers flags what it loaded."""
+    blocks = getattr(reader.model, reader.stack).parameters()
+    if not any(getattr(parameter, "_is_hf_initialized", False) for parameter in blocks):
+        return False
+    modules = [step.module for step in way if isinstance(step, Normed | Mapped)] + ["unembed"]
+    weights = [parameter for name in modules for parameter in find(reader.model, name).parameters()]
+    return any(not getattr(parameter, "_is_hf_initialized", False) for parameter in weights)
 
 
 def _outputs(reader: Reader, raw: Tensor, output: Tensor) -> tuple[float, float | None]:
