@@ -13,7 +13,7 @@ from torch import Tensor
 from .blocks.activations import Activations
 from .blocks.ends import Activated, EndStep, Head, Mapped, Pooled
 from .blocks.modules import affine, unwrap
-from .blocks.short_run import without_user_hooks
+from .blocks.compat import without_user_hooks
 from .blocks.structure import Affine, Reader, Truth
 from .blocks.values import Multiplied, Normed, find
 from .freeze_values import norm_weights

@@ -5,8 +5,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from .blocks.structure import Attention, Norm, NormForm, Reader
-from .blocks.values import Multiplied, Normed, Projected, ValuePath, value_projection
+from .blocks.structure import Attention, Reader
+from .blocks.values import Multiplied, Normed, Projected, ValuePath, value_projection, weights_of
 from .errors import DecompositionError
 from .linear.hold import NormWeights, hold_norm
 from .linear.operators import Chain, Operator, Projection, Scaling, SplitHeads, applied
@@ -67,7 +67,7 @@ def _held(reader: Reader, step: Normed | Multiplied | Projected, x: Tensor) -> O
 
 def norm_weights(reader: Reader, step: Normed, like: Tensor) -> NormWeights:
     """A norm's weights in the dtype and on the device of the activations."""
-    form: NormForm = reader.norm_forms(Norm(step.module, None))[step.form]
+    form = weights_of(reader, step)
     gain, beta = (None if part is None else part.detach().to(like) for part in (form.gain, form.beta))
     return NormWeights(form.center, form.eps, gain, beta)
 

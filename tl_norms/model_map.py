@@ -11,7 +11,7 @@ layer whose values it shares) has negative numbers, in the order of `HeldLayer.e
 its skip connection: what it wrote belongs to no source.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -119,9 +119,7 @@ class _LayerInTheMaking:
                 continue
             held = self.frozen.step(number)
             other = None if held.other is None else self.numbers[held.other]
-            self.numbers[number] = self._add(
-                HeldStep(self.numbers[held.reads], held.operator, other, held.scale, held.other_scale, held.beside)
-            )
+            self.numbers[number] = self._add(replace(held, reads=self.numbers[held.reads], other=other))
             if isinstance(step.operation, FeedForward):
                 feed_forwards.append((self.numbers[number], self.frozen.real(number)))
         factors = self.stack.joins.factors

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import UnsupportedArchitectureError
-from .modules import activations, affine, float_attributes, is_elementwise, unwrap
-from .short_run import WholeRun, whole_run
-from .structure import Norm, Reader, Truth
-from .trace import combination, distance, rounding, same
-from .values import Multiplied, Normed, find, ranked, run_norm, snapped
+from .forms import placed, places
+from .modules import affine, float_attributes, unwrap
+from .structure import Reader, Truth
+from .trace import combination, distance, same, sum_error
+from .values import Multiplied, Normed, find, kind_of, multipliers
+from .whole_run import WholeRun, whole_run
 
 _COARSE = 1e-5
 
@@ -153,12 +154,13 @@ def _joined(reader: Reader) -> Joins:
         if layer + 1 == len(blocks):
             break
         written, read = total(run.tensors, out), run.tensors.get(streams[layer + 1])
-        fitted = None if block is None or written is None or read is None else combination(read, [written])
+        known = multipliers(find(reader.model, f"{reader.stack}.{layer}"), reader.model.original_model)
+        fitted = None if block is None or written is None or read is None else combination(read, [written], known)
         if block is not None and fitted is None:
             raise _refused(
                 reader, f"what {reader.stack}.{layer} writes ({' + '.join(out.plus)}) is not what the next layer reads"
             )
-        factors.append(1.0 if fitted is None else snapped(fitted[0], find(reader.model, f"{reader.stack}.{layer}")))
+        factors.append(1.0 if fitted is None else fitted[0])
     last_block, whole = blocks[-1], run.tensors.get(f"{reader.stack}.{len(blocks) - 1}.hook_out")
     if last_block is not None and whole is not None and not same(whole, total(run.tensors, out)):
         raise _refused(reader, f"the last layer writes more than its feed-forward ({' + '.join(out.plus)})")
@@ -205,15 +207,14 @@ def _is_random(reader: Reader, way: tuple[EndStep, ...]) -> bool:
 
 def _outputs(reader: Reader, raw: Tensor, output: Tensor) -> tuple[float, float | None]:
     """The scale and the softcap between the unembedding and the model's outputs."""
-    raw = raw.double()
-    output = output.double()
-    tolerance = max(_COARSE, 8 * rounding(output.dtype))
+    tolerance = max(_COARSE, sum_error(raw.dtype))
+    raw, output = raw.double(), output.double()
     if distance(raw, output) <= tolerance:
         return 1.0, None
     model = reader.model.original_model
-    fitted = combination(output, [raw])
+    fitted = combination(output, [raw], multipliers(model))
     if fitted is not None:
-        return snapped(fitted[0], model), None
+        return fitted[0], None
     numbers = [1.0, *float_attributes(getattr(model, "config", None), reader.model.cfg)]
     caps = [getattr(reader.model.cfg, "output_logits_soft_cap", None), *(n for n in numbers), 15.0, 30.0]
     for cap in caps:
@@ -283,11 +284,9 @@ def _inside(module: nn.Module, path: str, read: Tensor) -> Iterator[_Node]:
 def _way(reader: Reader, run: WholeRun, start: Tensor | None, goal: Tensor) -> tuple[EndStep, ...] | None:
     """Steps from one activation to another through modules outside the blocks; None if there are none."""
     nodes = list(_nodes(reader, run))
-    functions = [
-        function
-        for function in (*activations(reader.model.original_model), torch.tanh, functional.relu, functional.gelu)
-        if is_elementwise(function, goal.device)
-    ]
+    ends = [reader.model.original_model, *(find(reader.model, node.module) for node in nodes)]
+    held = [placed(part, place) for part in ends for place in places(part, goal.device)]
+    functions = [*held, torch.tanh, functional.relu, functional.gelu]
 
     def search(value: Tensor, left: list[_Node]) -> tuple[EndStep, ...] | None:
         if value.shape == goal.shape and same(value, goal):
@@ -299,15 +298,11 @@ def _way(reader: Reader, run: WholeRun, start: Tensor | None, goal: Tensor) -> t
             rest = search(node.wrote, [other for other in left if other is not node])
             if rest is not None:
                 return (*before, _step(reader, node), *rest)
-        fitted = combination(goal, [value]) if value.shape == goal.shape else None
-        return None if fitted is None else (Multiplied(snapped_width(fitted[0], goal.shape[-1], reader)),)
+        known = [goal.shape[-1] ** -0.5, *multipliers(reader.model.original_model)]  # T5's is width ** -0.5
+        fitted = combination(goal, [value], known) if value.shape == goal.shape else None
+        return None if fitted is None else (Multiplied(fitted[0]),)
 
     return None if start is None else search(start, nodes)
-
-
-def snapped_width(fitted: float, width: int, reader: Reader) -> float:
-    """A multiplier of the way to the logits: T5's is width ** -0.5."""
-    return width**-0.5 if abs(fitted * width**0.5 - 1) < 1e-4 else snapped(fitted, reader.model.original_model)
 
 
 def _before(
@@ -328,11 +323,7 @@ def _step(reader: Reader, node: _Node) -> EndStep:
     if not node.norm:
         affine(find(reader.model, node.module), node.module)  # refuses what cannot be read
         return Mapped(node.module)
-    forms = reader.norm_forms(Norm(node.module, None))
-    best = ranked(forms, node.read, node.wrote)[0]
-    if distance(run_norm(forms[best], node.read), node.wrote.to(torch.float64)) > 0.05:
-        raise _refused(reader, f"{node.module} is a norm of an unknown form")
-    return Normed(node.module, best)
+    return Normed(node.module, kind_of(reader, node.module, node.read, node.wrote))
 
 
 def _hooked_joins(reader: Reader) -> Joins:

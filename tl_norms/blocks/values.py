@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
-from .modules import affine, float_attributes, unwrap
-from .short_run import whole_run
-from .structure import Affine, Attention, Block, CrossAttention, Norm, NormForm, Reader
+from .forms import decided_norm, norm_form, norm_kind, normed
+from .modules import affine, component, default_eps, float_attributes, unwrap
+from .structure import Affine, Attention, Block, CrossAttention, Norm, NormForm, NormKind, Reader
 from .trace import combination, distance, same
+from .whole_run import whole_run
 
 _COARSE = 1e-4  # transformers computes norms in float32 whatever the model's dtype
 _HALF = 5e-2  # runs in half precision: what a norm, a projection and their rounding may differ by
@@ -27,10 +28,10 @@ _HALF = 5e-2  # runs in half precision: what a norm, a projection and their roun
 
 @dataclass(frozen=True)
 class Normed:
-    """A norm: its module's path, and which of the forms that such a module may have it takes."""
+    """A norm: its module's path, and its form (None: known from the module, in TransformerLens' own classes)."""
 
     module: str
-    form: int = 0
+    kind: NormKind | None = None
 
 
 @dataclass(frozen=True)
@@ -139,18 +140,19 @@ def _candidates(
 ) -> Iterator[ValuePath]:
     at = attention.values.rpartition(".v.")[0] or attention.values.rpartition(".v_norm.")[0] or attention.module
     module = find(reader.model, at)  # of another layer, where values are shared
-    head_norms: list[Normed | None] = [None]
+    head_norm = None
     if attention.values.endswith("v_norm.hook_out"):
-        forms = reader.norm_forms(Norm(f"{at}.v_norm", None))
-        head_norms = [Normed(f"{at}.v_norm", form) for form in range(len(forms))]
-    for head_norm in head_norms:
-        for projection, entering in _projections(tensors, module, at, attention):
-            for stream, layer, before in _entrances(reader, tensors, block, blocks, at, attention, entering):
-                yield ValuePath(stream, layer, (*before, *projection), head_norm)
+        name, read, wrote = f"{at}.v_norm", tensors.get(f"{at}.v_norm.hook_in"), tensors.get(attention.values)
+        if read is None or wrote is None:
+            return
+        head_norm = Normed(name, decided_norm(find(reader.model, name), read, wrote, default_eps(reader.model)))
+    for projection, entering in _projections(reader, tensors, module, at, attention):
+        for stream, layer, before in _entrances(reader, tensors, block, blocks, at, attention, entering):
+            yield ValuePath(stream, layer, (*before, *projection), head_norm)
 
 
 def _projections(
-    tensors: Mapping[str, Tensor], module: nn.Module, at: str, attention: Attention
+    reader: Reader, tensors: Mapping[str, Tensor], module: nn.Module, at: str, attention: Attention
 ) -> Iterator[tuple[tuple[PathStep, ...], Tensor]]:
     """The steps from what enters the value projection, and that tensor."""
     for name in ("v", "k"):  # Gemma 4 has layers whose keys are its values
@@ -162,9 +164,11 @@ def _projections(
     if down is not None and latent is not None and values is not None:
         heads = values.shape[1] if attention.heads_first else values.shape[2]
         up = Projected(f"{at}.kv_b_proj", last_of_head=(heads, values.shape[-1]))
-        for form in range(8):
-            norm = Normed(f"{at}.kv_a_layernorm", form)
-            yield (Projected(f"{at}.kv_a_proj_with_mqa", first=latent.shape[-1]), norm, up), down
+        name, width = f"{at}.kv_a_layernorm", latent.shape[-1]
+        kind = norm_kind(
+            find(reader.model, name), default_eps(reader.model), width, latent.dtype, latent.device
+        )
+        yield (Projected(f"{at}.kv_a_proj_with_mqa", first=width), Normed(name, kind), up), down
 
 
 def _entrances(
@@ -190,27 +194,23 @@ def _entrances(
     prefix = at.rpartition(".")[0]
     names = [name for name, child in find(reader.model, prefix).named_children() if not name.startswith("_")]
     for name in names:
-        read, normed = tensors.get(f"{prefix}.{name}.hook_in"), tensors.get(f"{prefix}.{name}.hook_out")
-        if read is None or normed is None or not same(read, stream):
+        path = f"{prefix}.{name}"
+        read, wrote = tensors.get(f"{path}.hook_in"), tensors.get(f"{path}.hook_out")
+        if read is None or wrote is None or not same(read, stream) or "norm" not in _kind(find(reader.model, path)):
             continue
-        fitted = combination(entering, [normed])
+        owners = find(reader.model, prefix), getattr(reader.model, "original_model", None)
+        fitted = combination(entering, [wrote], multipliers(*owners))
         if fitted is None:
             continue
-        factor = snapped(fitted[0], find(reader.model, prefix), getattr(reader.model, "original_model", None))
-        times = () if factor == 1 else (Multiplied(factor),)
-        try:
-            forms = reader.norm_forms(Norm(f"{prefix}.{name}", None))
-        except (UnsupportedArchitectureError, AttributeError):
-            continue
-        for form in ranked(forms, read, normed):
-            yield source.stream, source.layer, (Normed(f"{prefix}.{name}", form), *times)
+        times = () if fitted[0] == 1 else (Multiplied(fitted[0]),)
+        yield source.stream, source.layer, (Normed(path, kind_of(reader, path, read, wrote)), *times)
 
 
 def _run(reader: Reader, path: ValuePath, attention: Attention, x: Tensor, like: Tensor) -> Tensor:
     """The values that a path gives, as they are cached; without clamp, which stands behind the hook."""
     for step in path.steps:
         if isinstance(step, Normed):
-            x = run_norm(reader.norm_forms(Norm(step.module, None))[step.form], x)
+            x = run_norm(weights_of(reader, step), x)
         elif isinstance(step, Multiplied):
             x = x * step.factor
         else:
@@ -220,7 +220,7 @@ def _run(reader: Reader, path: ValuePath, attention: Attention, x: Tensor, like:
     d_head = like.shape[-1] if like.ndim == 4 else x.shape[-1]
     heads = x.reshape(*x.shape[:2], -1, d_head)
     if path.head_norm is not None:
-        heads = run_norm(reader.norm_forms(Norm(path.head_norm.module, None))[path.head_norm.form], heads)
+        heads = run_norm(weights_of(reader, path.head_norm), heads)
     if attention.heads_first:
         heads = heads.transpose(1, 2)
     return heads.reshape(like.shape)
@@ -248,41 +248,43 @@ def value_projection(reader: Reader, step: Projected) -> Affine:
 
 def find(model: nn.Module, path: str) -> nn.Module:
     """A module by its path, through lists and components."""
-    module = model
-    for name in path.split("."):
-        module = module[int(name)] if name.isdigit() else getattr(module, name)  # pyright: ignore[reportIndexIssue]
-    return module
+    return component(model, path) if hasattr(model, "adapter") else model.get_submodule(path)
+
+
+def kind_of(reader: Reader, path: str, read: Tensor, wrote: Tensor) -> NormKind:
+    """The form of a norm that was seen to make one activation of another."""
+    module = find(reader.model, path)
+    try:
+        return norm_kind(module, default_eps(reader.model), read.shape[-1], read.dtype, read.device)
+    except UnsupportedArchitectureError:
+        return decided_norm(module, read, wrote, default_eps(reader.model))
+
+
+def weights_of(reader: Reader, step: Normed) -> NormForm:
+    """A norm's weights as they are now."""
+    if step.kind is None:
+        return reader.norm(Norm(step.module, None))
+    return norm_form(find(reader.model, step.module), step.kind, default_eps(reader.model))
 
 
 def run_norm(form: NormForm, x: Tensor) -> Tensor:
     """A norm itself, in float32 at least."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    x = x - x.mean(-1, keepdim=True) if form.center else x
-    x = x / (x.square().mean(-1, keepdim=True) + form.eps).sqrt()
-    x = x if form.gain is None else x * form.gain.to(x)
-    return x if form.beta is None else x + form.beta.to(x)
+    return normed(x.to(torch.promote_types(x.dtype, torch.float32)), form)
 
 
-def ranked(forms: tuple[NormForm, ...], x: Tensor, y: Tensor) -> list[int]:
-    """The numbers of the forms, the one that makes y of x best first."""
-    return sorted(range(len(forms)), key=lambda number: distance(run_norm(forms[number], x), y.to(x.dtype)))
-
-
-def snapped(fitted: float, *owners: nn.Module | None) -> float:
-    """One, or the multiplier that a module or a configuration holds: a fitted number is only as exact as the run."""
-    if abs(fitted - 1) < 1e-4:
-        return 1.0
+def multipliers(*owners: nn.Module | None) -> list[float]:
+    """Numbers that modules and configurations hold by name, and their inverses."""
     held: list[object] = []
     for owner in owners:
         if owner is not None:
             inner = unwrap(owner)
             held += [inner, getattr(inner, "config", None)]
     known = float_attributes(*held)
-    known += [1 / value for value in known]
-    nearest = min(known, key=lambda value: abs(value - fitted), default=fitted)
-    return nearest if abs(nearest - fitted) < 1e-4 * abs(fitted) else fitted
+    return [*known, *(1 / value for value in known)]
 
 
+def _kind(module: nn.Module) -> str:
+    return (type(module).__name__ + type(unwrap(module)).__name__).lower()
 
 
 def _refused(reader: Reader, attention: Attention, why: str) -> UnsupportedArchitectureError:
