@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attribution_result import Attribution, DirectAttribution, shape_of
@@ -215,6 +216,14 @@ def top_target(cache, at: int = -1, *, mask: Tensor | None = None, source_mask: 
         return made
     names = [logit(tokenizer.decode([token]), at).name for token in (first, second)]
     return made.named(" - ".join(names))
+
+
+@torch.no_grad()
+def last_stream(cache) -> Float[Tensor, "batch pos d_model"]:
+    """What leaves the last block, which directions at `layer=None` are read off."""
+    check_cache(cache)
+    stack = _map(cache, None, None).stack
+    return stack.stream(stack.n_layers)
 
 
 def attribution_hooks(model: nn.Module) -> list[str]:
