@@ -94,7 +94,9 @@ def measure(name: str, lengths: list[int], layers: int, rounds: int, clock: str)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory of attributions.")
-    parser.add_argument("--cases", nargs="+", choices=["BERT-base", "GPT-2", "SmolLM2"], default=["BERT-base", "GPT-2", "SmolLM2"])
+    parser.add_argument(
+        "--cases", nargs="+", choices=["BERT-base", "GPT-2", "SmolLM2"], default=["BERT-base", "GPT-2", "SmolLM2"]
+    )
     parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128, 512, 1024])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)

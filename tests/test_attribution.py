@@ -15,7 +15,9 @@ from tl_norms.model_map import hold_model
 from tl_norms.plan import reader_of
 from tl_norms.targets import TargetError
 
-CASES = [(name, kind) for name, kind in tiny.CASES if name in ("gpt2", "llama_mha", "llama_gqa", "llama_mqa_biased", "bert")]
+CASES = [
+    (name, kind) for name, kind in tiny.CASES if name in ("gpt2", "llama_mha", "llama_gqa", "llama_mqa_biased", "bert")
+]
 TARGET = logit(7) - 2 * logit(11, at=3)
 
 
@@ -187,7 +189,9 @@ def test_direct_attribution_is_what_writers_put_into_the_last_stream():
 
     torch.testing.assert_close(found.embed, along(cache["resid_pre", 0][:, -1]).detach(), rtol=1e-9, atol=1e-10)
     for layer in range(tiny.N_LAYERS):
-        torch.testing.assert_close(found.ffn[layer], along(cache["mlp_out", layer][:, -1]).detach(), rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(
+            found.ffn[layer], along(cache["mlp_out", layer][:, -1]).detach(), rtol=1e-9, atol=1e-10
+        )
         values, pattern = tl_norms.value_vectors(cache, layer), cache["pattern", layer]
         for h in range(tiny.N_HEADS):
             for j in range(7):
@@ -266,7 +270,9 @@ def test_tables_name_heads_and_tokens():
     assert edges[0][3] == pytest.approx(float(whole.flatten()[best]))
     assert "L" in repr(edges) and "<table>" in edges._repr_html_() and len(edges.to_dataframe()) == 5
     heads = found.top(3, "heads")
-    assert heads[0][0] == "L{}H{}".format(*(int(i) for i in torch.unravel_index(found.heads.abs().argmax(), (2, 1, 4))[::2]))
+    assert heads[0][0] == "L{}H{}".format(
+        *(int(i) for i in torch.unravel_index(found.heads.abs().argmax(), (2, 1, 4))[::2])
+    )
     assert found.top(2, "tokens")[0][0] in strings and found.top(2, "ffn")[0][0] in ("L0", "L1")
     table = found.to_dataframe()
     assert isinstance(table, pandas.DataFrame) and len(table) == 3 * 7

@@ -60,12 +60,12 @@ if TYPE_CHECKING:
         value_vectors,
         weighted_value_norms,
     )
+    from .projections import (
+        project_heads,
+    )
     from .results import (
         BlockNorms,
         MixingShares,
-    )
-    from .projections import (
-        project_heads,
     )
     from .targets import (
         Target,

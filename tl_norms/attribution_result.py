@@ -47,7 +47,9 @@ class Ranking:
     def __repr__(self) -> str:
         cells = self._cells()
         widths = [max(len(row[k]) for row in cells) for k in range(len(self.columns))]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells
+        )
 
     def _repr_html_(self) -> str:
         head, *rows = [[html.escape(cell) for cell in row] for row in self._cells()]
@@ -196,7 +198,9 @@ class Attribution:
         number = self._number(layer, found)
         kept = found.kept[number]
         if kept is None:
-            raise UnknownLayerError(f"layer {layer} has no attention; these layers have none: {list(found.unattended)}.")
+            raise UnknownLayerError(
+                f"layer {layer} has no attention; these layers have none: {list(found.unattended)}."
+            )
         edges = _edges_of(kept)
         credit = self._whole()
         # what crosses beside the stream and the edges: the encoder's output, or (in an encoder) the decoder's own input

@@ -34,7 +34,7 @@ class StackCredit:
         stream: <g_j, x_j>, [cut t b q]
         beside: what crosses from an encoder, [cut t b k]; None without one
         offset, error: [cut t b] and [cut t]
-        bypass, ffn: [layer t b q]; heads: [layer t b h]; values_offset: offsets after the cut at the values, [layer t b]
+        bypass, ffn: [layer t b q]; heads: [layer t b h]; values_offset: offsets after the values, [layer t b]
         kept, crossed: of every layer's self- and cross-attention
         unattended: layers without attention, with how long what they write is
     """

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .blocks.activations import Activations
+from .blocks.compat import without_user_hooks
 from .blocks.ends import Activated, EndStep, Head, Mapped, Pooled
 from .blocks.modules import affine, unwrap
-from .blocks.compat import without_user_hooks
 from .blocks.structure import Affine, Reader, Truth
 from .blocks.values import Multiplied, Normed, find
 from .freeze_values import norm_weights
@@ -137,5 +137,3 @@ def hold_head(reader: Reader, activations: Activations, head: Head, last: Float[
     else:
         outputs = Affine(unembed.W_U, unembed.b_U)
     return HeldHead(reader, activations, head, last, hold_way(reader, head.steps, last), outputs)
-
-

@@ -33,8 +33,8 @@ def project_heads(
         **options: mask, source_mask, stack and check, as for `block_norms`
 
     Returns:
-        [*batch head query key direction]. O(n^2 H) per direction; with a gate or a norm between mixing and output projection O(n^2 d_model). Over heads
-        and keys they add up to <attention's output - b_O, u>, which is compared.
+        [*batch head query key direction]. O(n^2 H) per direction; with a gate or a norm between mixing and output
+        projection O(n^2 d_model). Over heads and keys they add up to <attention's output - b_O, u>, which is compared.
 
     Raises:
         UnknownOptionError: the directions have another width.

@@ -20,7 +20,7 @@ class Ending:
         value: the model's own numbers, [t b]
         covectors: by cut, of the stream there, [t b q d]
         constant: biases of the head and offsets of its steps, [t b]
-        read: by layer, the values of directions read off the stream entering it: above that cut they are no longer ahead
+        read: by layer, the values of directions read off the stream entering it: above it they are past
         names: of the targets
     """
 
@@ -202,5 +202,3 @@ def top_two(model_map: ModelMap, at: int = -1) -> list[tuple[int, int]]:
     """The ids of the predicted token and the runner-up, for every row."""
     best = _head(model_map).logits(position(model_map, at)).topk(2, dim=-1).indices
     return [(int(first), int(second)) for first, second in best.tolist()]
-
-

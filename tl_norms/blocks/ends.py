@@ -305,9 +305,7 @@ def _way(reader: Reader, run: WholeRun, start: Tensor | None, goal: Tensor) -> t
     return None if start is None else search(start, nodes)
 
 
-def _before(
-    value: Tensor, read: Tensor, functions: list[Callable[[Tensor], Tensor]]
-) -> tuple[EndStep, ...] | None:
+def _before(value: Tensor, read: Tensor, functions: list[Callable[[Tensor], Tensor]]) -> tuple[EndStep, ...] | None:
     """What stands between a value and what a module read: nothing, or an activation."""
     if value.shape != read.shape:
         return None

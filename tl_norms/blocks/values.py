@@ -90,7 +90,9 @@ def _all_paths(reader: Reader) -> Iterator[tuple[str, ValuePath]]:
         for step in block.steps:
             if isinstance(step.operation, Attention):
                 attention = step.operation
-                path = _found(reader, tensors, block, blocks, attention) if bridge else _hooked(reader, block, attention)
+                path = (
+                    _found(reader, tensors, block, blocks, attention) if bridge else _hooked(reader, block, attention)
+                )
                 yield attention.module, path
 
 
@@ -165,9 +167,7 @@ def _projections(
         heads = values.shape[1] if attention.heads_first else values.shape[2]
         up = Projected(f"{at}.kv_b_proj", last_of_head=(heads, values.shape[-1]))
         name, width = f"{at}.kv_a_layernorm", latent.shape[-1]
-        kind = norm_kind(
-            find(reader.model, name), default_eps(reader.model), width, latent.dtype, latent.device
-        )
+        kind = norm_kind(find(reader.model, name), default_eps(reader.model), width, latent.dtype, latent.device)
         yield (Projected(f"{at}.kv_a_proj_with_mqa", first=width), Normed(name, kind), up), down
 
 

@@ -97,9 +97,7 @@ def head_sums(at_values: Tensor | None, attention: HeldAttention, g: Tensor) -> 
     return (at_values * attention.values).sum((-1, -3))
 
 
-def edge_credits(
-    attended: Float[Tensor, "*s b q d"], attention: HeldAttention
-) -> Float[Tensor, "*s b h q k"]:
+def edge_credits(attended: Float[Tensor, "*s b q d"], attention: HeldAttention) -> Float[Tensor, "*s b h q k"]:
     """a^h_ij <g_i, v^h_j W_O^h>: what every head gives by what it moved from key j to query i."""
     g = attention.mixing.at_mixed(attended)
     scores = g.transpose(-3, -2) @ attention.values.permute(0, 2, 3, 1)  # [*s b h q e] @ [b h e k]
