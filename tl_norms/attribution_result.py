@@ -141,7 +141,7 @@ class Attribution:
             token_strings=token_strings,
             unattended=stack.unattended,
             source_stream=None if encoder is None else shaped(encoder.stream),
-            source_offset=None if encoder is None else shaped(encoder.offset),
+            source_offset=None if encoder is None else shaped(encoder.offset - stack.stream[0].sum(-1)),
             source_error=None if encoder is None else cut_error(encoder.error),
             beside=shaped(stack.beside),
             cross_heads=shaped(stack.crossing_heads),

@@ -184,9 +184,13 @@ def _found_head(reader: Reader) -> Head | None:
         raise _refused(reader, "what leaves its last layer is not hooked")
     hook = "unembed.hook_out"
     goal, raw = run.tensors.get("unembed.hook_in"), run.tensors.get(hook)
-    if goal is None or raw is None or last.shape[:-1] != goal.shape[:-1]:
+    if goal is None or raw is None:
         raise _refused(reader, "its unembedding does not expose its input and output")
-    way = _way(reader, run, last, goal)
+    if goal.ndim == 2 and last.ndim == 3:  # a classifier reads one position
+        pooled = _way(reader, run, last[:, 0], goal)
+        way = None if pooled is None else (Pooled(0), *pooled)
+    else:
+        way = _way(reader, run, last, goal) if last.shape[:-1] == goal.shape[:-1] else None
     if way is None:
         raise _refused(reader, "the way from its last layer to its unembedding is not a chain of known steps")
     if _is_random(reader, way):
@@ -261,7 +265,7 @@ def _inside(module: nn.Module, path: str, read: Tensor) -> Iterator[_Node]:
         for name, part in inner.named_modules()
         if name and (isinstance(part, nn.Linear) or "norm" in type(part).__name__.lower())
     }
-    if not parts or read.ndim != 3:
+    if not parts or not read.is_floating_point():
         return
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -289,8 +293,9 @@ def _way(reader: Reader, run: WholeRun, start: Tensor | None, goal: Tensor) -> t
     functions = [*held, torch.tanh, functional.relu, functional.gelu]
 
     def search(value: Tensor, left: list[_Node]) -> tuple[EndStep, ...] | None:
-        if value.shape == goal.shape and same(value, goal):
-            return ()
+        arrived = _before(value, goal, functions)
+        if arrived is not None:
+            return arrived
         for node in left:
             before = _before(value, node.read, functions)
             if before is None:

@@ -159,8 +159,9 @@ def show(why: Why, console: Console | None = None, k: int = _STRONGEST) -> None:
     found = why.attribution
     console.print(Text(f"{found.target_name} = {float(found.value[0]):+.4f}   ({found.model_name})"))
     console.print(_bars(why))
-    for title, kind in (("heads", "heads"), ("edges: head, query, key", "edges"), ("feed-forwards", "ffn")):
-        console.print(_table(f"strongest {title}", found.top(k, kind)))
+    console.print(_table("strongest heads", found.top(k, "heads")))
+    console.print(_table("strongest edges", found.top(k, "edges")))
+    console.print(_table("strongest feed-forwards", found.top(k, "ffn")))
     if found.unattended:
         layers = ", ".join(f"{layer} ({size:.0%} of the stream)" for layer, size in found.unattended.items())
         console.print(Text(f"layers without attention, whose writing is in the offset: {layers}"))
@@ -186,7 +187,7 @@ def _bars(why: Why) -> Table:
 
 
 def _table(title: str, ranking: Ranking) -> Table:
-    table = Table(title=title, box=None, title_justify="left", pad_edge=False)
+    table = Table(title=title, box=None, title_justify="left", pad_edge=False, min_width=len(title))
     for column in ranking.columns:
         table.add_column(column, justify="right" if column == "value" else "left")
     for row in ranking:

@@ -118,7 +118,7 @@ class DirectCredit:
     entering: Float[Tensor, "*s b q d"]
     offset: Float[Tensor, "*s b"]
     heads: Float[Tensor, "*s b h k"] | None
-    crossing_heads: Float[Tensor, "*s b h k"] | None
+    crossing_heads: Float[Tensor, "*s b h source"] | None
     ffn: Float[Tensor, "*s b"]
 
 
