@@ -14,6 +14,7 @@ from .modules import activations, affine, float_attributes, is_elementwise, norm
 from .short_run import without_user_hooks
 from .structure import Affine, Attention, Block, FeedForward, FeedForwardWeights, Norm, NormForm
 from .trace import distance
+from .value_weights import value_weights
 
 _layouts: "weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Block | None, ...]]]" = weakref.WeakKeyDictionary()
 # activations that transformers calls as functions, not as modules that could be found
@@ -42,6 +43,9 @@ class BridgeReader:
 
     def attention_output(self, step: Attention) -> Affine:
         return affine(self._find(step.module + ".o"), step.module + ".o")
+
+    def attention_values(self, step: Attention) -> Affine:
+        return value_weights(self._find(step.module), step.module, len(self.attention_output(step).weight))
 
     def value_bias(self, step: Attention) -> Tensor | None:
         value = getattr(self._find(step.module), "v", None)

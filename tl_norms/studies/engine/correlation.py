@@ -15,6 +15,7 @@ LIMIT = 1_000_000  # pairs held one by one
 BITS = 8  # of the mantissa: a bin is at most 1/256 wide, relative to its value
 _SHIFT = 23 - BITS
 _WIDTH = 32
+_INFINITE = 0x7F800000 >> _SHIFT  # the bin of infinity in float32; those of NaN follow
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,14 @@ class Pairs:
         binned = len(self.cells) > 0
         return spearman(x, y, counts, x_binned=binned and not self.discrete, y_binned=binned)
 
+    def is_finite(self) -> bool:
+        """Whether neither NaN nor infinity is among the pairs, which have bins of their own, above all numbers."""
+        bins = [self.cells & ((1 << _WIDTH) - 1)] + [self.cells >> _WIDTH] * (not self.discrete)
+        one_by_one = np.isfinite(self.x).all() and np.isfinite(self.y).all()
+        return bool(one_by_one and all((part < _INFINITE).all() for part in bins))
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """The fields, to be written to a file."""
+        """The fields, for a file."""
         names = ("x", "y", "cells", "counts", "limit", "discrete")
         return {name: np.asarray(getattr(self, name)) for name in names}
 
