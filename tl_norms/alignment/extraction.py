@@ -1,6 +1,6 @@
 """From cross-attention maps to links between words, as Kobayashi et al. 2020 take them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -210,10 +210,10 @@ def checked_settings(settings: Sequence[Setting] | Setting) -> tuple[Setting, ..
     Raises:
         AlignmentInputError: none, or an unknown one.
     """
-    found = tuple(dict.fromkeys((settings,) if isinstance(settings, str) else settings))
-    if not found or any(setting not in SETTINGS for setting in found):
-        raise AlignmentInputError(f"settings are {found}; expected 'AWO', 'AWI' or both.")
-    return found
+    given = (settings,) if isinstance(settings, str) or not isinstance(settings, Iterable) else tuple(settings)
+    if not given or any(setting not in SETTINGS for setting in given):
+        raise AlignmentInputError(f"settings are {given}; expected 'AWO', 'AWI' or both.")
+    return tuple(dict.fromkeys(given))
 
 
 def _stacked(maps: CrossMaps) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from ..plan import Layers
 from .engine.corpus import Item, Made
 from .engine.executors import Model
 from .engine.moments import Moments
-from .engine.options import RunOptions, chosen
+from .engine.options import RunOptions, chosen, one_of
 from .engine.partial import Mergeable
 from .engine.recording import layer_numbers, numbers
 from .engine.run import run
@@ -134,7 +134,10 @@ def alignment(
     for name in ("max_length", "stride"):
         if options.get(name) is not None:
             raise StudyInputError(f"{name} is {options[name]}, but sentence pairs are not cut: leave it out.")  # type: ignore[literal-required]
-    study = _Study(chosen(layers), checked_settings(settings), end_of_sentence, source_prefix)
+    if not isinstance(source_prefix, str):
+        raise StudyInputError(f"source_prefix is {type(source_prefix).__name__}; expected a string.")
+    ends = one_of("end_of_sentence", end_of_sentence, (True, False))
+    study = _Study(chosen(layers), checked_settings(settings), ends, source_prefix)
     own, partial, facts = run(model, study, _Pairs(pairs, gold), **options)
     found: dict[str, Any] = partial.values
     return Alignments(

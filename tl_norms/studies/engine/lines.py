@@ -94,7 +94,7 @@ class TextFile:
 
     def _of_object(self, line: str) -> str:
         try:
-            found = json.loads(line, parse_int=str)  # numbers are no texts, however long
+            found = json.loads(line, parse_int=float)  # of any number of digits
         except json.JSONDecodeError as error:
             raise ValueError(f"is not JSON ({error.msg})") from error
         except RecursionError as error:

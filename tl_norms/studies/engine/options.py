@@ -145,7 +145,7 @@ def chosen(layers: Layers) -> tuple[int, ...] | None:
         found = tuple(operator.index(layer) for layer in given if not isinstance(layer, bool))
     except TypeError:
         found = ()
-    if len(found) != len(given) or not found or len(set(found)) < len(found):
+    if len(found) != len(given) or not found or len(set(found)) < len(found) or max(map(abs, found)) > sys.maxsize:
         raise _bad("layers", layers, "a layer number, several different ones, or None for all")
     return found
 

@@ -149,7 +149,8 @@ def _class(kind: type, inner) -> str:
     body = {}
     for key, one in vars(kind).items():
         one = one.__func__ if isinstance(one, staticmethod | classmethod) else one
-        if isinstance(one, types.FunctionType | SCALARS | list | tuple | dict):
+        one = one.fget if isinstance(one, property) else one
+        if isinstance(one, (types.FunctionType, *SCALARS, list, tuple, dict)):
             body[key] = one
     skipped = ("__module__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__")
     said = [f"{key}={inner(one)}" for key, one in sorted(body.items()) if key not in skipped]
