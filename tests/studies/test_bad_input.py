@@ -1,6 +1,7 @@
 """Every bad option is an error that says what was expected; a bad text is left out, named and counted, and no more."""
 
 import functools
+import gzip
 import json
 
 import numpy as np
@@ -172,8 +173,6 @@ def test_tables_are_read_by_datasets(bert, tmp_path):
     wanted = studies.value_norm_dispersion(bert, rows, field="body").mean
     rows.to_csv(tmp_path / "c[1].csv", index=False)
     rows.to_parquet(tmp_path / "c.parquet")
-    import gzip
-
     for name, text in (
         ("c.txt.gz", "w7 w8\n\nw9 , w10\n"),
         ("c.jsonl.gz", '{"body": "w7 w8"}\n{"body": "w9 , w10"}\n'),

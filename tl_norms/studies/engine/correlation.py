@@ -68,9 +68,10 @@ class Pairs:
             x, y = np.concatenate([self.x, other.x]), np.concatenate([self.y, other.y])
             return Pairs(x, y, limit=self.limit, discrete=self.discrete)
         left, right = self._binned(), other._binned()
-        cells, where = np.unique(np.concatenate([left.cells, right.cells]), return_inverse=True)
+        cells = np.union1d(left.cells, right.cells)
         counts = np.zeros(len(cells), np.int64)
-        np.add.at(counts, where, np.concatenate([left.counts, right.counts]))
+        for part in (left, right):  # whose cells are sorted and unique
+            counts[np.searchsorted(cells, part.cells)] += part.counts
         return Pairs(cells=cells, counts=counts, limit=self.limit, discrete=self.discrete)
 
     def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -62,7 +62,7 @@ def run(
         ResumeError: the file to resume from, or one of the parts, belongs to something else.
         StudyFailedError: a chunk failed on the executor and again.
     """
-    given = checked(options)
+    given: Any = checked(options)
     reading = replace(reading or Reading(), **{name: given[name] for name in ("max_length", "stride", "batch_tokens")})
     corpus = Corpus(texts, given["field"], given["limit"])
     own = made(model)
