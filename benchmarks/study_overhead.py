@@ -1,8 +1,8 @@
 """What a study costs beyond the model and its norms: `python study_overhead.py [--limit 200] [STUDY ...]`.
 
 The reference is the same batches through the model with a recorder of the same scopes, and nothing else: no reading of
-texts, no tokenizer, no statistics, no merging. Both are measured in one process, in turns, in seconds of processor time;
-the least of all turns counts.
+texts, no tokenizer, no statistics, no merging. Both are measured in one process, in turns, in processor time; the
+least of all turns counts.
 """
 
 import argparse

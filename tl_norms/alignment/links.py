@@ -61,7 +61,7 @@ def check_range(links: Iterable[Link], n_source: int, n_target: int, where: str,
     """Refuse links to words that the sentences do not have.
 
     Raises:
-        AlignmentInputError: with `where` in front of its message and `hint` behind it.
+        AlignmentInputError: its message begins with `where` and ends with `hint`.
     """
     for source, target in sorted(links):
         if source >= n_source or target >= n_target:

@@ -107,7 +107,7 @@ def alignment(
     """Alignment error rate of every layer and head of a translation model, by attention weights and by norms.
 
     Kobayashi et al. 2020, section 5: |sum_h alpha f(x)| finds word alignments that the weights miss. The decoder reads
-    the given targets; each target word is linked to the source word of greatest weight or length
+    the given targets; each target word is linked to the source word of greatest weight or norm
     (`tl_norms.alignment.extract`), and the links of all sentences are compared with the gold standard.
 
     Args:

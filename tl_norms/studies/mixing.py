@@ -129,7 +129,8 @@ def mixing_ratio(
         model: the model, or a function without arguments that makes it
         texts: an iterable of texts or token ids
         ranks: "corpus" to count this corpus; a file with lines `rank count token_id`; or token id -> rank
-        types: (tokenizer, ids) -> a name per token; special tokens by name and "other" by default
+        types: (tokenizer, ids) -> a name per token; special tokens by name and "other" by default.
+            With `resume` it must be possible to tell it from others: by code and values, or a string `version`
         mask_tokens: share of the tokens of each text, special ones aside, that the mask token replaces (at least one)
         seed: of the choice of these tokens, which depends on the number of the text and on nothing else
         layers: one layer, several, or None for all

@@ -132,7 +132,8 @@ def weight_against_norm(
     Args:
         model: the model, or a function without arguments that makes it
         texts: an iterable of texts or token ids
-        categories: (tokenizer, ids) -> a name per token; the paper's by default
+        categories: (tokenizer, ids) -> a name per token; the paper's by default.
+            With `resume` it must be possible to tell it from others: by code and values, or a string `version`
         layers: one layer, several, or None for all
         exact_pairs: up to this many pairs per category the correlation is exact; above it values are binned, and the
             bound of the error is part of the result
