@@ -10,7 +10,7 @@ import torch
 
 import tl_norms
 from tl_norms.names import resolve_scope
-from tl_norms.walk import TOLERANCE
+from tl_norms.tolerances import TOLERANCE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

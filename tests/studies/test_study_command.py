@@ -68,7 +68,7 @@ def test_shares_are_put_together(bert, corpus, texts, tmp_path, monkeypatch):
         parts.append(str(tmp_path / f"part{k}.npz"))
         assert main([*common, "--share", f"{k}/2", "--resume", parts[-1]]) == 0
     wanted = studies.frequency(bert, texts * 40).to_dataframe()
-    monkeypatch.setattr("tl_norms.studies.run.measure_chunk", lambda *given: pytest.fail("measured again"))
+    monkeypatch.setattr("tl_norms.studies.engine.run.measure_chunk", lambda *given: pytest.fail("measured again"))
     assert main([*common, "--parts", *parts, "--csv", str(tmp_path / "out.csv")]) == 0
     found = pandas.read_csv(tmp_path / "out.csv")
     pandas.testing.assert_frame_equal(found, wanted, check_dtype=False, atol=1e-9)

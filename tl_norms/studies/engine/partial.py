@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..errors import StudyInputError
 from .correlation import Pairs
-from .errors import StudyInputError
 from .moments import Moments
 from .tallies import Rows, Tally, Totals
 
@@ -16,9 +16,17 @@ from .tallies import Rows, Tally, Totals
 class Mergeable(Protocol):
     """A measurement of some texts."""
 
-    def merge(self, other: Any) -> "Mergeable": ...
+    def merge(self, other: Any) -> "Mergeable":
+        """The measurement of both together: associative and commutative."""
+        ...
 
-    def arrays(self) -> dict[str, np.ndarray]: ...
+    def is_finite(self) -> bool:
+        """Whether it holds neither NaN nor infinity where none may be."""
+        ...
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The constructor's arguments as arrays, for a file."""
+        ...
 
 
 MODULUS = 2**128  # of sums of digests

@@ -1,4 +1,4 @@
-"""Chunks on an executor: a few at a time, in order, each exactly once whatever happens to workers."""
+"""Chunks on a concurrent.futures executor: a few at a time, in order, each counted once whatever happens to workers."""
 
 import hashlib
 import pickle
@@ -10,20 +10,22 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..errors import TLNormsError
+from ...errors import TLNormsError
+from ..errors import StudyFailedError, StudyInputError
 from .corpus import Item
-from .errors import StudyFailedError, StudyInputError
-from .measuring import Reading, Source, Study, measure_elsewhere
+from .measuring import Source, measure_elsewhere
 from .partial import Partial
+from .study import Reading, Study
 
 Model = nn.Module | Callable[[], nn.Module]
-_AHEAD = 3  # chunks submitted per worker, so that none waits for the reading of texts
+"""A model, or a function without arguments that makes it."""
+_AHEAD = 3  # chunks submitted per worker, so that none waits while texts are read
 
 
 @dataclass
 class _Chunk:
     items: tuple[Item, ...]
-    future: Future | None  # None: the executor does not take any more
+    future: Future | None  # None: the executor takes no more work
 
 
 def on_executor(
@@ -37,15 +39,17 @@ def on_executor(
     """Partial results in the order of the corpus.
 
     A chunk whose worker dies or fails is submitted once more; if that fails too, or the executor is broken, it runs in
-    this process. As results are taken from one place per chunk, no text is lost and none counts twice.
+    this process. Each chunk has one result, whichever attempt gave it, so no text is lost and none counts twice.
 
     Args:
-        model: what workers get it from
+        executor: where chunks run
+        model: what workers make it from
         own: the same model in this process
+        study, chunks, reading: what is measured, of which texts, and how they are read
 
     Raises:
         StudyFailedError: a chunk failed here too.
-        TLNormsError: what is wrong with the study itself is raised at once.
+        TLNormsError: something is wrong with the study itself; it is raised at once.
     """
     source, key = source_of(executor, model)
     ahead = _AHEAD * max(1, int(getattr(executor, "_max_workers", 0) or 4))
@@ -96,7 +100,7 @@ def _here(own: nn.Module, study: Study, items: tuple[Item, ...], reading: Readin
 
 
 def source_of(executor: Executor, model: Model) -> tuple[Source, str]:
-    """What a worker makes the model from, and a name to remember it by."""
+    """What a worker makes the model from, and a key to keep it under."""
     if isinstance(executor, ThreadPoolExecutor) and isinstance(model, nn.Module):
         return model, ""
     try:
@@ -107,6 +111,6 @@ def source_of(executor: Executor, model: Model) -> tuple[Source, str]:
                 f"a {type(model).__name__} cannot be sent to other processes ({error}). Give a function without "
                 f"arguments that makes the model, defined in a module: model=make_model."
             ) from error
-        return model, uuid.uuid4().hex  # the executor may have a better pickle
+        return model, uuid.uuid4().hex  # the executor may pickle more than pickle does, as Dask's does
     key = hashlib.blake2b(pickled, digest_size=16).hexdigest()
     return (pickled, key) if isinstance(model, nn.Module) else (model, key)

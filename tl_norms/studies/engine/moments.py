@@ -1,4 +1,4 @@
-"""Means, variances and extremes in one pass, in float64, of many cells at once."""
+"""Mean, variance, least and greatest value of many cells at once, in one pass and in float64."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -47,22 +47,28 @@ class Moments:
 
     @property
     def mean(self) -> np.ndarray:
-        """nan where nothing was seen."""
+        """Mean of each cell; nan where nothing was seen."""
         return np.where(self.n > 0, self.mean_, np.nan)
 
     @property
     def sd(self) -> np.ndarray:
-        """Population standard deviation (ddof 0)."""
+        """Population standard deviation (ddof 0) of each cell; nan where nothing was seen."""
         return np.where(self.n > 0, np.sqrt(self.squares / np.maximum(self.n, 1)), np.nan)
 
     @property
     def min(self) -> np.ndarray:
+        """Least value of each cell; nan where nothing was seen."""
         return np.where(self.n > 0, self.least, np.nan)
 
     @property
     def max(self) -> np.ndarray:
+        """Greatest value of each cell; nan where nothing was seen."""
         return np.where(self.n > 0, self.greatest, np.nan)
 
+    def is_finite(self) -> bool:
+        """Whether neither NaN nor infinity was among the values."""
+        return bool(np.isfinite(self.mean_).all() and np.isfinite(self.squares).all())
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """The fields, to be written to a file."""
+        """The fields, for a file."""
         return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}

@@ -8,18 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..hooks import Keep, NormRecorder
-from ..options import Layers, Scopes
-from ..plan import chosen_blocks, reader_of
-from ..results import BlockNorms
+from ...errors import RecorderError
+from ...hooks import Keep, NormRecorder
+from ...options import Layers, Scopes
+from ...plan import chosen_blocks, reader_of
+from ...results import BlockNorms
 from .tokens import Batch
 
 
 def recorded(model: nn.Module, batch: Batch, scopes: Scopes, layers: Layers, keep: Keep, **options) -> NormRecorder:
     """Run the model on a batch; the recorder holds what `keep` asks for, and no activation."""
     recorder = NormRecorder(model, scopes, layers, mask=batch.mask, keep=keep, **options)
+    ids, masks = arguments(model, batch)
     with recorder:
-        forward(model, batch)
+        model(ids, **masks)
     return recorder
 
 
@@ -31,14 +33,8 @@ def per_layer(
     return {block.layer: recorder.kept[block.layer] for block in recorder.plan.blocks}
 
 
-def forward(model: nn.Module, batch: Batch) -> None:
-    """The model's own forward pass with the batch's mask and token types."""
-    ids, options = arguments(model, batch)
-    model(ids, **options)
-
-
 def arguments(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """What the model is called with."""
+    """What the model is called with: ids, and its own names for the mask and the token types."""
     device = next(model.parameters()).device
     parameters = inspect.signature(model.forward).parameters
     options: dict[str, Tensor] = {}
@@ -56,14 +52,16 @@ def numbers(tensor: Tensor) -> np.ndarray:
     return tensor.detach().to(torch.float64).cpu().numpy()
 
 
+def patterns(norms: BlockNorms) -> tuple[Tensor, ...]:
+    """The attention patterns of each layer, [batch head query key], which a recorder's function sees in any case."""
+    if norms.patterns is None:
+        raise RecorderError("these norms have no attention patterns; record them with a function: keep=f.")
+    return norms.patterns
+
+
 def index(batch: Batch) -> np.ndarray:
     """[text 2]: the number of the text and of the window."""
     return np.array([(row.index, row.window) for row in batch.windows], np.int64)
-
-
-def chosen(layers: Layers) -> tuple[int, ...] | None:
-    """Layers asked for, as a value that can be compared."""
-    return None if layers is None else (layers,) if isinstance(layers, int) else tuple(layers)
 
 
 def layer_numbers(model: nn.Module, layers: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ LIMIT = 1_000_000  # pairs held one by one
 BITS = 8  # of the mantissa: a bin is at most 1/256 wide, relative to its value
 _SHIFT = 23 - BITS
 _WIDTH = 32
+_INFINITE = 0x7F800000 >> _SHIFT  # the bin of infinity in float32; those of NaN follow
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ class Pairs:
             x, y = np.concatenate([self.x, other.x]), np.concatenate([self.y, other.y])
             return Pairs(x, y, limit=self.limit, discrete=self.discrete)
         left, right = self._binned(), other._binned()
-        cells, where = np.unique(np.concatenate([left.cells, right.cells]), return_inverse=True)
+        cells = np.union1d(left.cells, right.cells)
         counts = np.zeros(len(cells), np.int64)
-        np.add.at(counts, where, np.concatenate([left.counts, right.counts]))
+        for part in (left, right):  # whose cells are sorted and unique
+            counts[np.searchsorted(cells, part.cells)] += part.counts
         return Pairs(cells=cells, counts=counts, limit=self.limit, discrete=self.discrete)
 
     def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -84,8 +86,14 @@ class Pairs:
         binned = len(self.cells) > 0
         return spearman(x, y, counts, x_binned=binned and not self.discrete, y_binned=binned)
 
+    def is_finite(self) -> bool:
+        """Whether neither NaN nor infinity is among the pairs, which have bins of their own, above all numbers."""
+        bins = [self.cells & ((1 << _WIDTH) - 1)] + [self.cells >> _WIDTH] * (not self.discrete)
+        one_by_one = np.isfinite(self.x).all() and np.isfinite(self.y).all()
+        return bool(one_by_one and all((part < _INFINITE).all() for part in bins))
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """The fields, to be written to a file."""
+        """The fields, for a file."""
         names = ("x", "y", "cells", "counts", "limit", "discrete")
         return {name: np.asarray(getattr(self, name)) for name in names}
 

@@ -1,4 +1,4 @@
-"""Other values that merge: rows per text, counts per key, and plain sums."""
+"""Other measurements that merge: rows per text, counts per key, and plain sums."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,12 @@ class Rows:
         order = np.lexsort(index.T[::-1])
         return Rows(index[order], np.concatenate([self.values, other.values])[order])
 
+    def is_finite(self) -> bool:
+        """Whether no value is infinite; NaN marks what a text does not have."""
+        return not np.isinf(self.values).any()
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """The fields, to be written to a file."""
+        """The fields, for a file."""
         return {"index": self.index, "values": self.values}
 
 
@@ -46,8 +50,12 @@ class Tally:
         parts = ((getattr(self, name), getattr(other, name)) for name in ("keys", "count", "total", "greatest"))
         return Tally._grouped(*(np.concatenate(part) for part in parts))
 
+    def is_finite(self) -> bool:
+        """Whether neither NaN nor infinity was among the numbers."""
+        return bool(np.isfinite(self.total).all())
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """The fields, to be written to a file."""
+        """The fields, for a file."""
         return {"keys": self.keys, "count": self.count, "total": self.total, "greatest": self.greatest}
 
     @classmethod
@@ -72,6 +80,10 @@ class Totals:
         """Both together, exactly."""
         return Totals(self.values + other.values)
 
+    def is_finite(self) -> bool:
+        """Always: whole numbers."""
+        return True
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """The fields, to be written to a file."""
+        """The fields, for a file."""
         return {"values": self.values}

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import StudyInputError
 from .corpus import Item
-from .errors import StudyInputError
 
 
 @dataclass(frozen=True)
@@ -71,29 +71,35 @@ def windows(model: nn.Module, item: Item, *, max_length: int | None = None, stri
         item: the text
         max_length: tokens per window, at most the model's context
         stride: tokens, not counting special ones, from the start of one window to the next; None cuts off the rest
+
+    Raises:
+        StudyInputError: windows of this length or stride hold no text.
     """
     ids, types = _ids(model, item)
     longest = context(model, max_length)
     if not longest or len(ids) <= longest:
         return [Window(item.index, 0, ids, (True,) * len(ids), types)]
     head, tail = _specials(model, ids)
-    content = ids[head : len(ids) - tail]
     width = longest - head - tail
     if width < 1 or (stride is not None and not 1 <= stride <= width):
         raise StudyInputError(
             f"a window of {longest} tokens has room for {width} besides special ones; expected max_length above "
             f"{head + tail} and stride from 1 to {max(width, 1)}, got max_length={max_length}, stride={stride}."
         )
-    starts = [0] if stride is None else range(0, len(content) - width + stride, stride)
+    if stride is None:
+        rows = _sliced(ids, head, tail, width, width)[:1]
+    else:
+        rows = _overflowing(model, item, ids, longest, width - stride) or _sliced(ids, head, tail, width, stride)
+    row_types = None if types is None else _sliced(types, head, tail, width, stride or width)
     found, seen = [], 0
-    for number, start in enumerate(starts):
-        part = range(head + start, head + min(start + width, len(content)))
-        chosen = [*range(head), *part, *range(len(ids) - tail, len(ids))]
-        first, last = number == 0, number == len(starts) - 1
-        counted = (first,) * head + tuple(p - head >= seen for p in part) + (last,) * tail
-        kept = None if types is None else tuple(types[p] for p in chosen)
-        found.append(Window(item.index, number, tuple(ids[p] for p in chosen), counted, kept, stride is None))
-        seen = part.stop - head
+    for number, row in enumerate(rows):
+        start = number * (stride or width)
+        end = start + len(row) - head - tail
+        first, last = number == 0, number == len(rows) - 1
+        counted = (first,) * head + tuple(place >= seen for place in range(start, end)) + (last,) * tail
+        kept = None if row_types is None else row_types[number]
+        found.append(Window(item.index, number, row, counted, kept, truncated=stride is None))
+        seen = end
     return found
 
 
@@ -156,9 +162,8 @@ def masked(window: Window, tokenizer: Any, share: float, seed: int) -> Window:
 
 def _ids(model: Any, item: Item) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     content = item.content
-    assert content is not None
     if not isinstance(content[0], str):
-        return content, item.types  # type: ignore[return-value]
+        return content, item.types
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise StudyInputError("this model has no tokenizer: give token ids instead of texts.")
@@ -178,3 +183,28 @@ def _specials(model: nn.Module, ids: tuple[int, ...]) -> tuple[int, int]:
     head = next((n for n, number in enumerate(ids) if number not in special), 0)
     tail = next((n for n, number in enumerate(reversed(ids)) if number not in special), 0)
     return head, tail
+
+
+def _overflowing(
+    model: nn.Module, item: Item, ids: tuple[int, ...], longest: int, overlap: int
+) -> list[tuple[int, ...]] | None:
+    """The windows that the tokenizer makes; None where it cannot, or sets other special tokens than the model."""
+    tokenizer: Any = getattr(model, "tokenizer", None)
+    if not isinstance(item.content, str) or not getattr(tokenizer, "is_fast", False):
+        return None
+    made = tokenizer(item.content, truncation=True, max_length=longest, stride=overlap, return_overflowing_tokens=True)[
+        "input_ids"
+    ]
+    head, tail = _specials(model, ids)
+    content = list(made[0][: len(made[0]) - tail])
+    for row in made[1:]:
+        content += row[head + overlap : len(row) - tail]
+    whole = (*content, *ids[len(ids) - tail :])
+    return [tuple(row) for row in made] if whole == ids else None
+
+
+def _sliced(values: tuple[int, ...], head: int, tail: int, width: int, stride: int) -> list[tuple[int, ...]]:
+    """Windows of `width` values, `stride` apart, between the first `head` and the last `tail` values of the whole."""
+    end = len(values) - tail
+    starts = range(head, max(end - width, head) + stride, stride)
+    return [(*values[:head], *values[start : min(start + width, end)], *values[end:]) for start in starts]
