@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import re
 import shutil
 import time
@@ -96,8 +97,9 @@ def at_cell(browser, panel, query, key, event="pointermove"):
     script = """
     const { layout } = shown[arguments[0]], c = document.querySelectorAll('canvas.map')[arguments[0]];
     const b = c.getBoundingClientRect(), kind = arguments[3] === 'click' ? MouseEvent : PointerEvent;
-    c.dispatchEvent(new kind(arguments[3], { bubbles: true, clientX: b.left + layout.left + (arguments[2] + .5) * layout.cell,
-      clientY: b.top + layout.top + (arguments[1] + .5) * layout.cell }));
+    const clientX = b.left + layout.left + (arguments[2] + .5) * layout.cell;
+    const clientY = b.top + layout.top + (arguments[1] + .5) * layout.cell;
+    c.dispatchEvent(new kind(arguments[3], { bubbles: true, clientX, clientY }));
     return [...document.querySelectorAll('#tip:not([hidden]) tr')].map(r => [...r.children].map(d => d.textContent));
     """
     return browser.execute_script(script, panel, query, key, event)
@@ -135,7 +137,8 @@ def test_the_diagonal_is_left_out_where_it_drowns_the_rest(opened):
     norms["attn"][:, 0].diagonal(dim1=-2, dim2=-1).fill_(0.1)
     browser = opened(page_of_norms(norms, TOKENS, layer=0, scope="attn_res"))
     top = float(norms["attn_res"][0, 0].tril(-1).max())
-    bars = "return [...document.querySelectorAll('.panels .bar')].map(b => [b.children[2].textContent, b.lastChild.textContent])"
+    bars = """return [...document.querySelectorAll('.panels .bar')]
+        .map(b => [b.children[2].textContent, b.lastChild.textContent])"""
     assert browser.execute_script(bars)[1] == [f"{top:.3g}", "diagonal left out"]
     assert at_cell(browser, 1, 0, 0)[1][2] == "own vector, left out"
     choose(browser, "scope", "attn")
@@ -246,10 +249,10 @@ def test_the_keyboard_is_enough(opened):
     assert state(browser, "pin") == 2
     browser.execute_script("document.querySelectorAll('canvas.map')[1].focus()")
     keys(browser, DOWN, DOWN, RIGHT)
-    assert browser.execute_script("return hover") == {"q": 4, "k": 1}
+    assert browser.execute_script("return hover") == {"q": 3, "k": 1}  # the first key starts at the pinned token
     assert "norm" in browser.find_element("id", "readout").get_property("textContent")
     keys(browser, ENTER)
-    assert state(browser, "pin") == 4
+    assert state(browser, "pin") == 3
     keys(browser, "t")
     assert browser.execute_script("return theme()") == "dark"
     keys(browser, "?")
@@ -367,8 +370,8 @@ def test_an_edge_is_followed_back(opened):
     assert drawn == [".".join(map(str, edge)) for edge in between]
     last = next(edge for edge in between if edge[0] == 2 and edge[3] > 1)
     x, y = browser.execute_script(
-        "const e = BY_ID.get(arguments[0]); set({ edges: 6 }); set({ edges: 24 });"
-        "return [(graph.x(E.key[e]) + graph.x(E.query[e])) / 2, (graph.y(E.layer[e]) + graph.y(E.layer[e] + 1) + graph.cell) / 2]",
+        "const e = BY_ID.get(arguments[0]), layer = E.layer[e]; return [(graph.x(E.key[e]) + graph.x(E.query[e])) / 2,"
+        " (graph.y(layer) + graph.y(layer + 1) + graph.cell) / 2]",
         ".".join(map(str, last)),
     )
     found = browser.execute_script("return underGraph(arguments[0], arguments[1])", x, y)
@@ -428,7 +431,7 @@ for (const e of document.querySelectorAll('body *')) {
   if (!b.width || style.visibility === 'hidden' || e.closest('.hidden')) continue;
   if (b.right > innerWidth + 1 || b.left < -1) out.push([e.tagName, e.className, b.left, b.right]);
   const cuts = style.overflowX !== 'visible' && style.textOverflow !== 'ellipsis' && e.scrollWidth > e.clientWidth + 1;
-  if (cuts && e.tagName !== 'SELECT' && e.tagName !== 'INPUT') out.push(['cut', e.tagName, e.className, e.scrollWidth, e.clientWidth]);
+  if (cuts && !['SELECT', 'INPUT'].includes(e.tagName)) out.push(['cut', e.className, e.scrollWidth, e.clientWidth]);
 }
 return out;
 """
@@ -439,7 +442,7 @@ return out;
 @pytest.mark.parametrize("kind, link", VIEWS)
 def test_it_fits_the_screen_and_survives_any_token(opened, size, mode, kind, link):
     browser = opened(page_of(kind, LONG), link, size, mode)
-    assert browser.execute_script("return D.tokens") == LONG
+    assert json.loads(browser.execute_script("return JSON.stringify(D.tokens)")) == LONG  # half a pair survives so
     assert len(browser.find_elements("css selector", "script")) == 2
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert browser.execute_script(OUTSIDE) == []
