@@ -1,6 +1,8 @@
 """What the README says is run: its Python block, the output it prints, its commands, its tables."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,12 +100,18 @@ def test_the_caption_of_the_figure_is_true(minilm):
     assert (block.argmax(-1) == torch.arange(12)).all()  # most of each position is its own
 
 
-def test_ci_runs_the_commands_of_the_readme():
+def test_ci_runs_the_commands_of_the_readme_as_they_are_written():
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    commands = [part.strip() for block in blocks("bash") for part in block.split("&&")]
-    assert [command.split()[0] for command in commands] == ["pip", "python", "pip", "pytest"]
-    assert commands[1] in run
-    assert re.search(r"tests .* tl4 pytest( \"\$\{parallel\[@\]\}\")?$", run, flags=re.MULTILINE)
+    script = [sys.executable, str(ROOT / ".ci" / "readme_command.py")]
+    said = [subprocess.run([*script, n], capture_output=True, text=True, check=True).stdout.strip() for n in "12"]
+    assert said == [block.strip() for block in blocks("bash")]
+    words = [part.split()[0] for command in said for part in command.split("&&")]
+    assert words == ["pip", "python", "pip", "pytest"] and said[1].endswith("pytest -n auto")
+    ran = [re.search(rf"^    step .* readme_command {n}$", run, flags=re.MULTILINE) for n in "12"]
+    assert all(ran)
+    first = re.search(r"^    step ", run, flags=re.MULTILINE)
+    assert first and first.start() == ran[0].start()
+    assert "groups=${*:-readme " in run
 
 
 def test_the_tolerances_are_those_of_the_table():

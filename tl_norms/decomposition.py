@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import DecompositionError
-from .linear.maps import source_norms
-from .linear.sources import Sources, versions
+from .linear.carry.pairs import Sources, fresh, versions
+from .linear.measure.lengths import source_norms
+from .linear.measure.spots import agree
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -16,12 +17,12 @@ class Decomposition:
     """The source vectors of one layer and scope, formed only when asked for.
 
     They are formed of the model's weights and the cache, not of copies. If these are written to in the meantime, every
-    method raises a DecompositionError.
+    method raises a DecompositionError: writes are counted where torch counts them, sums are made again and compared.
 
     Attributes:
         layer, scope: where
         error: relative completeness error of this layer and scope
-        sources: the vectors in factored form (see `tl_norms.linear.sources`)
+        sources: the vectors in factored form (see `tl_norms.linear.carry.pairs`)
         written: how often the tensors that they are formed of had been written to when the sums were checked
     """
 
@@ -36,6 +37,7 @@ class Decomposition:
     written: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.sources.others  # noqa: B018  (made once, while the tensors are those that were checked)
         object.__setattr__(self, "written", versions(self.sources))
 
     def __getstate__(self) -> dict:
@@ -54,7 +56,15 @@ class Decomposition:
                 f"after this decomposition was made, so that its vectors would be those of neither. Run the model "
                 f"again and call tl_norms.decompose(cache, {self.layer}, {self.scope!r})."
             )
-        return self.sources
+        made_again = fresh(self.sources)
+        agree(made_again.others, self.sources.others, self._size, f"layer {self.layer}, scope {self.scope!r}: the sums")
+        return made_again
+
+    @property
+    def _size(self) -> Tensor:
+        """What rounding of the sums is relative to, [b q 1]."""
+        parts = (self.sources.others, self.sources.own)
+        return torch.stack([part.norm(dim=-1, keepdim=True) for part in parts]).sum(0)
 
     @property
     def boundary(self) -> int | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from ..plan import Layers
+from ..options import Layers
 from .encoding import encode_pair
 from .errors import AlignmentInputError
 from .extraction import SETTINGS, Setting, WordAlignments, checked_settings, extract
@@ -138,7 +138,7 @@ def cross_maps(model: nn.Module, pairs: Sequence[EncodedPair], layers: Layers = 
             "them: TransformerLens 2 runs T5 so. Upgrade it: pip install 'transformer_lens>=3.9'"
         )
     masks = [_mask([len(pair.source) for pair in pairs]), _mask([len(decoder_input(model, pair)) for pair in pairs])]
-    return cross_norms(cache, layers=layers, mask=masks[0].to(source.device), target_mask=masks[1].to(source.device))
+    return cross_norms(cache, layers=layers, mask=masks[1].to(source.device), source_mask=masks[0].to(source.device))
 
 
 def teacher_forced(model: nn.Module, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

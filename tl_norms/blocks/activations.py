@@ -90,6 +90,10 @@ class Activations:
             return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
         return _fitting(self.mask, like.shape[0], like.shape[1], like.device)
 
+    def has(self, truth: Truth) -> bool:
+        """Whether all activations that a truth names are here."""
+        return all(any(n in self._tensors for n in (hook, *self._reader.equivalents(hook))) for hook in truth.hooks)
+
     def truth(self, truth: Truth) -> Tensor:
         """The activation that a truth names."""
         value = self.vectors(truth.plus[0])

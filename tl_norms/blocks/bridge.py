@@ -119,6 +119,16 @@ class BridgeReader:
     def projection(self, name: str) -> Affine:
         return affine(self._find(name), name)
 
+    def output_projection(self, name: str) -> Affine:
+        part = self._find(name)
+        return affine(getattr(part, "o", None) or part.out, name)
+
+    @torch.no_grad()
+    def recompute(self, step: Norm | FeedForward, x: Tensor) -> Tensor:
+        module = unwrap(self._find(step.module))
+        parameter = next(module.parameters(), None)
+        return module(x if parameter is None else x.to(parameter)).to(x)
+
     def equivalents(self, hook: str) -> tuple[str, ...]:
         if self._aliases is None:
             points = self.model.hook_dict  # one point under several names; made anew at every access

@@ -3,10 +3,12 @@
 Their blocks are known from the configuration.
 """
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
 from .modules import is_elementwise
+from .short_run import without_user_hooks
 from .structure import (
     Add,
     Affine,
@@ -86,7 +88,8 @@ class HookedReader:
         after_mlp = "ln2" if behind else "ln2_post" if hasattr(block, "ln2_post") else None
         chain = Chain()
         scope = "attn"
-        branch = chain.add(self._attention(at), 0, scope, None if after_attn else attn_out)
+        mixed = Truth((at + "attn.hook_z",), sent_by=at + "attn")
+        branch = chain.add(self._attention(at), 0, scope, mixed if after_attn else attn_out)
         if after_attn:
             scope += "_ln"
             branch = chain.add(Norm(at + after_attn, None), branch, scope, attn_out)
@@ -105,7 +108,8 @@ class HookedReader:
                 scope += "_ln"
                 inner = self._norm_in_front(chain, at, mid, scope)
             scope += "_ff"
-            hidden = chain.add(FeedForward(at + "mlp"), inner, scope, None if after_mlp else mlp_out)
+            neurons = Truth((at + "mlp.hook_post",), sent_by=at + "mlp")
+            hidden = chain.add(FeedForward(at + "mlp"), inner, scope, neurons if after_mlp else mlp_out)
             if after_mlp:
                 scope += "_ln"
                 hidden = chain.add(Norm(at + after_mlp, None), hidden, scope, mlp_out)
@@ -170,6 +174,18 @@ class HookedReader:
         mlp = self._find(name)
         gate = getattr(mlp, "W_gate", None)
         return Affine(mlp.W_in, mlp.b_in) if gate is None else Affine(gate, None)
+
+    def output_projection(self, name: str) -> Affine:
+        module = self._find(name)
+        if hasattr(module, "W_O"):
+            return Affine(module.W_O.flatten(0, 1), module.b_O)
+        return Affine(module.W_out, module.b_out)
+
+    @torch.no_grad()
+    def recompute(self, step: Norm | FeedForward, x: Tensor) -> Tensor:
+        module = self._find(step.module)
+        with without_user_hooks(self.model):
+            return module(x.to(self.cfg.dtype)).to(x)
 
     def equivalents(self, hook: str) -> tuple[str, ...]:
         return (hook,)

@@ -23,12 +23,19 @@ from ..errors import UnknownScopeError
 class Truth:
     """An activation of the model, as hook names: the sum of `plus` less the sum of `minus`.
 
-    `through` names a projection that the total must go through first, where only its image is hooked.
+    `through` names a projection that the total must go through first, where only its image is hooked; `sent_by` a
+    module whose output projection the hooked tensor has still to go through.
     """
 
     plus: tuple[str, ...]
     minus: tuple[str, ...] = ()
     through: str | None = None
+    sent_by: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the activation itself is hooked."""
+        return self.through is None and self.sent_by is None and not self.minus
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -144,9 +151,17 @@ class Block:
                 return number
         raise UnknownScopeError(f"layer {self.layer} has no scope {scope!r}; it has {', '.join(self.scopes)}.")
 
+    def crosses(self, number: int) -> bool:
+        """Whether a step is cross-attention."""
+        return isinstance(self.steps[number - 1].operation, CrossAttention)
+
     def needed(self, scopes: tuple[str, ...]) -> tuple[int, ...]:
         """The points to make, in order, for these scopes."""
-        wanted = {self.point(scope) for scope in scopes}
+        return self.needed_up_to(*(self.point(scope) for scope in scopes))
+
+    def needed_up_to(self, *points: int) -> tuple[int, ...]:
+        """The points to make, in order, for these points."""
+        wanted = set(points)
         for number in range(len(self.steps), 0, -1):
             if number in wanted:
                 step = self.steps[number - 1]
@@ -178,7 +193,8 @@ class Block:
         names += self.attention()[1].hooks
         for step in self._chosen(scopes):
             names += step.operation.hooks
-            if step.scope in scopes and step.truth is not None:
+            checked = step.scope in scopes or isinstance(step.operation, Attention)
+            if checked and step.truth is not None:
                 names += step.truth.hooks
         return tuple(dict.fromkeys(names))
 
@@ -249,6 +265,14 @@ class Reader(Protocol):
         ...
 
     def projection(self, name: str) -> Affine: ...
+
+    def output_projection(self, name: str) -> Affine:
+        """That of an attention or a feed-forward, as it is."""
+        ...
+
+    def recompute(self, step: Norm | FeedForward, x: Tensor) -> Tensor:
+        """What the model's own module makes of an input, with no user hook firing."""
+        ...
 
     def value_bias(self, step: Attention) -> Tensor | None: ...
 

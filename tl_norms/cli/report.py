@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..complete import TOLERANCE
 from ..errors import MissingExtraError
 from ..names import resolve_scope
 from ..norms import scopes
 from ..results import BlockNorms
-from ..walk import TOLERANCE
 
 PAIRS = 10  # of the pairs that the feed-forward amplifies most, per layer
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import MaskError, MissingExtraError, TLNormsError
-from ..pairs import existing_pairs
+from ..existing import existing_pairs
 from ..results import BlockNorms
 
 

@@ -141,7 +141,7 @@ def _by_kind(
         raise UnknownLayerError("this result holds no scope or no layer.")
     text = one_text(norms, norms.mixing_ratio(norms.scopes[0])[..., None], 3, tokens, batch=batch)
     methods: dict[str, np.ndarray] = {}
-    by_weight = norms.patterns is not None or norms.kept_attention_ratio is not None
+    by_weight = norms.patterns is not None or norms.heads.attention_ratio is not None
     if by_weight:
         methods["Attn-W"] = text.values(norms.mixing_ratio("Attn-W"))
     for scope in norms.scopes:

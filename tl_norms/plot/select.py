@@ -98,8 +98,8 @@ def one_text(
         source_kept = np.any(exists[:, n:], axis=0, keepdims=True)[0]
         causal = not np.triu(exists[:, :n], 1).any()
     else:
-        mask = result.mask if own else getattr(result, "target_mask", None)
-        source_mask = getattr(result, "source_mask", None) if own else getattr(result, "mask", None)
+        mask = result.mask
+        source_mask = getattr(result, "source_mask", None)
         kept, source_kept = _row(mask, batch), _row(source_mask, batch)
     if kept is None:
         kept = np.ones(value.shape[-2], bool)

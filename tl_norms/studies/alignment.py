@@ -14,7 +14,7 @@ from ..alignment.extraction import SETTINGS, Setting, WordAlignments, checked_se
 from ..alignment.forcing import check_translates, cross_maps, decoder_input, encoded_pair, misfit
 from ..alignment.links import GoldLinks, check_range, link_set
 from ..alignment.pairs import EncodedPair, SentencePair, as_pair
-from ..plan import Layers
+from ..options import Layers
 from .corpus import Item, Made
 from .error_rates import Alignments
 from .errors import StudyInputError, UnfitTextError

@@ -10,11 +10,11 @@ from torch import nn
 from typing_extensions import Unpack
 
 from ..errors import UnknownScopeError
-from ..linear.steps import Bias
+from ..linear.hold import Bias
 from ..metrics import ff_amplification
 from ..metrics.amplification import Normalize
 from ..norms import scopes
-from ..plan import Layers
+from ..options import Layers
 from ..results import BlockNorms
 from .errors import StudyInputError
 from .frames import frame

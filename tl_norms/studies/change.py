@@ -8,11 +8,11 @@ import numpy as np
 from torch import nn
 from typing_extensions import Unpack
 
-from ..linear.steps import Bias
+from ..linear.hold import Bias
 from ..metrics import cancellation as cancellation_of
 from ..metrics import component_changes
 from ..norms import required_hooks, scopes
-from ..plan import Layers
+from ..options import Layers
 from .frames import long
 from .measuring import Reading
 from .partial import Mergeable

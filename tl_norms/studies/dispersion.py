@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 from typing_extensions import Unpack
 
-from ..plan import Layers
+from ..options import Layers
 from .frames import long
 from .moments import Moments
 from .partial import Mergeable

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
-from ..plan import Layers, chosen_blocks, reader_of
+from ..options import Layers
+from ..plan import chosen_blocks, reader_of
 from .frames import frame
 
 if TYPE_CHECKING:

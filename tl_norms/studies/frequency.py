@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from ..plan import Layers
+from ..options import Layers
 from ..results import BlockNorms
 from .correlation import LIMIT, Pairs, Spearman
 from .frames import frame

@@ -8,7 +8,8 @@ import numpy as np
 from torch import nn
 from typing_extensions import Unpack
 
-from ..plan import Layers, chain_of, chosen_scopes, reader_of
+from ..options import Layers
+from ..plan import chain_of, chosen_scopes, reader_of
 from ..results import BlockNorms
 from .categories import Categories, category_masks, token_types
 from .correlation import LIMIT, Pairs, Spearman, spearman

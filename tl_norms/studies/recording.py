@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..hooks import Keep, NormRecorder
-from ..plan import Layers, Scopes, chosen_blocks, reader_of
+from ..options import Layers, Scopes
+from ..plan import chosen_blocks, reader_of
 from ..results import BlockNorms
 from .tokens import Batch
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from ..plan import Layers
+from ..options import Layers
 from ..results import BlockNorms
 from .categories import Categories, category_masks, token_categories
 from .correlation import LIMIT, Pairs, Spearman

@@ -1,6 +1,6 @@
-"""From source vectors to their lengths, [batch query key].
+"""From source vectors to their norms, [batch query key].
 
-Head mixtures take the factor of `factors` (no vectors at all); terms with neurons are formed a few keys at a time, in
+Head mixtures take the factors of `factors` (no vectors at all); terms with neurons are formed a few keys at a time, in
 pieces sized from a memory budget, so that the result does not depend on it.
 """
 
@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import MemoryBudgetError
+from ...errors import MemoryBudgetError
+from ..carry.pairs import CrossSources, Sources
+from ..carry.terms import Mixture, Neurons, Product, Term
 from . import factors
-from .sources import CrossSources, Sources
-from .terms import Heads, Mixture, Neurons, Product
+from .factors import Factors
 
 Side = Sources | CrossSources  # keys of one sequence
 
-_CHUNK_BYTES = 24 << 20  # vectors alive at a time: what the cache holds and the allocator gives without fresh pages
+_CHUNK_BYTES = 24 << 20  # bytes of pair vectors per chunk: fits the CPU cache
 _PAIRS = (512, 4096)  # fewer make the matrix products slower, more do not make them faster
 
 
@@ -30,7 +32,7 @@ class Shared:
     """
 
     family: tuple[Side, ...] = ()
-    triangles: dict[int, Tensor] = field(default_factory=dict)
+    factors: dict[int, Factors] = field(default_factory=dict)
     head_norms: dict[int, Tensor] = field(default_factory=dict)
     lengths: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     cross: "Shared | None" = None  # the same for the keys of another sequence
@@ -40,35 +42,35 @@ class Shared:
         cross = tuple(sources.cross for sources in family if sources.cross is not None)
         return cls(family, cross=cls(cross) if cross else None)
 
-    def norms_of_heads(self, mixture: Mixture) -> Tensor:
-        """The lengths of what the heads would send, [b h k], from the vectors that the triangles are made of."""
-        self.triangle(mixture)
+    def norms_of_heads(self, mixture: Mixture, causal: bool) -> Float[Tensor, "b h k"]:
+        """The norms of what the heads would send, from the vectors that the triangles are made of."""
+        self.factors_of(mixture, causal)
         return self.head_norms[id(mixture)]
 
-    def triangle(self, mixture: Mixture) -> Tensor:
-        if id(mixture) not in self.triangles:
+    def factors_of(self, mixture: Mixture, causal: bool) -> Factors:
+        if id(mixture) not in self.factors:
             images = [s for s in self.family if s.image is not None and _only(s) and _only(s.image.of) is mixture]
             functions = [s.image.function for s in images if s.image is not None]
-            self.head_norms[id(mixture)], found = factors.triangles(mixture, functions)
-            self.triangles[id(mixture)] = found[0]
-            self.triangles |= {id(_only(s)): triangle for s, triangle in zip(images, found[1:], strict=True)}
-        return self.triangles[id(mixture)]
+            self.head_norms[id(mixture)], made = factors.factored(mixture, causal, functions)
+            self.factors[id(mixture)] = made[0]
+            self.factors |= {id(_only(s)): factor for s, factor in zip(images, made[1:], strict=True)}
+        return self.factors[id(mixture)]
 
 
 def source_norms(
     sources: Sources, *, max_memory: int | None, shared: Shared | None = None, sketch: int | None = None
-) -> Tensor:
-    """|v_ij|, [b q k], the keys of another sequence last.
+) -> Float[Tensor, "b q k"]:
+    """|v_ij|, the keys of another sequence last.
 
     Where vectors have to be formed they take up to max_memory bytes at a time, None for half of what is free; there,
-    with `sketch`, lengths are estimates, except on the diagonal.
+    with `sketch`, norms are estimates, except on the diagonal.
     """
     shared = shared or Shared.of((sources,))
     lengths = _side_norms(sources, shared, max_memory, sketch).clone()
-    lengths.diagonal(dim1=-2, dim2=-1).copy_(sources.own.norm(dim=-1))
-    if sources.cross is None:
+    own = sources.own.norm(dim=-1)
+    lengths.diagonal(dim1=-2, dim2=-1).copy_(own)
+    if sources.cross is None or shared.cross is None:
         return lengths
-    assert shared.cross is not None
     return torch.cat([lengths, _side_norms(sources.cross, shared.cross, max_memory, sketch)], dim=-1)
 
 
@@ -76,8 +78,11 @@ def _side_norms(sources: Side, shared: Shared, max_memory: int | None, sketch: i
     """|v_ij| for the keys of one sequence, [b q k]; the diagonal is not valid."""
     key = _key(sources)
     if key not in shared.lengths:
-        if len(sources.terms) < 2 and not needs_vectors(sources):
-            shared.lengths[key] = _factored_norms(sources, shared)
+        if not sources.terms:
+            shared.lengths[key] = _nothing(sources)
+        elif (mixture := _only(sources)) is not None:
+            factor = shared.factors_of(mixture, sources.causal)
+            shared.lengths[key] = factors.mixture_norms(mixture, factor, causal=sources.causal)
         else:
             family = shared.family if any(member is sources for member in shared.family) else (sources,)
             chosen = {_key(member): member for member in family if needs_vectors(member) or member is sources}
@@ -88,6 +93,12 @@ def _side_norms(sources: Side, shared: Shared, max_memory: int | None, sketch: i
                 found = _sketched_norms(members, max_memory, sketch)
             shared.lengths |= zip(chosen, found, strict=True)
     return shared.lengths[key]
+
+
+def _nothing(sources: Side) -> Tensor:
+    """No source but the own one."""
+    n_batch, n_queries, _ = sources.like.shape
+    return sources.like.new_zeros(n_batch, n_queries, n_queries)
 
 
 def _only(sources: Side) -> Mixture | None:
@@ -108,8 +119,8 @@ def needs_vectors(sources: Side) -> bool:
 def _sketched_norms(family: tuple[Side, ...], max_memory: int | None, size: int) -> list[Tensor]:
     """|v_ij| from `size` random projections of the last axis: |v S| / c is unbiased, S gaussian, c its mean length."""
     generator = torch.Generator().manual_seed(size)
-    like = family[0].off
-    directions = torch.randn(like.shape[-1], size, generator=generator, dtype=torch.float64).to(like)
+    like, width = family[0].like, family[0].terms[0].width
+    directions = torch.randn(width, size, generator=generator, dtype=torch.float64).to(like)
     projected = {id(t): t.mapped(Product(directions)) for sources in family for t in sources.terms}
     family = tuple(replace(s, terms=tuple(projected[id(t)] for t in s.terms), image=None) for s in family)
     return [lengths / _mean_length(size) for lengths in _pairwise_norms(family, max_memory)]
@@ -125,18 +136,9 @@ def _mean_length(size: int) -> float:
     return math.sqrt(2) * math.exp(math.lgamma((size + 1) / 2) - math.lgamma(size / 2))
 
 
-def _factored_norms(sources: Side, shared: Shared) -> Tensor:
-    if sources.terms:
-        (mixture,) = sources.terms
-        assert isinstance(mixture, Mixture)
-        return factors.mixture_norms(mixture, shared.triangle(mixture), causal=sources.causal)
-    n_batch, n_queries, _ = sources.off.shape
-    return sources.off.new_zeros(n_batch, n_queries, n_queries)
-
-
 def _pairwise_norms(family: tuple[Side, ...], max_memory: int | None) -> list[Tensor]:
     """|v_ij| of every member, by forming the vectors of a few keys for all queries that see them."""
-    like = family[0].off
+    like = family[0].like
     n_batch, n, _ = like.shape
     n_keys = family[0].terms[0].n_keys
     causal = all(sources.causal for sources in family)
@@ -162,14 +164,14 @@ def _pairwise_norms(family: tuple[Side, ...], max_memory: int | None) -> list[Te
 def _lengths(family: tuple[Side, ...], batch: int, queries: slice, keys: slice) -> Iterator[Tensor]:
     """[k q] for every member; each goes on from the vectors of the one before it where it can."""
     before, vectors = None, torch.empty(0)
-    hidden: dict[tuple[int, int], Tensor] = {}
+    hidden: dict[int, Tensor] = {}
 
     def form(term: Mixture | Neurons) -> Tensor:
         if isinstance(term, Mixture):
             return term.pairs(batch, queries, keys)
-        neurons = id(term.inputs), id(term.coefficients)
+        neurons = id(term.hidden)
         if neurons not in hidden:
-            hidden[neurons] = term.hidden(batch, queries, keys)
+            hidden[neurons] = term.hidden.pairs(batch, queries, keys)
         return term.pairs(batch, queries, keys, hidden[neurons])
 
     for sources in family:
@@ -190,7 +192,7 @@ def _pairs_at_once(family: tuple[Side, ...], max_memory: int | None, element_siz
     per_pair = element_size * max(sum(_width(term) for term in sources.terms) for sources in family)
     fixed = element_size * max(sum(_weights(term) for term in sources.terms) for sources in family)
     if max_memory is None:
-        max_memory = _free_memory(family[0].off.device)
+        max_memory = _free_memory(family[0].like.device)
     if max_memory < fixed + per_pair:
         raise MemoryBudgetError(
             f"max_memory is {max_memory} bytes, but one pair of this block needs {fixed + per_pair} "
@@ -200,20 +202,20 @@ def _pairs_at_once(family: tuple[Side, ...], max_memory: int | None, element_siz
     return int(max(1, min(best, (max_memory - fixed) // per_pair)))
 
 
-def _width(term: Mixture | Heads | Neurons) -> int:
+def _width(term: Term) -> int:
     """Numbers that are alive for one pair while the term is formed."""
-    inputs = term.inputs if isinstance(term, Neurons) else ()
+    inputs = term.hidden.inputs if isinstance(term, Neurons) else ()
     return 2 * term.width + sum(_width(t) for terms in inputs for t in terms)
 
 
-def _weights(term: Mixture | Heads | Neurons) -> int:
+def _weights(term: Term) -> int:
     """Numbers that exist only for this term: the heads seen through W_in."""
-    inputs = term.inputs if isinstance(term, Neurons) else ()
+    inputs = term.hidden.inputs if isinstance(term, Neurons) else ()
     return sum(_own(t) + _weights(t) for terms in inputs for t in terms)
 
 
-def _own(term: Mixture | Heads | Neurons) -> int:
-    return term.vectors.numel() if isinstance(term, Heads) else term.weight.numel()
+def _own(term: Term) -> int:
+    return term.weight.numel() if isinstance(term, Mixture | Neurons) else term.vectors.numel()
 
 
 def _free_memory(device: torch.device) -> int:

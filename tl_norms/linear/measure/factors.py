@@ -1,57 +1,102 @@
-"""The lengths of all pairs of a head mixture in O(n^2 H^2), without a vector of width d per pair.
+"""The norms of all pairs of a head mixture in O(n^2 H^2), without a vector of width d per pair.
 
 |sum_h a_h t_h| depends on the H weights and on the H x H triangle R of the source's head vectors, R^T R = T T^T:
 |sum_h a_h t_h| = |R a|. The triangle is made once per source. It must be accurate where heads nearly cancel: in
-float32 it is the Cholesky factor of the Gram matrix, accepted where every head keeps a good part of its length outside
+float32 it is the Cholesky factor of the Gram matrix, accepted where every head keeps a good part of its norm outside
 the span of those before it; where one does not, the Gram matrix is made again in float64 (a float32 one has lost the
 digits that cancel). A singular Gram matrix, and float64, take a QR decomposition instead.
+
+While head vectors are at hand, they are compared with the values and weights that they were made of, and a few vectors
+of pairs are summed up the plain way, for the finished map to be compared with (see `spots`).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .terms import Linear, Mixture
+from ..carry.terms import Linear, Mixture
+from .spots import Spots, agree, chosen_keys
 
 _CHUNK_BYTES = 2 << 20  # head vectors formed at a time: with their float64 copies they stay in the processor's cache
-_APART = 1 / 16  # a head's squared length outside the span of the heads before it: float32 is enough above this share
+_APART = 1 / 16  # a head's squared norm outside the span of the heads before it: float32 is enough above this share
 _FEW_KEYS = 64  # up to here, and two more per head, a batched matrix product beats H^2 / 2 planes
 _TILE_BYTES = 8 << 20  # weights transposed for such a product at a time
 
 
+@dataclass(frozen=True)
+class Factors:
+    """R with |R a| = |sum_h a_h t_h| for every key, zero where g > h, and norms to compare with."""
+
+    triangle: Tensor  # [b g h k]
+    spots: Spots
+
+
 def head_norms(mixture: Mixture) -> Tensor:
-    """|t_h| of every key, the length of what each head would send: [b h k]."""
+    """|t_h| of every key, the norm of what each head would send: [b h k]."""
     return _measured(mixture, None)[0]
 
 
-def triangles(mixture: Mixture, functions: Sequence[Linear] = ()) -> tuple[Tensor, list[Tensor]]:
-    """The lengths of head vectors, [b h k], and R with |R a| = |sum_h a_h t_h| for every key, [b g h k].
-
-    R is zero where g > h. There is one for the mixture and one for each of its images under linear functions.
-    """
-    return _measured(mixture, functions)
+def factored(mixture: Mixture, causal: bool, functions: Sequence[Linear] = ()) -> tuple[Tensor, list[Factors]]:
+    """The norms of head vectors, [b h k], and the factors of the mixture and of its images under linear functions."""
+    return _measured(mixture, functions, causal)
 
 
-def _measured(mixture: Mixture, functions: Sequence[Linear] | None) -> tuple[Tensor, list[Tensor]]:
-    """Lengths, and triangles unless `functions` is None: the same lengths to the last digit either way."""
+def _measured(
+    mixture: Mixture, functions: Sequence[Linear] | None, causal: bool = False
+) -> tuple[Tensor, list[Factors]]:
+    """Norms, and factors unless `functions` is None: the same norms to the last digit either way."""
     n_batch, n_keys, n_heads = mixture.values.shape[:3]
-    lengths = mixture.values.new_empty(n_batch, n_heads, n_keys)
-    n_triangles = 0 if functions is None else 1 + len(functions)
-    out = [mixture.values.new_zeros(n_batch, n_heads, n_heads, n_keys) for _ in range(n_triangles)]
+    n_queries = mixture.pattern.shape[2]
+    norms = mixture.values.new_empty(n_batch, n_heads, n_keys)
+    keys_of = chosen_keys(n_queries, n_keys, causal=causal, crossed=mixture.sent.mixed.crossed)
+    keys_of = keys_of.to(norms.device)
+    images: list[Linear | None] = [] if functions is None else [None, *functions]
+    triangles = [norms.new_zeros(n_batch, n_heads, n_heads, n_keys) for _ in images]
+    plain = [norms.new_zeros(n_batch, *keys_of.shape) for _ in images]
     chunk = max(1, _CHUNK_BYTES // (n_heads * mixture.width * mixture.values.element_size()))
     for b in range(n_batch):
         for first in range(0, n_keys, chunk):
             keys = slice(first, min(first + chunk, n_keys))
             by_head = mixture.head_vectors(b, keys)
-            lengths[b, :, keys] = by_head.norm(dim=-1)
-            if functions is None:
+            norms[b, :, keys] = by_head.norm(dim=-1)
+            _compare_heads(mixture, b, keys, by_head, norms[b, :, keys])
+            if not images:
                 continue
             vectors = by_head.transpose(0, 1)  # [k h d]
-            out[0][b, :, :, keys] = _triangle(vectors).permute(1, 2, 0)
-            for triangle, function in zip(out[1:], functions, strict=True):
-                triangle[b, :, :, keys] = _triangle(function(vectors)).permute(1, 2, 0)
-    return lengths, out
+            for number, row in enumerate(keys_of):
+                (query,) = ((row >= keys.start) & (row < keys.stop)).nonzero(as_tuple=True)
+                weights, sent = mixture.pattern[b, :, query, row[query]], by_head[:, row[query] - first]
+                some = torch.einsum("hp,hpd->pd", weights, sent)
+                for function, found in zip(images, plain, strict=True):
+                    found[b, number, query] = (some if function is None else function(some)).norm(dim=-1)
+            for function, triangle in zip(images, triangles, strict=True):
+                triangle[b, :, :, keys] = _triangle(vectors if function is None else function(vectors)).permute(1, 2, 0)
+    sizes = _sizes(mixture, norms, keys_of)
+    return norms, [Factors(t, Spots(keys_of, p, sizes)) for t, p in zip(triangles, plain, strict=True)]
+
+
+def _compare_heads(mixture: Mixture, b: int, keys: slice, by_head: Tensor, norms: Tensor) -> None:
+    """A fixed combination of the head vectors of some keys, against the same of the values, mapped once."""
+    n_heads, n_keys = norms.shape
+    weights = torch.arange(n_heads * n_keys, device=norms.device, dtype=norms.dtype).reshape(n_heads, n_keys)
+    weights = (weights * 1.7).cos()
+    values = torch.einsum("hk,khe->he", weights, mixture.values[b, keys])
+    sent = torch.einsum("he,hed->d", values, mixture.weight)
+    agree(
+        torch.einsum("hk,hkd->d", weights, by_head),
+        sent,
+        (weights.abs() * norms).sum() + norms.max(),
+        "the vectors that heads send",
+    )
+
+
+def _sizes(mixture: Mixture, norms: Tensor, keys_of: Tensor) -> Tensor:
+    """sum_h a_h |t_h| of the chosen pairs, [b s q]: what rounding is relative to where heads cancel."""
+    queries = torch.arange(keys_of.shape[1], device=keys_of.device).expand_as(keys_of)
+    keys = keys_of.clamp_min(0)
+    return (mixture.pattern[:, :, queries, keys].abs() * norms[:, :, keys]).sum(1)
 
 
 def _triangle(vectors: Tensor) -> Tensor:
@@ -83,8 +128,13 @@ def _orthogonal_triangle(vectors: Tensor) -> Tensor:
     return torch.nn.functional.pad(triangle, (0, 0, 0, missing)) if missing else triangle
 
 
-def mixture_norms(mixture: Mixture, triangle: Tensor, *, causal: bool, rows: int = 512) -> Tensor:
-    """|sum_h a^h_ij t^h_j| for all pairs (the diagonal included, without any residual): [b q k]."""
+def mixture_norms(mixture: Mixture, factors: Factors, *, causal: bool, rows: int = 512) -> Tensor:
+    """|sum_h a^h_ij t^h_j| for all pairs (the diagonal included, without any residual): [b q k].
+
+    Raises:
+        DecompositionError: a norm of a pair whose vector was formed is another.
+    """
+    triangle = factors.triangle
     n_batch, n_heads, n_queries, n_keys = mixture.pattern.shape
     out = triangle.new_zeros(n_batch, n_queries, n_keys)
     few_keys = n_keys <= _FEW_KEYS + 2 * n_heads
@@ -99,6 +149,7 @@ def mixture_norms(mixture: Mixture, triangle: Tensor, *, causal: bool, rows: int
             keys = slice(0, queries.stop if causal else n_keys)
             square(mixture.pattern[b, :, queries, keys], triangle[b, :, :, keys], out[b, queries, keys])
     out.sqrt_()
+    factors.spots.compare(out, "the norms from factors")
     if mixture.scale is not None:
         out *= mixture.scale[..., None].abs()
     return out
