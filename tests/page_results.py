@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-import tl_norms
+from tl_norms.results import BlockNorms, HeadNorms, RunFacts, ScopeNorms
 
 NASTY = [
     "</script><script>alert(1)</script>",
@@ -23,29 +23,34 @@ NASTY = [
 POST_LN = ("attn", "attn_res", "attn_res_ln", "attn_res_ln_ff")
 
 
-def made_norms(n_layers=2, n=8, scopes=POST_LN, causal=True, n_heads=2, spread=1e3, mask=None, batch=1):
-    """Lengths over three orders of magnitude, and an own vector of position 0 that drowns everything."""
+def made_norms(
+    n_layers=2, n=8, scopes=POST_LN, causal=True, n_heads=2, spread=1e3, mask=None, batch: int | None = 1, n_source=0
+):
+    """Lengths over three orders of magnitude, and an own vector of position 0 that drowns everything.
+
+    The last two scopes have `n_source` keys after the own ones.
+    """
     torch.manual_seed(0)
-    maps = {scope: torch.rand(n_layers, batch, n, n) * spread ** torch.rand(n_layers, batch, n, n) for scope in scopes}
-    patterns = torch.rand(n_layers, batch, n_heads, n, n)
+    lead = () if batch is None else (batch,)
+    wide = {scope: n + (n_source if scope in scopes[-2:] else 0) for scope in scopes}
+    maps = {
+        scope: torch.rand(n_layers, *lead, n, m) * spread ** torch.rand(n_layers, *lead, n, m)
+        for scope, m in wide.items()
+    }
+    patterns = torch.rand(n_layers, *lead, n_heads, n, n)
     for value in maps.values():
         value[..., 0, 0] = 30 * value.max()
+        if causal:
+            value[..., :n] = value[..., :n].tril()
     if causal:
-        maps = {scope: value.tril() for scope, value in maps.items()}
         patterns = patterns.tril()
-    return tl_norms.BlockNorms(
-        scopes=scopes,
-        layers=tuple(range(n_layers)),
-        maps=maps,
-        mixing_ratios={scope: torch.rand(n_layers, batch, n) for scope in scopes},
-        value_norms=torch.rand(n_layers, batch, n_heads, n),
-        patterns=tuple(patterns / patterns.sum(-1, keepdim=True)),
-        error={scope: torch.tensor([1e-7] * (n_layers - 1) + [float("nan")]) for scope in scopes},
-        processing=(),
-        skipped=(),
-        causal=causal,
-        mask=mask,
-        chain=scopes,
+    error = torch.tensor([1e-7] * (n_layers - 1) + [float("nan")])
+    return BlockNorms(
+        {scope: ScopeNorms(value, torch.rand(n_layers, *lead, n), error) for scope, value in maps.items()},
+        HeadNorms(torch.rand(n_layers, *lead, n_heads, n), tuple(patterns / patterns.sum(-1, keepdim=True))),
+        RunFacts(
+            layers=tuple(range(n_layers)), chain=scopes, causal=causal, mask=mask, boundary=n if n_source else None
+        ),
     )
 
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from page_results import NASTY, POST_LN, data_of, made_attribution, made_norms, numbers, unpacked
-from plot_results import block_norms
 
 import tl_norms
+from tl_norms.__main__ import main
 from tl_norms.page import (
     OutputError,
     PageInputError,
@@ -24,6 +24,7 @@ from tl_norms.page import (
     write,
 )
 from tl_norms.page.packing import packed
+from tl_norms.results import HeadNorms
 
 CLOSE = {"rtol": 5e-4, "atol": 0}  # half precision
 SOURCE = ["das", "Haus", "</script>", "ist", "</s>"]
@@ -95,7 +96,7 @@ def test_padding_is_left_out():
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_keys_of_the_encoder_are_kept_after_the_own_ones(causal):
-    norms = block_norms(n_source=5, causal=causal)
+    norms = made_norms(3, 6, causal=causal, batch=None, n_source=5)
     for keys in (SOURCE, NASTY[:6] + SOURCE):
         data = data_of(page_of_norms(norms, NASTY[:6], keys=keys))
         assert data["source"] == SOURCE and set(data["widths"].values()) == {6, 11}
@@ -109,13 +110,13 @@ def test_keys_of_the_encoder_are_kept_after_the_own_ones(causal):
 
 def test_weights_that_were_not_kept_are_not_shown():
     norms = made_norms()
-    data = data_of(page_of_norms(replace(norms, patterns=None), NASTY))
+    data = data_of(page_of_norms(replace(norms, heads=HeadNorms(norms.value_norms, None)), NASTY))
     assert data["attention"] is None and data["heads"] is None
-    kept = replace(norms, patterns=None, kept_attention=norms.attention, kept_attention_ratio=torch.rand(2, 1, 8))
-    data = data_of(page_of_norms(kept, NASTY))
+    kept = HeadNorms(norms.value_norms, None, norms.attention, torch.rand(2, 1, 8))
+    data = data_of(page_of_norms(replace(norms, heads=kept), NASTY))
     assert data["heads"] is None and unpacked(data["attention"]).shape == (2, 36)
     with pytest.raises(PageInputError, match="keeps no maps"):
-        page_of_norms(replace(norms, maps={}), NASTY)
+        page_of_norms(replace(norms, by_scope={"attn": replace(norms.by_scope["attn"], map=None)}), NASTY)
 
 
 def test_many_heads_are_left_out_rather_than_written(monkeypatch):
@@ -175,9 +176,51 @@ def test_of_many_edges_the_strongest_are_kept(monkeypatch):
 
 def test_one_target_at_a_time():
     attribution = made_attribution(NASTY, batch=2)
-    attribution.value = attribution.value[None]
+    attribution.has_targets = True
+    with pytest.raises(PageInputError, match="a list of 2: attribute one target"):
+        page_of_attribution(attribution, batch=0)
+    attribution.has_targets, attribution.value = False, attribution.value[None]
     with pytest.raises(PageInputError, match="one target"):
         page_of_attribution(attribution, batch=0)
+
+
+def test_layers_without_attention_have_no_edges():
+    attribution = made_attribution(NASTY)
+    whole = attribution.edges
+    attribution.unattended = {1: 0.3}
+    attribution.edges = lambda layer: None if layer == 1 else whole(layer)
+    edges = unpacked(data_of(page_of_attribution(attribution))["edges"]["all"])
+    assert not edges[1].any() and edges[0].any() and edges[2].any()
+
+
+def test_an_encoder_decoder_says_what_the_source_sentence_contributed():
+    attribution = made_attribution(NASTY)
+    attribution.source_tokens = torch.tensor([0.25, 0.5])
+    assert data_of(page_of_attribution(attribution))["source_total"] == 0.75
+
+
+def test_names_are_short():
+    for name, short in (
+        ("gpt2", "gpt2"),
+        ("org/model", "org/model"),
+        ("/long/way/to/folder/model/", "folder/model"),
+        ("/long/way/model.Q4_1.gguf", "model.Q4_1.gguf"),
+    ):
+        assert data_of(page_of_norms(made_norms(), NASTY, model_name=name))["model"] == short
+
+
+def test_the_command_line_opens_the_page_on_the_layer_that_it_reports(minilm, tmp_path, capsys):
+    path = tmp_path / "page.html"
+    text = "The keys to the cabinet are on the table."
+    for options, opened in (
+        ((), {"layer": 5, "scope": "attn_res_ln"}),
+        (("--layer", "2", "--scope", "attn_res"), {"layer": 2, "scope": "attn_res"}),
+    ):
+        assert main(["--html", str(path), "--quiet", *options, text]) == 0
+        data = data_of(path.read_text(encoding="utf-8"))
+        assert data["open"] == opened and data["text"] == text and "keys" in data["tokens"]
+        assert len(data["scopes"]) == (1 if options else len(data["chain"]))  # all there is, unless scopes were named
+    assert capsys.readouterr() == ("", "")
 
 
 def test_size_of_thirty_layers_and_forty_tokens():
@@ -223,7 +266,19 @@ def test_show_in_a_notebook(monkeypatch):
 
 def test_a_cell_of_a_notebook_never_fails():
     norms = made_norms()
-    assert notebook_view(norms, lambda: page_of_norms(norms, NASTY)).startswith("<iframe")
-    told = notebook_view(norms, lambda: page_of_norms(norms, ["<a>"]))
-    assert told.startswith("<pre>BlockNorms, 2 layers") and "no page: this result has 8 positions" in told
-    assert "call .show()" in notebook_view(norms, lambda: page_of_norms(norms, NASTY), largest=1000)
+    assert notebook_view(lambda: page_of_norms(norms, NASTY), "a table").startswith("<iframe")
+    assert notebook_view(lambda: page_of_norms(norms, ["<a>"]), "a table") == "a table"
+    told = notebook_view(lambda: page_of_norms(norms, NASTY), "a table", largest=1000)
+    assert told.startswith("a table") and "call .show()" in told
+
+
+def test_norms_show_themselves(monkeypatch, tmp_path):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    norms = made_norms()
+    norms.show(NASTY, layer=0)
+    (path,) = tmp_path.iterdir()
+    assert opened == [path.as_uri()] and data_of(path.read_text(encoding="utf-8"))["open"]["layer"] == 0
+    assert norms._repr_html_().startswith("<p>BlockNorms")  # it keeps no token strings, so the table stays

@@ -12,7 +12,6 @@ import xml.dom.minidom
 import pytest
 import torch
 from page_results import NASTY, POST_LN, made_attribution, made_norms
-from plot_results import block_norms
 
 from tl_norms.page import iframe, page_of_attribution, page_of_norms, write
 
@@ -292,7 +291,7 @@ def test_a_link_restores_what_was_shown(opened):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_another_scope_may_have_more_keys(opened, causal):
-    norms = block_norms(n_source=5, causal=causal)
+    norms = made_norms(3, 6, POST_LN, causal, batch=None, n_source=5, spread=1)
     browser = opened(page_of_norms(norms, NASTY[:6], keys=SOURCE), "#diagonal=on")
     for scope, width in (("attn", 6), ("attn_res_ln_ff", 11), ("attn_res", 6), ("attn_res_ln", 11)):
         choose(browser, "scope", scope)

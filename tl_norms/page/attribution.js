@@ -74,7 +74,8 @@ const PAGE = {
         .slice(0, 3);
     return [
       { strong: `${D.target} = ${say(D.value, 4)}` },
-      `: the tokens contribute ${signed(sum(values))} together, biases and other constants ${signed(D.offset[0])}. Largest: ` +
+      `: the tokens contribute ${signed(sum(values))} together, ${D.source_total === null ? "" : `the source sentence ${signed(D.source_total)}, `}` +
+        `biases and other constants ${signed(D.offset[0])}. Largest: ` +
         order.map((i) => `${quoted(i)} ${signed(values[i])}`).join(", ") +
         ".",
     ];

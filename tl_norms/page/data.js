@@ -90,6 +90,13 @@ function say(x, digits = 4) {
       .replace("e-", "e\u2212");
   return String(Number(x.toPrecision(digits))).replace("-", "\u2212");
 }
+// Three digits, zeros kept: numbers in a column.
+const tabular = (x) => {
+  const size = Math.abs(x);
+  if (!(size >= 1e-4 && size < 1e6)) return signed(x);
+  const decimals = clamp(2 - Math.floor(Math.log10(size)), 0, 7);
+  return (x > 0 ? "+" : "\u2212") + size.toFixed(decimals);
+};
 const signed = (x, digits = 3) => (x > 0 ? "+" : "") + say(x, digits);
 const percent = (x) => (Number.isFinite(x) ? (x < 0.1 ? (100 * x).toFixed(1) : Math.round(100 * x)) + " %" : "\u2013");
 // Signed numbers that stand together: as many decimals as the largest needs for two digits.

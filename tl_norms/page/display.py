@@ -71,27 +71,26 @@ def iframe(page: str, height: int = 820) -> str:
     )
 
 
-def notebook_view(result: object, page: Callable[[], str], *, largest: int = 8_000_000) -> str:
-    """What `_repr_html_` of a result returns: its page in a frame, or its text where no page can be made.
+def notebook_view(page: Callable[[], str], otherwise: str, *, largest: int = 8_000_000) -> str:
+    """What `_repr_html_` of a result returns: its page in a frame, or something smaller where no page can be made.
 
     A result is shown at the end of every cell that makes one, so nothing is raised here, and a page that would fill the
     notebook is left to `show`.
 
     Args:
-        result: the result, whose `repr` stands in for the page
         page: makes the page
+        otherwise: HTML in its place
         largest: in characters
 
     Example:
-        >>> notebook_view(norms, lambda: page_of_norms(norms, tokens))          # doctest: +SKIP
+        >>> notebook_view(lambda: page_of_norms(norms, tokens), "<p>norms</p>")  # doctest: +SKIP
     """
     try:
         made = page()
-    except TLNormsError as error:
-        return f"<pre>{markup.escape(repr(result))}\n\n{markup.escape(f'no page: {error}')}</pre>"
+    except TLNormsError:
+        return otherwise
     if len(made) > largest:
-        size = f"its page has {len(made) / 1e6:.0f} MB: call .show()"
-        return f"<pre>{markup.escape(repr(result))}\n\n{size}</pre>"
+        return f"{otherwise}<p>Its page has {len(made) / 1e6:.0f} MB: call .show()</p>"
     return iframe(made)
 
 

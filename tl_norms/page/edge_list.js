@@ -18,7 +18,7 @@ function follow(e) {
 
 function edgeButton(e, chosen = false, top = TOP_EDGE) {
   const button = make("button", "edge"),
-    value = make("span", "value", signed(E.value[e]));
+    value = make("span", "value", tabular(E.value[e]));
   const bar = make("i"),
     name = make("span", "head", headName(E.layer[e], E.head[e]));
   bar.style.width = 100 * clamp(Math.abs(E.value[e]) / (top || 1), 0, 1) + "%";

@@ -16,7 +16,7 @@ function graphLayout(width) {
     cell = Math.max(5, Math.round(pitch * 0.44));
   const top = 6,
     bottom = top + (CUTS - 1) * pitch + cell;
-  const w = Math.min(column, 64);
+  const w = Math.min(column, 112);
   return {
     left,
     column: w,

@@ -48,9 +48,9 @@ def page_of_attribution(
         >>> page = page_of_attribution(attribute(cache, logit(" are") - logit(" is")))  # doctest: +SKIP
     """
     value = attribution.value
-    if value.ndim > 1:
+    if value.ndim > 1 or getattr(attribution, "has_targets", False):
         raise PageInputError(
-            f"a page shows one target, this attribution has a leading axis of {value.shape[0]}: attribute one target."
+            f"a page shows one target, this attribution has a list of {value.shape[0]}: attribute one target."
         )
     chosen = chosen_text(len(value) if value.ndim else None, batch)
     words = of_text(kept_tokens(attribution) if tokens is None else tokens, chosen)
@@ -70,6 +70,9 @@ def page_of_attribution(
     named = model_name or getattr(attribution, "model_name", None) or "model"
     wanted = target or getattr(attribution, "target_name", None) or "target"
     errors = attribution.error.detach().cpu()
+    source = getattr(attribution, "source_tokens", None)  # of an encoder-decoder
+    if source is not None:
+        source = float((source if chosen is None else source[chosen]).sum())
     data = {
         "kind": "attribution",
         "title": f"{short_name(named)}: where {wanted} comes from",
@@ -80,6 +83,7 @@ def page_of_attribution(
         "positions": list(range(len(words))),
         "padding": [] if mask is None else (~_mask_row(mask, chosen)).nonzero().flatten().tolist(),
         "source": [],
+        "source_total": None if source is None else finite(source),
         "layers": list(attribution.layers),
         "value": finite(float(value if chosen is None else value[chosen])),
         "stream": packed(stream),
@@ -105,8 +109,7 @@ def _edges(attribution: Any, chosen: int | None) -> dict[str, Any]:
     limit = EDGE_NUMBERS // max(len(layers), 1)
     everything, strongest, causal, shape = [], [], True, (0, 0, 0)
     for layer in layers:
-        edges = attribution.edges(layer).detach().cpu().float()
-        edges = edges if chosen is None else edges[chosen]
+        edges = _edges_of(attribution, layer, chosen)
         shape = tuple(edges.shape)  # head query key
         causal = causal and not bool(edges.triu(1).any())
         if edges.numel() // 2 > limit:
@@ -121,6 +124,14 @@ def _edges(attribution: Any, chosen: int | None) -> dict[str, Any]:
         there = torch.ones(shape[1:], dtype=torch.bool)
         found["all"] = packed(stacked[..., there.tril() if causal else there])
     return found
+
+
+def _edges_of(attribution: Any, layer: int, chosen: int | None) -> Tensor:
+    """[head query key]; zeros where a layer has no attention."""
+    if layer in getattr(attribution, "unattended", ()):
+        return torch.zeros(attribution.heads.shape[-1], *[attribution.stream.shape[-1]] * 2)
+    edges = attribution.edges(layer).detach().cpu().float()
+    return edges if chosen is None else edges[chosen]
 
 
 def _strongest(edges: Tensor, limit: int) -> dict[str, Any]:

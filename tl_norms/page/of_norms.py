@@ -22,7 +22,7 @@ def page_of_norms(
     *,
     keys: Tokens | None = None,
     batch: int | None = None,
-    model_name: str = "model",
+    model_name: str | None = None,
     text: str | None = None,
     layer: int | None = None,
     scope: str | None = None,
@@ -37,7 +37,7 @@ def page_of_norms(
         tokens: the tokens of the text, or one list per text; those kept with the result, if left out
         keys: of an encoder-decoder, the tokens of the source sentence, or the target's and then the source's
         batch: which text, where the result has several
-        model_name: what to call the model
+        model_name: what to call the model; the result's own name for it, if it has one
         text: the text itself; the tokens joined, if it is left out
         layer: the number of the layer to open on; the last, if it is left out
         scope: the scope to open on; the last, if it is left out
@@ -56,6 +56,7 @@ def page_of_norms(
     scopes = [name for name in norms.scopes if name in norms.maps]
     if not scopes:
         raise PageInputError("this result keeps no maps; record it with NormRecorder(model, keep='maps').")
+    named = short_name(model_name or getattr(norms, "model_name", None) or "model")
     layer, scope = _opened(norms, scopes, layer, scope)
     first = norms[scopes[0]]
     chosen = chosen_text(first.shape[1] if first.ndim == 4 else None, batch)
@@ -77,8 +78,8 @@ def page_of_norms(
 
     data = {
         "kind": "norms",
-        "title": f"{short_name(model_name)}: norms and attention weights",
-        "model": short_name(model_name),
+        "title": f"{named}: norms and attention weights",
+        "model": named,
         "text": "".join(words) if text is None else text,
         "tokens": words,
         "positions": kept.nonzero().flatten().tolist(),
@@ -113,11 +114,13 @@ def _weights(norms: BlockNorms, one: Any, square: Any, kept: Tensor) -> dict[str
     """Attention weights: of every head with the lengths of its values, or their mean where that would be too long."""
     n = int(kept.sum())
     pairs = n * (n + 1) // 2 if norms.causal else n * n
-    if norms.patterns is None and norms.kept_attention is None:
+    try:
+        attention = norms.attention
+    except UnknownScopeError:  # not kept
         return {"heads": None, "attention": None, "weight_ratios": None}
     found: dict[str, Any] = {
         "heads": None,
-        "attention": packed(square(one(norms.attention))),
+        "attention": packed(square(one(attention))),
         "weight_ratios": packed(one(norms.attention_mixing_ratio())[:, kept]),
     }
     if norms.patterns is not None and len(norms.layers) * norms.value_norms.shape[-2] * pairs <= HEAD_NUMBERS:

@@ -71,8 +71,9 @@ def row_of(mask: Tensor | None, batch: int | None, n: int) -> Tensor:
 
 
 def short_name(model: str) -> str:
-    """The end of a path or of a hub's name."""
-    return "/".join([part for part in str(model).split("/") if part][-2:]) or "model"
+    """The end of a path or of a hub's name; of a file, its name."""
+    parts = [part for part in str(model).split("/") if part]
+    return "/".join(parts[-1:] if str(model).endswith(".gguf") else parts[-2:]) or "model"
 
 
 def versions(given: Mapping[str, Any] | None) -> dict[str, str]:
