@@ -1,6 +1,6 @@
 // A query × key map with tokens along both sides: where everything stands, how it is drawn, what is under a point.
 
-const LEAST = 5,
+const LEAST = 3,
   LABEL = 9; // pixels of the smallest cell and of the smallest letter
 
 function mapLayout(width, matrix, { rows, columns, bars = false, most = 38 }) {
@@ -29,16 +29,26 @@ function mapLayout(width, matrix, { rows, columns, bars = false, most = 38 }) {
 
 // look: fill(q, k) -> colour or null; ratios; pin {query, key}; hover {q, k}; hits: Set of positions; boundary
 function drawMap(pen, matrix, layout, look) {
-  const { left, top, cell, size, every } = layout,
-    gap = cell >= 7 ? 1 : 0,
-    soft = ink("soft"),
-    strong = ink("ink"),
-    mark = ink("mark");
+  drawCells(pen, matrix, layout, look);
+  drawMarks(pen, matrix, layout, look);
+}
+const gapOf = (layout) => (layout.cell >= 7 ? 1 : 0);
+function drawCells(pen, matrix, layout, look) {
+  const { left, top, cell } = layout,
+    side = cell - gapOf(layout);
   for (let q = 0; q < matrix.rows; q++)
     for (let k = 0; k < matrix.columns; k++) {
       const fill = look.fill(q, k);
-      if (fill) pen.rect(left + k * cell, top + q * cell, cell - gap, cell - gap, fill);
+      if (fill) pen.rect(left + k * cell, top + q * cell, side, side, fill);
     }
+}
+// All but the cells: what changes as the pointer moves.
+function drawMarks(pen, matrix, layout, look) {
+  const { left, top, cell, size, every } = layout,
+    gap = gapOf(layout),
+    soft = ink("soft"),
+    strong = ink("ink"),
+    mark = ink("mark");
   const chosen = (side, i) => (look.hover && look.hover[side] === i) || (look.pin && look.pin[side] === i);
   const label = (side, text, i, x, y, turned, room) => {
     const on = chosen(side, i),

@@ -83,7 +83,7 @@ function mark(button, chosen, name) {
 function renderPanels() {
   const box = document.querySelector(".panels"),
     wanted = panels();
-  const columns = box.clientWidth > 560 ? wanted.length : 1;
+  const columns = columnsOf(wanted, box.clientWidth);
   box.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
   while (box.children.length > wanted.length) box.lastChild.remove();
   while (box.children.length < wanted.length) box.append(newPanel());
@@ -157,10 +157,24 @@ function look(panel) {
           : { q: -1, k: state.pin < panel.m.columns ? state.pin : -1 },
   };
 }
+// As many maps side by side as leave room for their cells.
+function columnsOf(wanted, width) {
+  const widest = Math.max(...wanted.map((panel) => mapOf(panel.family, layerRow()).columns));
+  let columns = width > 560 ? wanted.length : 1;
+  while (columns > 1 && ((width + 18) / columns - 138) / widest < 5) columns--;
+  return columns;
+}
 function paintPanels() {
   for (const panel of shown) {
-    const pen = canvasPen(panel.element.children[1].firstChild, panel.layout.width, panel.layout.height);
-    drawMap(pen, panel.m, panel.layout, look(panel));
+    const { m, layout } = panel,
+      seen = look(panel);
+    if (!panel.sheet) {
+      panel.sheet = make("canvas"); // the cells, which stay as they are while the pointer moves
+      drawCells(canvasPen(panel.sheet, layout.width, layout.height), m, layout, seen);
+    }
+    const pen = canvasPen(panel.element.children[1].firstChild, layout.width, layout.height);
+    pen.image(panel.sheet);
+    drawMarks(pen, m, layout, seen);
   }
 }
 function newPanel() {

@@ -23,6 +23,9 @@ function canvasPen(canvas, width, height) {
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.clearRect(0, 0, width, height);
   return {
+    image(sheet) {
+      pen.drawImage(sheet, 0, 0, width, height);
+    },
     rect(x, y, w, h, fill) {
       pen.fillStyle = fill;
       pen.fillRect(x, y, w, h);
