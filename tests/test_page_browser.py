@@ -511,6 +511,9 @@ def test_it_works_inside_a_notebook(opened):
     page = page_of_norms(made_norms(), TOKENS)
     browser = opened(f"<!DOCTYPE html><title>notebook</title>{iframe(page)}")
     browser.switch_to.frame(browser.find_element("css selector", "iframe"))
+    deadline = time.monotonic() + 20
+    while not browser.find_elements("css selector", ".chip") and time.monotonic() < deadline:  # drawn in its own time
+        time.sleep(0.05)
     browser.execute_script("chips()[3].click()")
     assert state(browser, "pin") == 3
     assert len(base64.b64decode(pictures(browser)[1].split(",")[1])) > 1000
