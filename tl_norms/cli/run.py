@@ -73,9 +73,20 @@ def analyse(options: "argparse.Namespace") -> int:
     if options.target is not None:
         facts |= {"target": options.target, "source_tokens": keys[len(words) :]}
     if options.html is not None:
-        from .page import write
+        from ..page import page_of_norms, write
 
-        write(options.html, norms, words, facts, keys=keys)
+        wide = norms if options.scope is not None else _norms(model, given, options, scopes="all", layers=layers)
+        page = page_of_norms(
+            wide,
+            words,
+            keys=keys,
+            model_name=name,
+            text=options.text if options.target is None else options.target,
+            layer=norms.layers[-1 if options.layer is None else 0],
+            scope=norms.scopes[-1],
+            software=facts["versions"],
+        )
+        write(options.html, page)
         if not options.quiet:
             print(f"tl-norms: wrote {options.html}", file=sys.stderr)
     if options.json:
