@@ -4,6 +4,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .attribution import (
+        attribute,
+        direct_attribution,
+        run_with_attribution,
+        top_target,
+    )
+    from .attribution_result import (
+        Attribution,
+        DirectAttribution,
+    )
     from .composition import (
         attention_flow,
         rollout,
@@ -50,20 +60,33 @@ if TYPE_CHECKING:
         value_vectors,
         weighted_value_norms,
     )
+    from .projections import (
+        project_heads,
+    )
     from .results import (
         BlockNorms,
         MixingShares,
+    )
+    from .targets import (
+        Target,
+        TargetError,
+        class_logit,
+        direction,
+        logit,
+        probability,
     )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AttentionPatternError",
+    "Attribution",
     "BlockNorms",
     "CacheShapeError",
     "CrossNorms",
     "Decomposition",
     "DecompositionError",
+    "DirectAttribution",
     "MapError",
     "MaskError",
     "MemoryBudgetError",
@@ -75,6 +98,8 @@ __all__ = [
     "NotACacheError",
     "RecorderError",
     "TLNormsError",
+    "Target",
+    "TargetError",
     "UnknownLayerError",
     "UnknownOptionError",
     "UnknownPositionError",
@@ -82,21 +107,43 @@ __all__ = [
     "UnsupportedArchitectureError",
     "WeightProcessingWarning",
     "attention_flow",
+    "attribute",
     "block_norms",
+    "class_logit",
     "cross_norms",
     "decompose",
+    "direct_attribution",
+    "direction",
     "extend_cache",
     "ffn_maps",
+    "logit",
+    "probability",
+    "project_heads",
     "required_hooks",
     "rollout",
+    "run_with_attribution",
     "run_with_norms",
     "scopes",
+    "top_target",
     "value_norms",
     "value_vectors",
     "weighted_value_norms",
 ]
 
 _HOME = {
+    "attribute": "attribution",
+    "direct_attribution": "attribution",
+    "run_with_attribution": "attribution",
+    "top_target": "attribution",
+    "Attribution": "attribution_result",
+    "DirectAttribution": "attribution_result",
+    "project_heads": "projections",
+    "Target": "targets",
+    "TargetError": "targets",
+    "class_logit": "targets",
+    "direction": "targets",
+    "logit": "targets",
+    "probability": "targets",
     "attention_flow": "composition",
     "rollout": "composition",
     "cross_norms": "cross",
