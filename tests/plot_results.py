@@ -71,7 +71,7 @@ def panels(figure) -> list[SimpleNamespace]:
 
 
 def _of_plotly(figure) -> list[SimpleNamespace]:
-    titles = {(round(a.x, 4), round(a.y, 4)): a.text for a in figure.layout.annotations}
+    titles = [note for note in figure.layout.annotations if note.xanchor == "center" and note.xref == "paper"]
     found = []
     for trace in figure.data:
         x, y = (figure.layout[name.replace("x", "xaxis").replace("y", "yaxis")] for name in (trace.xaxis, trace.yaxis))
@@ -79,10 +79,10 @@ def _of_plotly(figure) -> list[SimpleNamespace]:
         assert (x.type, y.type) == ("category", "category")
         assert list(x.categoryarray) == list(trace.x) and list(y.categoryarray) == list(trace.y)
         axis = figure.layout[trace.coloraxis]
-        place = (round(sum(x.domain) / 2, 4), round(y.domain[1], 4))
+        above = [note for note in titles if abs(note.x - sum(x.domain) / 2) < 1e-6 and 0 < note.y - y.domain[1] < 0.1]
         found.append(
             SimpleNamespace(
-                title=titles.get(place, ""),
+                title=above[0].text if above else "",
                 z=np.asarray(trace.z, float),
                 rows=list(trace.y),
                 columns=list(trace.x),

@@ -4,10 +4,12 @@ import argparse
 import functools
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .arguments import unreadable, unwritable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,9 +89,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if name in ("amplified-pairs", "contextualization-change"):
             add("--sketch", type=_positive, metavar="N", help="estimate lengths by N random directions: faster")
     found = parser.parse_args(argv)
-    if found.csv is not None and not Path(found.csv).expanduser().parent.is_dir():
-        parser.error(f"--csv: there is no folder {str(Path(found.csv).expanduser().parent)!r} to write to")
+    for option, files in _files(found):
+        check = unwritable if option in ("csv", "resume") else unreadable
+        for file in files:
+            if problem := check(file):
+                parser.error(f"--{option}: {problem}")
     return found
+
+
+def _files(found: argparse.Namespace) -> Iterator[tuple[str, Sequence[str]]]:
+    """Options that name files, with the files: looked at before a model is loaded."""
+    for option in ("texts", "pairs", "gold", "parts", "csv", "resume"):
+        given = getattr(found, option, None)
+        if given:
+            yield option, [given] if isinstance(given, str) else given
 
 
 def run(options: argparse.Namespace) -> int:
