@@ -91,10 +91,6 @@ def test_weights_stand_beside_norms(backend):
     titles = [panel.title.replace("<br>", "\n").split("\n")[0] for panel in drawn]
     heads = ["Attention weights (Attn-W)", "norms, attn", "norms, attn_res_ln"]
     assert titles[:3] == [f"layer 2 · {head}" for head in heads]
-        "layer 2 · Attention weights (Attn-W)",
-        "layer 2 · norms, attn",
-        "layer 2 · norms, attn_res_ln",
-    ]
     for row, layer in enumerate((1, 2)):
         for panel, name in zip(drawn[3 * row :], ("Attn-W", "attn", "attn_res_ln"), strict=False):
             same(panel.z, norms[name][layer, 0])

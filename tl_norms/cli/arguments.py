@@ -13,7 +13,7 @@ scopes:
   A scope is how far into the block the sources are followed, spelled as the steps taken: attn (attention),
   attn_res (+ residual connection), attn_res_ln (+ layer norm), attn_res_ln_ff (+ feed-forward), ... The papers' names
   (Attn-N, AttnRes-N, AttnResLn-N, ATB, ATBFF, ...) work too. Which ones a model has is printed with every error
-  about them. A scope that goes through the feed-forward brings the scope before it along, to compare with.
+  about them. With a scope that goes through the feed-forward, the scope before it is shown too, for comparison.
 
 examples:
   tl-norms "The keys to the cabinet are on the table."

@@ -4,7 +4,7 @@ import argparse
 import functools
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,7 @@ _STUDIES = {  # name -> what it tells, its tables (names of methods), the first 
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments behind `study`; exits with status 2 and a message if they are bad."""
+    """The arguments after `study`; exits with status 2 and a message if they are bad."""
     parser = argparse.ArgumentParser(
         prog="tl-norms study",
         description="The papers' measurements over a corpus.",
@@ -89,20 +89,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if name in ("amplified-pairs", "contextualization-change"):
             add("--sketch", type=_positive, metavar="N", help="estimate lengths by N random directions: faster")
     found = parser.parse_args(argv)
-    for option, files in _files(found):
-        check = unwritable if option in ("csv", "resume") else unreadable
-        for file in files:
-            if problem := check(file):
-                parser.error(f"--{option}: {problem}")
+    for option in ("csv", "resume"):
+        if problem := unwritable(getattr(found, option, None)):
+            parser.error(f"--{option}: {problem}")
     return found
 
 
-def _files(found: argparse.Namespace) -> Iterator[tuple[str, Sequence[str]]]:
-    """Options that name files, with the files: looked at before a model is loaded."""
-    for option in ("texts", "pairs", "gold", "parts", "csv", "resume"):
-        given = getattr(found, option, None)
-        if given:
-            yield option, [given] if isinstance(given, str) else given
+def _check_files(options: argparse.Namespace) -> None:
+    """Files that are to be read, looked at before a model is loaded.
+
+    Raises:
+        StudyInputError: one is missing, a folder, or cannot be read.
+    """
+    from ..studies import StudyInputError
+
+    for option in ("texts", "pairs", "gold", "parts"):
+        given = getattr(options, option, None) or ()
+        for file in [given] if isinstance(given, str) else given:
+            if problem := unreadable(file):
+                raise StudyInputError(f"{problem} (--{option})")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -110,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
     from .. import studies
     from . import load
 
+    _check_files(options)
     name = load.model_name(options.model)
     study = getattr(studies, options.study.replace("-", "_"))
     with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
@@ -172,7 +178,7 @@ def _texts(add) -> None:
 def _pairs(add) -> None:
     add("--pairs", required=True, metavar="FILE", help="'source ||| target' or source, tab, target; words by blanks")
     add("--gold", required=True, metavar="FILE", help="gold links, Pharaoh ('0-0 1p2') or NAACL ('1 3 2 S') format")
-    add("--gold-format", choices=("pharaoh", "naacl"), help="default: told by the content")
+    add("--gold-format", choices=("pharaoh", "naacl"), help="default: detected from the content")
     add("--one-based", action="store_true", help="words of a Pharaoh file are numbered from 1 (NAACL's always are)")
     add("--reverse", action="store_true", help="the gold file has the target word before the source word")
     add("--setting", action="append", choices=("AWO", "AWI"), help="may be repeated; default: both")

@@ -24,7 +24,7 @@ def analysis(facts: dict[str, Any], norms: BlockNorms, words: list[str], keys: l
         facts: what was run, see `report.facts`
         norms: the result, with a batch of one
         words: its tokens
-        keys: the same, and those of the source behind them where a decoder has cross-attention
+        keys: the same, followed by those of the source where a decoder has cross-attention
         chosen: the layers were asked for, so all of them are shown; else the last
     """
     console = _console()

@@ -12,7 +12,7 @@ that is the caller's to restyle: nothing is shown, written or fetched. With seve
 """
 
 from .alignment import alignment_maps
-from .attributions import head_edges, head_grid, position_map, token_strip
+from .attributions import head_edges, head_grid, position_map
 from .circuits import to_circuitsvis
 from .curves import changes, mixing_ratios
 from .errors import PlotInputError
@@ -21,6 +21,7 @@ from .graph import contribution_graph
 from .judging import judge_table
 from .maps import head_maps, layer_maps, weight_and_norm
 from .picture import Look
+from .strip import token_strip
 
 __all__ = [
     "Look",

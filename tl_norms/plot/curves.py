@@ -68,7 +68,8 @@ def mixing_ratios(
     values = values if panels == "method" else values.transpose(1, 0, 2)  # [curve panel layer]
     made = []
     for panel, one in enumerate(columns):
-        made.append((one, tuple(Line(name, tuple(result.layers), values[n, panel]) for n, name in enumerate(rows))))
+        lines = tuple(Line(str(name), tuple(result.layers), values[n, panel]) for n, name in enumerate(rows))
+        made.append((str(one), lines))
     title = "Mixing ratio by layer: how much of a position comes from other positions"
     return _drawn(made, "mixing ratio", (0, 1), title, note, Look(**look))
 

@@ -174,7 +174,9 @@ def _of_one_text(
     """The amplification of one text, without a batch axis."""
     if isinstance(norms, FFAmplification):
         if normalize not in (None, norms.normalize):
-            raise PlotInputError(f"this result was made with normalize={norms.normalize!r}: make it anew.")
+            raise PlotInputError(
+                f"this result was made with normalize={norms.normalize!r}: make it again, with the normalize you want."
+            )
         found = norms
     elif isinstance(norms, BlockNorms):
         found = ff_amplification(norms, normalize=normalize)

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from typing_extensions import Unpack
 
-from .attributions import Signed, is_attribution, one_attribution
 from .colours import NEGATIVE, POSITIVE
+from .contributions import Signed, is_attribution, on_cpu, one_attribution
 from .draw import Figure, drawn
 from .errors import PlotInputError
 from .picture import Dot, Drawing, Label, Look, LookOptions, Picture, Stroke
@@ -91,8 +89,7 @@ def contribution_graph(
 
 def _edges(result: Any, layer: int, batch: int | None) -> np.ndarray:
     """[head query key]"""
-    value = result.edges(layer)
-    value = value.detach().cpu().double() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value)).double()
+    value = on_cpu(result.edges(layer)).double()
     text = chosen_text(value.shape[0] if value.ndim == 4 else None, batch)
     return (value if text is None else value[text]).numpy()
 
@@ -102,7 +99,7 @@ def _bypass(result: Any, places: list[int], batch: int | None) -> np.ndarray | N
     value = getattr(result, "bypass", None)
     if value is None:
         return None
-    value = torch.as_tensor(np.asarray(value)) if not isinstance(value, Tensor) else value.detach().cpu()
+    value = on_cpu(value)
     text = chosen_text(value.shape[1] if value.ndim == 3 else None, batch)
     return (value if text is None else value[:, text]).double().numpy()[places]
 

@@ -47,7 +47,9 @@ def judge_table(
     panels = []
     for task in chosen["task"]:
         for removal in dict.fromkeys(frame.loc[frame["task"] == task, "removal"]):
-            rows = frame[(frame["task"] == task) & (frame["removal"] == removal)]
+            rows = frame[
+                (frame["task"] == task) & (frame["removal"] == removal) & frame["metric"].isin(chosen["metric"])
+            ]
             known = [metric for metric in chosen["metric"] if (rows["metric"] == metric).any()]
             if known:
                 panels.append(_table(rows, known, f"{task}, removed tokens: {removal}"))

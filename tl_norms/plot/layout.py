@@ -175,7 +175,7 @@ def _sizes(picture: Picture, room: float) -> list[tuple[float, float]]:
         elif isinstance(panel, Curves):
             found.append((max(curves, 420.0) if n == 1 and room > 420 else curves, 190.0))
         elif isinstance(panel, Table):
-            found.append((28 + 7.4 * sum(column_widths(panel)), 29 + 25.0 * len(panel.columns[0])))
+            found.append((28 + 7.4 * sum(column_widths(panel)), 34 + 27.0 * len(panel.columns[0])))
         else:
             found.append((panel.width, panel.height))
     tables = [size[0] for size, panel in zip(found, picture.panels, strict=True) if isinstance(panel, Table)]

@@ -52,7 +52,7 @@ def layer_maps(
         **look: `backend`, `title`, `cmap`, `width`: see `tl_norms.plot.Look`
 
     Returns:
-        A plotly or matplotlib Figure, to be restyled at will. Pairs that do not exist are grey. Colours start at 0; of
+        A plotly or matplotlib Figure. Pairs that do not exist are grey. Colours start at 0; of
         numbers with a sign, 0 is in the middle.
 
     Raises:
@@ -117,7 +117,7 @@ def weight_and_norm(
             shown.append((ABOUT.get(subject.name, f"norms, {subject.name}").replace(", mean", "\nmean"), subject))
     else:
         if scopes is not None:
-            raise PlotInputError("a single head has no scopes behind attention: pass scopes= or head=, not both.")
+            raise PlotInputError("a single head has no scopes after attention: pass scopes= or head=, not both.")
         moved = result.head_norms
         (head,) = chosen_heads(moved.shape[-3], head)
         layers_ = tuple(result.layers)

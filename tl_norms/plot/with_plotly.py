@@ -13,9 +13,10 @@ import numpy as np
 from . import colours
 from .errors import needed
 from .layout import LINE, Box, Layout, column_widths, has_labels, laid_out, titled, turned
-from .picture import Axis, Cells, Curves, Drawing, Picture, Scale, Table
+from .picture import Axis, Cells, Curves, Picture, Scale, Table
+from .plotly_shapes import draw_shapes
+from .plotly_text import GREY, escaped
 
-GREY = "rgba(128,128,128,{})"
 DASHES = {"sure": "solid", "possible": "dot", "predicted": "solid"}
 
 
@@ -42,7 +43,14 @@ def draw(picture: Picture) -> Any:
             x, y = _domain(layout, box)
             figure.add_trace(_table(go, panel).update(domain={"x": x, "y": y}))
         else:
-            _draw_shapes(figure, go, picture, layout, number, panel, dark)
+            x, y = _axes(number)
+            across, down = _domain(layout, box)
+            hidden = {"visible": False, "fixedrange": True}
+            axes = {
+                _layout_name(x): {"anchor": y, "domain": across, "range": [0, panel.width]} | hidden,
+                _layout_name(y): {"anchor": x, "domain": down, "range": [panel.height, 0]} | hidden,
+            }
+            draw_shapes(figure.update_layout(axes), go, panel, x, y, _palette(picture, True, dark))
         if panel.title:
             _text(figure, layout, box.x + box.width / 2, box.y - 4, panel.title, size=12, yanchor="bottom")
     for number, scale in enumerate(picture.scales):
@@ -50,11 +58,12 @@ def draw(picture: Picture) -> Any:
     y = 7.0
     for lines, size, step in ((layout.title, 14, 22), (layout.notes, 11, 16)):
         for line in lines:
-            bold = f"<b>{_escaped(line)}</b>" if size == 14 else _escaped(line)
+            bold = f"<b>{escaped(line)}</b>" if size == 14 else escaped(line)
             _text(figure, layout, 10, y, bold, size=size, yanchor="top", xanchor="left", raw=True, faint=size == 11)
             y += step
     if any(isinstance(panel, Cells) and panel.links for panel in picture.panels):
-        place = {"x": 0, "xanchor": "left", "yref": "container", "y": 1 - layout.heading / layout.height}
+        place = {"x": 10 / layout.width, "xref": "container", "xanchor": "left", "yref": "container"}
+        place |= {"y": 1 - layout.heading / layout.height}
         figure.update_layout(legend={"orientation": "h", "yanchor": "top"} | place)
     return figure
 
@@ -80,7 +89,7 @@ def _text(
     xanchor: str = "center", yanchor: str,
 ) -> None:  # fmt: skip
     (px, _), (_, py) = _domain_of_point(layout, x, y)
-    text = text if raw else _escaped(text).replace("\n", "<br>")
+    text = text if raw else escaped(text).replace("\n", "<br>")
     figure.add_annotation(
         x=px, y=py, xref="paper", yref="paper", xanchor=xanchor, yanchor=yanchor, text=text, showarrow=False,
         font={"size": size}, opacity=0.72 if faint else None, align="left" if xanchor == "left" else "center",
@@ -116,7 +125,7 @@ def _colours(picture: Picture, layout: Layout, number: int, scale: Scale, dark: 
     x, y = _domain(layout, box)
     height = layout.height - sum(_margins(layout)[1::2])
     (px, _), _ = _domain_of_point(layout, box.x, 0)
-    bar = {"title": {"text": _escaped(scale.name), "side": "right"}, "x": px, "xanchor": "left", "xpad": 0}
+    bar = {"title": {"text": escaped(scale.name), "side": "right"}, "x": px, "xanchor": "left", "xpad": 0}
     bar |= {"y": y[1], "yanchor": "top", "ypad": 0, "len": box.height / height, "thickness": box.width}
     bar |= {"outlinewidth": 0, "nticks": 6}
     if scale.bar == "common":
@@ -140,17 +149,17 @@ def _palette(picture: Picture, diverging: bool, dark: bool) -> Sequence[str]:
 def _draw_cells(figure: Any, go: Any, picture: Picture, layout: Layout, number: int, panel: Cells) -> None:
     x, y = _axes(number)
     domain, cell = _domain(layout, layout.panels[number]), layout.cells[number]
-    heading = f"<extra>{_escaped(panel.title).replace(chr(10), ', ')}</extra>" if panel.title else "<extra></extra>"
+    heading = f"<extra>{escaped(panel.title).replace(chr(10), ', ')}</extra>" if panel.title else "<extra></extra>"
     rows, columns = panel.rows.name or "row", panel.columns.name or "column"
     shown = "%{z:.4g}" if panel.told is None else "%{customdata:.4g}"
     figure.add_trace(
         go.Heatmap(
             z=panel.values,
-            x=[_escaped(place) for place in panel.columns.places],
-            y=[_escaped(place) for place in panel.rows.places],
+            x=[escaped(place) for place in panel.columns.places],
+            y=[escaped(place) for place in panel.rows.places],
             customdata=panel.told,
             coloraxis=_coloraxis(panel.scale),
-            name=_escaped(panel.title),
+            name=escaped(panel.title),
             xaxis=x,
             yaxis=y,
             xgap=1 if cell[0] >= 7 else 0,
@@ -215,10 +224,10 @@ def _axis(axis: Axis, cell: float, labelled: bool, upwards: bool, named: bool) -
     return {
         "type": "category",
         "categoryorder": "array",
-        "categoryarray": [_escaped(place) for place in places],
+        "categoryarray": [escaped(place) for place in places],
         "tickmode": "array",
-        "tickvals": [_escaped(places[n]) for n in shown],
-        "ticktext": [_escaped(axis.labels[n]) for n in shown],
+        "tickvals": [escaped(places[n]) for n in shown],
+        "ticktext": [escaped(axis.labels[n]) for n in shown],
         "tickangle": -90 if upwards else 0,
         "title": {"text": axis.label if named else None, "standoff": 6},
         "showgrid": False,
@@ -233,7 +242,7 @@ def _draw_curves(figure: Any, go: Any, picture: Picture, layout: Layout, number:
     seen = {line.name for p in picture.panels[:number] if isinstance(p, Curves) for line in p.lines}
     domain = _domain(layout, layout.panels[number])
     for curve in panel.lines:
-        colour, name = colours.CURVES[names.index(curve.name) % len(colours.CURVES)], _escaped(curve.name)
+        colour, name = colours.CURVES[names.index(curve.name) % len(colours.CURVES)], escaped(curve.name)
         if curve.low is not None and curve.high is not None:
             band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
             band |= {"x": curve.x, "legendgroup": name, "xaxis": x, "yaxis": y}
@@ -273,84 +282,15 @@ def _draw_curves(figure: Any, go: Any, picture: Picture, layout: Layout, number:
 def _table(go: Any, table: Table) -> Any:
     align = ["right" if right else "left" for right in table.right]
     columns = [
-        [f"<b>{_escaped(text)}</b>" if (row, n) in table.strong else _escaped(text) for row, text in enumerate(column)]
+        [f"<b>{escaped(text)}</b>" if (row, n) in table.strong else escaped(text) for row, text in enumerate(column)]
         for n, column in enumerate(table.columns)
     ]
     trace = go.Table(
         columnwidth=column_widths(table),
-        header={"values": [f"<b>{_escaped(name)}</b>" for name in table.names], "align": align, "height": 27},
+        header={"values": [f"<b>{escaped(name)}</b>" for name in table.names], "align": align, "height": 27},
         cells={"values": columns, "align": align, "height": 25},
     )
     # A table keeps its own light cells in every template, so its text stays dark in a dark one too.
     trace.header.update(fill_color="#dbe3ee", font_color="#1b1f27", line_color="#c2cbd8")
     trace.cells.update(fill_color="#ffffff", font_color="#1b1f27", line_color="#dfe4eb")
     return trace
-
-
-def _draw_shapes(
-    figure: Any, go: Any, picture: Picture, layout: Layout, number: int, panel: Drawing, dark: bool
-) -> None:
-    """Boxes, strokes, dots and labels, on axes in pixels; hover is on points that are not seen."""
-    x, y = _axes(number)
-    domain = _domain(layout, layout.panels[number])
-    hidden = {"visible": False, "fixedrange": True}
-    figure.update_layout(
-        {
-            _layout_name(x): {"anchor": y, "domain": domain[0], "range": [0, panel.width]} | hidden,
-            _layout_name(y): {"anchor": x, "domain": domain[1], "range": [panel.height, 0]} | hidden,
-        }
-    )
-    at = {"xaxis": x, "yaxis": y, "showlegend": False}
-    stops = _palette(picture, True, dark)
-    for stroke in panel.strokes:
-        line = {"width": stroke.width, "color": stroke.colour or GREY.format(0.35)}
-        figure.add_trace(go.Scatter(x=stroke.x, y=stroke.y, mode="lines", line=line, hoverinfo="skip", **at))
-    told = [stroke for stroke in panel.strokes if stroke.hover]
-    if told:  # half way and at a third from either end, so that crossing lines can be told apart
-        shares = (0.3, 0.5, 0.7)
-        figure.add_trace(
-            go.Scatter(
-                x=[s.x[0] + (s.x[1] - s.x[0]) * t for s in told for t in shares],
-                y=[s.y[0] + (s.y[1] - s.y[0]) * t for s in told for t in shares],
-                mode="markers", marker={"size": 9, "opacity": 0}, hoverinfo="text",
-                hovertext=[_escaped(s.hover).replace("\n", "<br>") for s in told for _ in shares], **at,
-            )
-        )  # fmt: skip
-    if panel.dots:
-        figure.add_trace(
-            go.Scatter(
-                x=[dot.x for dot in panel.dots], y=[dot.y for dot in panel.dots], mode="markers",
-                marker={
-                    "size": [dot.size for dot in panel.dots], "opacity": 1, "line": {"width": 0},
-                    "color": [dot.colour or "rgb(150,150,150)" for dot in panel.dots],
-                },
-                hoverinfo="text", hovertext=[_escaped(dot.hover).replace("\n", "<br>") for dot in panel.dots], **at,
-            )
-        )  # fmt: skip
-    for box in panel.boxes:
-        fill = "rgba(0,0,0,0)" if box.share is None else colours.mixed(stops, (box.share + 1) / 2)
-        ends = {"x0": box.x, "x1": box.x + box.width, "y0": box.y, "y1": box.y + box.height}
-        figure.add_shape(type="rect", **ends, xref=x, yref=y, fillcolor=fill, line={"width": 0}, layer="below")
-        figure.add_annotation(
-            x=box.x + box.width / 2, y=box.y + box.height / 2, xref=x, yref=y, text=_escaped(box.text),
-            showarrow=False, font={"size": 13} | ({} if box.share is None else {"color": colours.ink(fill)}),
-        )  # fmt: skip
-    if panel.boxes:
-        figure.add_trace(
-            go.Scatter(
-                x=[box.x + box.width / 2 for box in panel.boxes], y=[box.y + box.height / 2 for box in panel.boxes],
-                mode="markers", marker={"size": 18, "opacity": 0}, hoverinfo="text",
-                hovertext=[_escaped(box.hover).replace("\n", "<br>") for box in panel.boxes], **at,
-            )
-        )  # fmt: skip
-    for label in panel.labels:
-        figure.add_annotation(
-            x=label.x, y=label.y, xref=x, yref=y, text=_escaped(label.text), showarrow=False, xanchor=label.align,
-            yanchor="top" if label.turned else "middle", textangle=-90 if label.turned else 0,
-            font={"size": label.size}, opacity=0.72 if label.faint else None,
-        )  # fmt: skip
-
-
-def _escaped(text: str) -> str:
-    """Text that plotly takes for text: not as markup (`<s>` is a token), nor as a formula between dollars."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
