@@ -145,9 +145,9 @@ def _placed(position: int, token: str, n: int) -> str:
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    """A text, broken at ordinary spaces."""
+    """A text, broken at ordinary spaces but not at hard ones."""
     for line in textwrap.wrap(text, console.width, break_long_words=False, break_on_hyphens=False):
-        _line(console, Text(line, style=style))
+        _line(console, Text(line.replace("\u00a0", " "), style=style))
 
 
 def _line(console: Console, line: Text) -> None:
