@@ -1,6 +1,8 @@
 """Defaults of figures: what is left out, which colours, which results, which words."""
 
 import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -201,6 +203,15 @@ def test_nothing_stands_on_anything_else(width, n_panels):
         for other in boxes[:number]:
             apart = one.x >= other.x + other.width or other.x >= one.x + one.width
             assert apart or one.y >= other.y + other.height or other.y >= one.y + one.height
+
+
+def test_packages_are_attributes_that_load_when_used():
+    code = (
+        "import sys, tl_norms; assert 'plot' in dir(tl_norms) and 'tl_norms.plot' not in sys.modules; "
+        "print(tl_norms.plot.layer_maps.__name__, tl_norms.metrics.component_changes.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["layer_maps", "component_changes"], done.stderr
 
 
 def test_circuitsvis_is_shown_without_a_network(monkeypatch):

@@ -55,7 +55,7 @@ def token_strip(
         title = f"{contribution(result)}: {at}"
         notes = (
             about(result, words),
-            f"sum {values.sum():+.3g}, no position's own {rest:+.3g}, value {found.value:+.3g}",
+            f"tokens {values.sum():+.3g}, rest (biases) {rest:+.3g}, value {found.value:+.3g}",
         )
     else:
         values = _vector(result)
