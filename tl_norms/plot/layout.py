@@ -105,7 +105,7 @@ def laid_out(picture: Picture) -> Layout:
     wide = [max((sizes[n][0] for n in numbers if picture.at(n)[1] == c), default=0) for c in columns]
     high = [max((sizes[n][1] for n in numbers if picture.at(n)[0] == r), default=0) for r in rows]
     over_right = _overhang(picture, wide)
-    least = 380 if _legend(picture) else NARROWEST
+    least = 380 if _legend(picture, 1e9) else NARROWEST
     whole = max(sum(wide) + fixed + over_right, least)
     title, notes = _heading(picture, max(whole, min(width, 560)))
     longest = max((BOLD * characters(line) for line in title), default=0)
@@ -116,7 +116,7 @@ def laid_out(picture: Picture) -> Layout:
         x += left[c] + wide[c] + right[c] + GAP
     above = [max((_above(picture.panels[n]) for n in numbers if picture.at(n)[0] == r), default=0) for r in rows]
     below = [max((_below(picture, n, sizes[n]) for n in numbers if picture.at(n)[0] == r), default=0) for r in rows]
-    ys, y = [], EDGE / 2 + heading_height(title, notes) + _legend(picture)
+    ys, y = [], EDGE / 2 + heading_height(title, notes) + _legend(picture, sum(wide))
     for r in rows:
         ys.append(y + above[r])
         y += above[r] + high[r] + below[r] + DOWN
@@ -247,8 +247,10 @@ def _overhang(picture: Picture, wide: list[float]) -> float:
     return max(0.0, longest - 20)
 
 
-def _legend(picture: Picture) -> float:
-    return 24 if any(isinstance(panel, Cells) and panel.links for panel in picture.panels) else 0
+def _legend(picture: Picture, room: float) -> float:
+    """The height of the legend of links; plotly breaks it into lines as wide as the panels (`room`)."""
+    kinds = {kind for panel in picture.panels if isinstance(panel, Cells) for kind, _ in panel.links}
+    return 24.0 * -(-len(kinds) // max(1, int(room // 80)))
 
 
 def _heading(picture: Picture, width: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
