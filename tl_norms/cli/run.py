@@ -1,4 +1,4 @@
-"""From arguments to output: load, run, analyse, print. Every foreseeable problem is one line and a status."""
+"""From arguments to output: load, run, analyse, print. Every foreseeable problem is one line and an exit status."""
 
 import os
 import sys
@@ -147,7 +147,8 @@ def _model(given: str | None, options: "argparse.Namespace") -> tuple[Any, str]:
     from . import load
 
     name = load.model_name(given)
-    shown = "all-MiniLM-L6-v2 (embedded)" if given is None else given
+    embedded = load.is_embedded(given) and name != given
+    shown = "all-MiniLM-L6-v2 (embedded)" if embedded or given is None else given
     if sys.stderr.isatty() and not options.quiet:
         print(f"tl-norms: loading {shown} ...", file=sys.stderr)
     with load.silence():
@@ -205,11 +206,12 @@ def _norms(
 
 
 def _notices(caught: list[warnings.WarningMessage], options: "argparse.Namespace") -> None:
-    """Our own warnings as messages; other libraries' are of no use to who runs a command."""
+    """The package's own warnings as messages; those of other libraries are dropped."""
     from ..errors import WeightProcessingWarning
+    from .load import SentenceEndWarning
 
     if options.quiet:
         return
     for warning in caught:
-        if issubclass(warning.category, WeightProcessingWarning):
+        if issubclass(warning.category, WeightProcessingWarning | SentenceEndWarning):
             print(f"tl-norms: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)
