@@ -122,9 +122,7 @@ class FrozenBlock:
         trial = FrozenBlock(self.reader, self.activations, self.block, self.bias, "replace")
         for earlier in self.block.needed_up_to(number):
             trial.step(earlier)
-        return next(
-            (edit for edit in trial.found if not edit.everywhere or edit.heads or edit.factor == 0), None
-        )
+        return next((edit for edit in trial.found if not edit.everywhere or edit.heads or edit.factor == 0), None)
 
     def recomputed(self, step: Step) -> Tensor | None:
         """What the model's own module makes of the real input of a step; None for a sum."""
