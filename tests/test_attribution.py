@@ -409,3 +409,19 @@ def test_minilm_has_directions_only(minilm):
     weights = torch.full((7,), 1 / 7)
     found = attribute(cache, direction(torch.ones(384), at=weights))
     assert float(found.error.max()) < 1e-5 and found.token_strings[0][2] == "keys"
+
+
+def test_a_model_whose_weights_have_changed_is_read_again():
+    """Values from another place after the change: what was decided before would be refused."""
+    made = tiny.make("llama_gqa", tiny.KINDS[0], fresh=True)
+    with torch.no_grad():
+        for name, parameter in made.model.named_parameters():
+            if "norm" in name or "ln" in name:
+                parameter.fill_(1.0)
+    fresh = attribute(made.cache(), TARGET)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter.mul_(1.1).add_(0.03 * torch.sin(torch.arange(parameter.numel())).reshape(parameter.shape))
+    trained = attribute(made.cache(), TARGET)
+    assert float(fresh.error.max()) < 1e-6 and float(trained.error.max()) < 1e-6
+    assert (fresh.tokens - trained.tokens).abs().max() > 1e-3

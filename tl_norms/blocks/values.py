@@ -8,7 +8,6 @@ encoder. A path says where the stream is read and through which modules it goes;
 and every path is verified there by rebuilding the cached values.
 """
 
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from .forms import decided_norm, norm_form, norm_kind, normed
 from .modules import affine, component, default_eps, float_attributes, unwrap
 from .structure import Affine, Attention, Block, CrossAttention, Norm, NormForm, NormKind, Reader
 from .trace import combination, distance, same
-from .whole_run import whole_run
+from .whole_run import known, whole_run
 
 _COARSE = 1e-4  # transformers computes norms in float32 whatever the model's dtype
 _HALF = 5e-2  # runs in half precision: what a norm, a projection and their rounding may differ by
@@ -69,19 +68,16 @@ class ValuePath:
     head_norm: Normed | None = None  # on every head's values
 
 
-_paths: "weakref.WeakKeyDictionary[nn.Module, dict[str, Mapping[str, ValuePath]]]" = weakref.WeakKeyDictionary()
-
-
 def value_paths(reader: Reader) -> Mapping[str, ValuePath]:
     """The value path of every attention of this stack, by the attention's module path.
 
     Raises:
         UnsupportedArchitectureError: the values of some attention are not explained by any path that is known.
     """
-    known = _paths.setdefault(reader.model, {})
-    if reader.stack not in known:
-        known[reader.stack] = dict(_all_paths(reader))
-    return known[reader.stack]
+    read = known(reader.model)
+    if ("paths", reader.stack) not in read:
+        read["paths", reader.stack] = dict(_all_paths(reader))
+    return read["paths", reader.stack]
 
 
 def _all_paths(reader: Reader) -> Iterator[tuple[str, ValuePath]]:
@@ -294,8 +290,8 @@ def multipliers(*owners: nn.Module | None) -> list[float]:
         if owner is not None:
             inner = unwrap(owner)
             held += [inner, getattr(inner, "config", None)]
-    known = float_attributes(*held)
-    return [*known, *(1 / value for value in known)]
+    found = float_attributes(*held)
+    return [*found, *(1 / value for value in found)]
 
 
 def _kind(module: nn.Module) -> str:
