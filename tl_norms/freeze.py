@@ -26,7 +26,7 @@ from .blocks.structure import (
 from .edits import Edit, described
 from .linear.edits import Edits, HeldEdit, hold_edit
 from .linear.graph import HeldStep
-from .linear.hold import Bias, NormWeights, Unit, hold_feed_forward, hold_norm
+from .linear.hold import Bias, NormWeights, Rule, Unit, hold_feed_forward, hold_norm
 from .linear.operators import Mixing, Operator, Parallel, Projection, applied
 from .tolerances import TOLERANCE
 
@@ -37,6 +37,7 @@ class FrozenBlock:
 
     Attributes:
         bias: how the feed-forward treats biases, see `hold_feed_forward`
+        ff: the rule by which the feed-forward passes vectors on, see `hold_feed_forward`
         edits: what to do where a hook changed an activation, see `AnalysisOptions`
         found: the edits of the steps held so far
     """
@@ -46,6 +47,7 @@ class FrozenBlock:
     block: Block
     bias: Bias = "player"
     edits: Edits = "refuse"
+    ff: Rule = "ig"
     found: list[Edit] = field(default_factory=list)
     _steps: dict[int, HeldStep] = field(default_factory=dict)
     _values: dict[int, Tensor] = field(default_factory=dict)
@@ -119,12 +121,10 @@ class FrozenBlock:
         """What a hook may have changed on the way to a point: some positions or heads only, or set to zero."""
         if self.edits != "refuse":
             return None
-        trial = FrozenBlock(self.reader, self.activations, self.block, self.bias, "replace")
+        trial = FrozenBlock(self.reader, self.activations, self.block, self.bias, "replace", self.ff)
         for earlier in self.block.needed_up_to(number):
             trial.step(earlier)
-        return next(
-            (edit for edit in trial.found if not edit.everywhere or edit.heads or edit.factor == 0), None
-        )
+        return next((edit for edit in trial.found if not edit.everywhere or edit.heads or edit.factor == 0), None)
 
     def recomputed(self, step: Step) -> Tensor | None:
         """What the model's own module makes of the real input of a step; None for a sum."""
@@ -214,7 +214,7 @@ class FrozenBlock:
         rest = self.rest(reads) if self.bias == "fixed" else None
         rest = None if rest is None else rest.expand_as(full)
         units = [_unit(part, full) for part in self.reader.feed_forward(operation, full)]
-        held = [hold_feed_forward(full, unit, self.bias, rest) for unit in units]
+        held = [hold_feed_forward(full, unit, self.bias, rest, self.ff) for unit in units]
         return held[0] if len(held) == 1 else Parallel(tuple(held))
 
 

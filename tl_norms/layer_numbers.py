@@ -39,7 +39,7 @@ class LayerNumbers:
 def layer_numbers(plan: Plan, activations: Activations, block_number: int, *, maps: bool = True) -> LayerNumbers:
     """Take the steps of one layer, compare every scope with the model, measure."""
     options, block = plan.options, plan.blocks[block_number]
-    frozen = FrozenBlock(plan.reader, activations, block, options.bias, options.edits)
+    frozen = FrozenBlock(plan.reader, activations, block, options.bias, options.edits, options.ff)
     made = list(completed(frozen, plan.scopes, options.check))
     shared = Shared.of(tuple(one.sources for one in made))
     heads = heads_of(frozen, made)

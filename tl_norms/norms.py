@@ -256,7 +256,7 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
             raise UnknownOptionError(f"decompose takes no {name}=: its vectors are exact, and of one layer.")
     plan, activations = Plan.of_cache(cache, scope, **{**options, "layers": _one_layer(layer)})
     (block,) = plan.blocks
-    frozen = FrozenBlock(plan.reader, activations, block, plan.options.bias, plan.options.edits)
+    frozen = FrozenBlock(plan.reader, activations, block, plan.options.bias, plan.options.edits, plan.options.ff)
     (made,) = completed(frozen, plan.scopes, plan.options.check)
     return Decomposition(
         block.layer,

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from .errors import UnknownLayerError, UnknownOptionError, UnknownScopeError
 from .linear.edits import Edits
-from .linear.hold import Bias
+from .linear.hold import Bias, Rule
 
 Scopes = str | Sequence[str] | None
 Layers = int | Iterable[int] | None
@@ -29,6 +29,10 @@ class AnalysisOptions(TypedDict, total=False):
             own, whose share goes to the remainder: tokens share g(u) in proportion to their part of the whole
             pre-activation. "fixed": they stay and the path starts from them: tokens share g(u) - g(bias), all that they
             changed
+        ff: what a feed-forward passes on. "ig": integrated gradients at the activation, and at a gate's product.
+            "half": of a gated act(G) U, one half goes to either branch in proportion. "gate": act(G) is held, all goes
+            to the branch U. "drop": nothing passes, and all that it writes belongs to the remainder. Without a gate the
+            first three are one
         max_memory: bytes that scopes with `ff` may use beyond their result; None for half of what is free
         sketch: estimate maps of scopes with `ff` from this many random directions instead of all of d_model, unbiased,
             with `norms.standard_error(scope)`; about sqrt(1 / 2k) of each entry (9 % at 64). For long sequences where
@@ -46,6 +50,7 @@ class AnalysisOptions(TypedDict, total=False):
     source_mask: Tensor | None
     stack: Stack | None
     bias: Bias
+    ff: Rule
     max_memory: int | None
     sketch: int | None
     check: bool
@@ -61,6 +66,7 @@ class Options:
     source_mask: Tensor | None = None
     stack: Stack | None = None
     bias: Bias = "player"
+    ff: Rule = "ig"
     max_memory: int | None = None
     sketch: int | None = None
     check: bool = True
@@ -78,6 +84,7 @@ class Options:
             if name not in known:
                 raise UnknownOptionError(f"unknown option {name!r}; expected one of {', '.join(known)}.")
         _one_of("bias", given.get("bias", "player"), get_args(Bias))
+        _one_of("ff", given.get("ff", "ig"), get_args(Rule))
         if not isinstance(given.get("stack"), str | None):
             raise UnknownOptionError(f"stack is {given['stack']!r}; expected 'decoder', 'encoder' or None.")
         _one_of("edits", given.get("edits", "refuse"), get_args(Edits))

@@ -121,7 +121,7 @@ def cancellation(cache, *, leave_out: int | None = None, **options: Unpack[Analy
     base, later = _base(plan.blocks[0])
     changes, dimensions, outputs, streams = [], [], [], []
     for block in plan.blocks:
-        frozen = FrozenBlock(plan.reader, activations, block, plan.options.bias, plan.options.edits)
+        frozen = FrozenBlock(plan.reader, activations, block, plan.options.bias, plan.options.edits, plan.options.ff)
         parts = {one.scope: one.sources for one in completed(frozen, (base, *later), plan.options.check)}
         output, stream = _summands(block, parts)
         left_out = _left_out(frozen, output, _checked(leave_out, output.shape[-1]))
