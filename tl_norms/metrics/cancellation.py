@@ -117,6 +117,8 @@ def cancellation(cache, *, leave_out: int | None = None, **options: Unpack[Analy
     """
     if options.get("sketch") is not None:
         raise MetricsInputError("cancellation takes no sketch=: rank correlations need exact maps.")
+    if options.get("measure", "l2") != "l2":
+        raise MetricsInputError("cancellation takes no measure=: it is about lengths.")
     plan, activations = Plan.of_cache(cache, None, **options)
     base, later = _base(plan.blocks[0])
     changes, dimensions, outputs, streams = [], [], [], []

@@ -83,6 +83,7 @@ def component_changes(norms: BlockNorms) -> dict[str, Float[Tensor, "layer *batc
     Example:
         >>> component_changes(tl_norms.ffn_maps(cache))["attn_res_ln_ff"].mean(-1)      # doctest: +SKIP
     """
+    only_lengths(norms, "component_changes")
     changes = {}
     for previous, scope in zip(norms.chain, norms.chain[1:], strict=False):
         both = previous in norms.maps and scope in norms.maps
@@ -95,6 +96,15 @@ def component_changes(norms: BlockNorms) -> dict[str, Float[Tensor, "layer *batc
                 source_mask=norms.source_mask if norms[scope].shape[-1] > norms[scope].shape[-2] else None,
             )
     return changes
+
+
+def only_lengths(norms: BlockNorms, name: str) -> None:
+    """Raise a MetricsInputError for a result of another measure."""
+    if norms.measure.name != "l2":
+        raise MetricsInputError(
+            f"{name} is about lengths, but these maps hold the measure {norms.measure.name!r}. "
+            f"Pass a result of measure='l2'."
+        )
 
 
 def _fitting(mask: Tensor | None, shape: torch.Size, n: int) -> Tensor | None:

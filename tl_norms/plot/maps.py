@@ -33,7 +33,8 @@ def layer_maps(
 ) -> Figure:
     """The map of every layer, one panel each, as in the figures of Kobayashi et al. (2020, 2021, 2024).
 
-    panel[i, j] = |v_ij|, what source j has put into position i after the steps of the scope; colours start at 0.
+    panel[i, j] = |v_ij|, what source j has put into position i after the steps of the scope; colours start at 0,
+    or go both ways from it where the measure of the result is signed.
 
     Args:
         norms: a BlockNorms, or a CrossNorms (rows decoder, columns encoder)
@@ -63,7 +64,8 @@ def layer_maps(
     text = one_text(norms, value, 3, tokens, batch=batch, keys=keys)
     found = text.map(value, diagonal)
     panels = [(f"layer {norms.layers[n]}", found[n]) for n in chosen_layers(norms, layers)]
-    return drawn(_grid(panels, text, value.shape[-1], WEIGHT_NAMES.get(name, LENGTH), scale, columns), backend)
+    what, signed = _measured(norms, name)
+    return drawn(_grid(panels, text, value.shape[-1], what, scale, columns, signed), backend)
 
 
 def weight_and_norm(
@@ -99,31 +101,32 @@ def weight_and_norm(
     Example:
         >>> plot.weight_and_norm(norms, tokens, ["attn", "attn_res_ln"], layers=3)      # doctest: +SKIP
     """
-    shown = []  # (title, name of the scale, [layer *batch query key])
+    shown = []  # (title, name of the scale, signed, [layer *batch query key])
     if head is None:
         wanted = [None if is_cross(norms) else "attn"] if scopes is None else scopes
         for scope in ["Attn-W", *([wanted] if isinstance(wanted, str) else wanted)]:
             name, value = named_map(norms, scope)
-            shown.append(("weight, mean of heads" if name == "Attn-W" else name, WEIGHT_NAMES.get(name, LENGTH), value))
+            title = "weight, mean of heads" if name == "Attn-W" else name
+            shown.append((title, *_measured(norms, name), value))
     else:
         if scopes is not None:
             raise PlotInputError("a single head has no scopes behind attention: pass scopes= or head=, not both.")
         moved = norms.head_norms
         (head,) = chosen_heads(moved.shape[-3], head)
-        shown.append((f"H{head} weight α", WEIGHT_NAMES["Attn-W"], _weights(norms)[..., head, :, :]))
-        shown.append((f"H{head} norm ‖αf(x)‖", LENGTH, moved[..., head, :, :]))
-    texts = [one_text(norms, value, 3, tokens, batch=batch, keys=keys) for _, _, value in shown]
-    found = [text.map(value, diagonal) for text, (_, _, value) in zip(texts, shown, strict=True)]
+        shown.append((f"H{head} weight α", WEIGHT_NAMES["Attn-W"], False, _weights(norms)[..., head, :, :]))
+        shown.append((f"H{head} norm ‖αf(x)‖", LENGTH, False, moved[..., head, :, :]))
+    texts = [one_text(norms, value, 3, tokens, batch=batch, keys=keys) for *_, value in shown]
+    found = [text.map(value, diagonal) for text, (*_, value) in zip(texts, shown, strict=True)]
     places = chosen_layers(norms, layers)
     panels, scales = [], []
-    for column, (_, name, _) in enumerate(shown):
+    for column, (_, name, signed, _) in enumerate(shown):
         if scale == "figure":
-            scales.append(Scale.of([found[column][place] for place in places], name))
+            scales.append(Scale.of([found[column][place] for place in places], name, signed))
     for place in places:
-        for column, (title, name, value) in enumerate(shown):
+        for column, (title, name, signed, value) in enumerate(shown):
             one = found[column][place]
             if scale == "panel":
-                scales.append(Scale.of([one], name))
+                scales.append(Scale.of([one], name, signed))
             number = column if scale == "figure" else len(scales) - 1
             keys_ = texts[column].key_axis(value.shape[-1])
             panels.append(Panel(f"layer {norms.layers[place]}: {title}", one, texts[column].queries, keys_, number))
@@ -180,7 +183,16 @@ def named_map(norms: Any, scope: str | None) -> tuple[str, Tensor]:
     if not hasattr(norms, "scopes"):
         raise PlotInputError(f"expected a BlockNorms or CrossNorms, got {type(norms).__name__}.")
     name = norms.scopes[-1] if scope is None else scope
+    if name not in WEIGHT_NAMES and norms.measure.name == "onto":
+        raise PlotInputError("maps of Onto have a number for every direction: plot one with another measure.")
     return name, norms[name]
+
+
+def _measured(norms: Any, name: str) -> tuple[str, bool]:
+    """The name of the scale of a map, and whether its numbers are signed."""
+    if name in WEIGHT_NAMES or is_cross(norms) or norms.measure.name == "l2":
+        return WEIGHT_NAMES.get(name, LENGTH), False
+    return norms.measure.name, norms.measure.signed
 
 
 def _weights(norms: Any) -> Tensor:
@@ -192,7 +204,13 @@ def _weights(norms: Any) -> Tensor:
 
 
 def _grid(
-    panels: list[tuple[str, np.ndarray]], text: Text, n_keys: int, name: str, scale: ScaleOf, columns: int | None
+    panels: list[tuple[str, np.ndarray]],
+    text: Text,
+    n_keys: int,
+    name: str,
+    scale: ScaleOf,
+    columns: int | None,
+    signed: bool = False,
 ) -> Maps:
     """Panels that share their axes, on one scale or on one each."""
     if scale not in ("figure", "panel"):
@@ -200,7 +218,8 @@ def _grid(
     if columns is not None and columns < 1:
         raise PlotInputError(f"columns is {columns}: expected at least 1.")
     one = scale == "figure"
-    scales = [Scale.of([values for _, values in panels], name)] if one else [Scale.of([v], name) for _, v in panels]
+    shared = [[values for _, values in panels]] if one else [[v] for _, v in panels]
+    scales = [Scale.of(values, name, signed) for values in shared]
     keys = text.key_axis(n_keys)
     made = [Panel(title, v, text.queries, keys, 0 if one else n) for n, (title, v) in enumerate(panels)]
     return Maps(tuple(made), min(columns or (3 if len(made) in (3, 5, 6, 9) else 4), len(made)), tuple(scales))
