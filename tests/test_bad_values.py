@@ -74,7 +74,8 @@ CALLS = {
     "NormRecorder": lambda cache, **options: tl_norms.NormRecorder(cache.model, **options),
 }
 OPTIONS = {
-    "sketch": SKETCHES, "max_memory": BUDGETS, "check": CHECKS, "bias": BIASES, "ff": RULES, "measure": MEASURES, "edits": EDITS, "stack": STACKS,
+    "sketch": SKETCHES, "max_memory": BUDGETS, "check": CHECKS, "bias": BIASES, "ff": RULES, "measure": MEASURES,
+    "edits": EDITS, "stack": STACKS,
 }  # fmt: skip
 
 
