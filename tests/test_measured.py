@@ -10,7 +10,7 @@ from tl_norms import layer_numbers, metrics, plot
 from tl_norms.linear.measure import values
 from tl_norms.linear.measure.measures import MEASURES, measure_of
 from tl_norms.metrics.cancellation import cancellation
-from tl_norms.plot.spec import Scale
+from tl_norms.plot.subjects import maps_of
 
 needs_bridge = pytest.mark.skipif(ref.build_bridge_from_module is None, reason="TransformerLens 2 has no bridge")
 DIRECTIONS = torch.randn(3, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -180,18 +180,5 @@ def test_metrics_are_about_lengths_and_plots_go_both_ways(cache):
     onto = tl_norms.block_norms(cache, measure=tl_norms.Onto(torch.ones(32, dtype=torch.float64)))
     with pytest.raises(plot.PlotInputError, match="direction"):
         plot.layer_maps(onto, ["a"] * 7, batch=0, backend="matplotlib")
-    made = []
-    with pytest.MonkeyPatch.context() as patch:
-        good = Scale.of
-        patch.setattr(Scale, "of", lambda *given: made.append(good(*given)) or made[-1])
-        for norms in (signed, tl_norms.block_norms(cache, "all")):
-            plot.layer_maps(norms, ["a"] * 7, batch=0, backend="matplotlib")
-            plot.weight_and_norm(norms, ["a"] * 7, batch=0, layers=0, backend="matplotlib")
-    assert [(scale.name, scale.diverging) for scale in made] == [
-        ("share", True),
-        ("attention weight", False),
-        ("share", True),
-        ("length", False),
-        ("attention weight", False),
-        ("length", False),
-    ]
+    assert maps_of(signed).signed and maps_of(signed).unit == "share of the position's vector"
+    assert not maps_of(signed, "Attn-W").signed and not maps_of(tl_norms.block_norms(cache)).signed

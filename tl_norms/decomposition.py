@@ -12,8 +12,10 @@ from .errors import DecompositionError, UnknownPositionError
 from .linear.carry.pairs import Sources, fresh, versions
 from .linear.measure.lengths import source_norms
 from .linear.measure.measures import measure_of
+from .linear.measure.projections import projected_pairs
 from .linear.measure.spots import agree
 from .linear.measure.values import check_sum, source_values
+from .projections import as_directions
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -96,6 +98,33 @@ class Decomposition:
             for mask, size in zip((self.mask, self.source_mask), sizes, strict=True)
         ]
         return torch.cat(parts, dim=1)
+
+    def project(self, directions: Float[Tensor, "*direction d_model"]) -> Float[Tensor, "..."]:
+        """<v_ij, u> for every direction u: what source j has put into position i along it, signed.
+
+        A probe, rows of an unembedding, encoder or decoder rows of a sparse autoencoder. Up to the attention block no
+        vector v_ij is formed: O(n^2 H) per direction.
+
+        Args:
+            directions: [d_model] or [direction d_model]; for one direction the last axis is gone
+
+        Returns:
+            [*batch query key direction], in the units of the stream times those of the direction. Over keys they add up
+            to that of the total, less that of the remainder, which is compared.
+
+        Raises:
+            UnknownOptionError: the directions have another width.
+            DecompositionError: they do not add up, or weights or cache were changed since.
+
+        Example:
+            >>> tl_norms.decompose(cache, 3, "attn_res").project(probe)         # doctest: +SKIP
+        """
+        sources = self._unchanged
+        rows = as_directions(directions, sources.own)
+        projected = projected_pairs(sources, rows, self.max_memory)
+        projected = _emptied(_emptied(projected, self.mask, slice(None), 1), self._key_mask, slice(None), 2)
+        out = self._out(projected)
+        return out[..., 0] if directions.ndim == 1 else out
 
     @property
     def remainder(self) -> Float[Tensor, "*batch query d_model"]:

@@ -7,7 +7,7 @@ layer_numbers   the numbers of one layer                           (layer_number
 BlockNorms      what comes out                                     (results)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from .attribution import attribution_hooks
 from .blocks.activations import check_cache
 from .complete import completed
 from .decomposition import Decomposition
@@ -27,6 +28,7 @@ from .options import AnalysisOptions, Layers, Scopes
 from .options import layer_numbers as chosen_layers
 from .plan import Plan, chain_of, chosen_blocks, chosen_scopes, reader_of
 from .results import BlockNorms
+from .targets import Target
 
 
 def scopes(model: nn.Module, *, stack: str | None = None) -> tuple[str, ...]:
@@ -52,7 +54,12 @@ def scopes(model: nn.Module, *, stack: str | None = None) -> tuple[str, ...]:
 
 
 def required_hooks(
-    model: nn.Module, scopes: Scopes = None, layers: Layers = None, *, stack: str | None = None
+    model: nn.Module,
+    scopes: Scopes = None,
+    layers: Layers = None,
+    *,
+    stack: str | None = None,
+    target: Target | Sequence[Target] | None = None,
 ) -> list[str]:
     """The activations that an analysis needs, as a `names_filter` for `run_with_cache`.
 
@@ -60,6 +67,7 @@ def required_hooks(
         model: the model that will be run
         scopes: as for `block_norms`; None for the attention block
         layers: one layer, several, or None for all
+        target: what `attribute` will be asked for; the whole model is needed then, and scopes and layers are not
 
     Returns:
         Hook names. A cache of exactly these serves every function of this package for the same scopes and layers.
@@ -71,6 +79,8 @@ def required_hooks(
         >>> names = tl_norms.required_hooks(model, layers=[0])                  # doctest: +SKIP
         >>> _, cache = model.run_with_cache("A sentence.", names_filter=names)  # doctest: +SKIP
     """
+    if target is not None:
+        return attribution_hooks(model)
     reader = reader_of(model, stack)
     blocks, _ = chosen_blocks(reader, layers)
     chosen = chosen_scopes(scopes, chain_of(reader))

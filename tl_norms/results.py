@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +18,8 @@ from .options import layer_numbers
 
 if TYPE_CHECKING:
     import pandas
+
+    from .page.text import Tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,8 +430,27 @@ class BlockNorms(Mapping[str, Tensor]):
         lines.append(f"  weight processing: {', '.join(self.processing) or 'none'}")
         return "\n".join(lines)
 
+    def show(self, tokens: "Tokens | None" = None, **options: Any) -> None:
+        """Show the interactive page: below the cell of a notebook, or else in the browser.
+
+        Args:
+            tokens: the tokens of the text, or one list per text
+            **options: those of `tl_norms.page.page_of_norms`: keys, batch, model_name, text, layer, scope
+
+        Example:
+            >>> norms.show(model.to_str_tokens(text), layer=3)                  # doctest: +SKIP
+        """
+        from .page import page_of_norms, show
+
+        show(page_of_norms(self, tokens, **options))
+
     def _repr_html_(self) -> str:
-        """The same for a notebook."""
+        """The page, where the result keeps its token strings, or a table, for a notebook."""
+        from .page import notebook_view, page_of_norms
+
+        return notebook_view(lambda: page_of_norms(self), self._table())
+
+    def _table(self) -> str:
         rows = "".join(
             f"<tr><td><code>{scope}</code></td><td>{self._mean_ratio(scope):.1%}</td>"
             f"<td>{float(one.error.max()):.1e}</td></tr>"

@@ -113,6 +113,23 @@ class Activations:
             f"padding, pass mask=attention_mask; otherwise load the model in float32."
         )
 
+    def source(self, hook: str) -> Tensor:
+        """[batch source_pos ...] of the encoder's positions, padded ones zero."""
+        return self._clean(self.tensor(hook), hook, self.source_mask)
+
+    def of_source(self, reader: Reader) -> "Activations":
+        """The same run, for the encoder's stack."""
+        mask = self.source_mask
+        mask = mask if mask is None or self.has_batch else mask[0]
+        return Activations(self._tensors, self.has_batch, reader, mask)
+
+    def real_keys(self, step: Attention, like: Tensor) -> Tensor:
+        """Which of the keys that an attention reads are not padding, [batch key]."""
+        mask = self.source_mask if isinstance(step, CrossAttention) else self.mask
+        if mask is None:
+            return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
+        return fitting(mask, like.shape[0], like.shape[1], like.device)
+
     def real(self, like: Tensor) -> Tensor:
         """Which positions are not padding, [batch pos], for an activation [batch pos ...]."""
         if self.mask is None:

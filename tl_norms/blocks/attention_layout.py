@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedArchitectureError
 from .forms import decided_norm, norm_kind
 from .modules import unwrap
-from .structure import Attention, Gate
+from .structure import Attention, Gate, NormKind
 from .trace import Trace, same
 
 
@@ -55,7 +55,8 @@ def read_attention(
             continue
         if candidate.inner_norm is not None:
             try:
-                return replace(candidate, inner_kind=_inner_kind(candidate, module, made, mixed, eps))
+                inner = getattr(unwrap(module), candidate.inner_norm.rpartition(".")[2])
+                return replace(candidate, inner_kind=_inner_kind(inner, made.flatten(2), mixed, eps))
             except UnsupportedArchitectureError:
                 continue
         if same(made.flatten(), mixed.flatten().to(made.dtype)):
@@ -113,10 +114,8 @@ def _mixed(candidate: Attention, trace: Trace, pattern: Tensor, mixed: Tensor) -
         return None
 
 
-def _inner_kind(candidate: Attention, module: nn.Module, made: Tensor, mixed: Tensor, eps: float):
+def _inner_kind(inner: nn.Module, made: Tensor, mixed: Tensor, eps: float) -> NormKind:
     """The form of a norm before the output projection, if that norm makes what enters it of these mixed values."""
-    inner = getattr(unwrap(module), candidate.inner_norm.rpartition(".")[2])
-    made = made.flatten(2)
     decided_norm(inner, made, mixed.reshape(made.shape), eps)
     return norm_kind(inner, eps, made.shape[-1], made.dtype, made.device)
 

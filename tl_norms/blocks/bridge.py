@@ -24,6 +24,7 @@ from .structure import (
     Norm,
     NormForm,
 )
+from .value_weights import value_weights
 
 _Layout = tuple[Hashable, tuple[Block | None, ...]]  # with the fingerprint of the weights that it was read on
 _layouts: "weakref.WeakKeyDictionary[nn.Module, dict[str, _Layout]]" = weakref.WeakKeyDictionary()
@@ -50,6 +51,9 @@ class BridgeReader:
 
     def attention_output(self, step: Attention) -> Affine:
         return affine(self._find(step.module + ".o"), step.module + ".o")
+
+    def attention_values(self, step: Attention) -> Affine:
+        return value_weights(self._find(step.module), step.module, len(self.attention_output(step).weight))
 
     def value_bias(self, step: Attention) -> Tensor | None:
         value = getattr(self._find(step.module), "v", None)

@@ -50,7 +50,7 @@ def read_mixture(
     call = _call(inner, name, x, next(inner.parameters()))
     positions = x.shape[:2]
     if call.index is not None and call.weight is not None:
-        routing = _routing(call, x)
+        routing = _routing(call.module, call.index, call.weight, x)
         parts = [_expert(call.module, kind, e, scale_out=w.reshape(positions)) for e, w in _used(routing)]
     else:  # the inputs themselves are weighted, expert by expert (Llama 4)
         sent = call.tokens.reshape(-1, *x.flatten(0, 1).shape)
@@ -124,11 +124,11 @@ def _call(inner: nn.Module, name: str, x: Tensor, like: Tensor | None = None) ->
     return _Call(module, arguments[0], index, weight, routed.to(x), output, shared)
 
 
-def _routing(call: _Call, x: Tensor) -> Tensor:
+def _routing(module: nn.Module, index: Tensor, weight: Tensor, x: Tensor) -> Tensor:
     """Router weights as [expert token]."""
-    n_experts = _parameter(call.module, "gate_up_proj", "up_proj").shape[0]
+    n_experts = _parameter(module, "gate_up_proj", "up_proj").shape[0]
     tokens = x.shape[0] * x.shape[1]
-    weight, index = call.weight.reshape(tokens, -1), call.index.reshape(tokens, -1).long()
+    weight, index = weight.reshape(tokens, -1), index.reshape(tokens, -1).long()
     out = x.new_zeros(tokens, n_experts + 1)  # one column more: some routers mark unused slots with it
     if weight.shape == index.shape:
         out.scatter_add_(1, index, weight)

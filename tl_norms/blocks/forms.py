@@ -71,7 +71,7 @@ def norm_form(norm: nn.Module, kind: NormKind, default_eps: float) -> NormForm:
     eps = float(getattr(inner, kind.eps)) if kind.eps else default_eps
     if not kind.gain:  # a weight that is not applied was folded into the next ones
         return NormForm(kind.center, eps, None, None, folded=weight is not None)
-    if kind.gain == "1 + weight":
+    if kind.gain == "1 + weight" and weight is not None:
         weight = 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
     return NormForm(kind.center, eps, weight, beta)
 

@@ -22,6 +22,7 @@ from .structure import (
     NormForm,
     Truth,
 )
+from .value_weights import value_weights
 
 try:
     from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
@@ -134,6 +135,9 @@ class HookedReader:
     def attention_output(self, step: Attention) -> Affine:
         attn = self._find(step.module)
         return Affine(attn.W_O.flatten(0, 1), attn.b_O)
+
+    def attention_values(self, step: Attention) -> Affine:
+        return value_weights(self._find(step.module), step.module, len(self.attention_output(step).weight))
 
     def value_bias(self, step: Attention) -> Tensor | None:
         return self._find(step.module).b_V

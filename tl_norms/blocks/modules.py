@@ -64,14 +64,15 @@ def _by_computing(inner: nn.Module) -> Affine | None:
         return None
     tensors = [*inner.parameters(), *inner.buffers()]
     device = next((t.device for t in tensors if not t.is_meta), torch.device("cpu"))
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):  # float64: while a layout is read
+        wide = torch.promote_types(dtype, torch.float32)
         try:
             with torch.no_grad():
                 inputs = torch.eye(width, device=device, dtype=dtype)
-                bias = inner(torch.zeros_like(inputs[:1]))[0].float()
-                weight = inner(inputs).float() - bias
+                bias = inner(torch.zeros_like(inputs[:1]))[0].to(wide)
+                weight = inner(inputs).to(wide) - bias
                 probe = torch.linspace(-1, 1, width, device=device, dtype=dtype).cos()[None]
-                off = inner(probe).float() - (probe.float() @ weight + bias)
+                off = inner(probe).to(wide) - (probe.to(wide) @ weight + bias)
         except Exception:  # not in this dtype
             continue
         if off.abs().max() <= 32 * torch.finfo(dtype).eps * (weight.abs().sum(0).max() + bias.abs().max()):

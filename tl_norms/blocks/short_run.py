@@ -93,7 +93,8 @@ class _ShortRun:
         entered: list[torch.dtype] = []
 
         def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-            stream = next(a for a in (*args, kwargs.get("hidden_states")) if _is_float(a))
+            given = (*args, kwargs.get("hidden_states"))
+            stream = next(a for a in given if isinstance(a, Tensor) and a.is_floating_point())
             entered.append(stream.dtype)
             if self.dtype is not None:
                 running.enter_context(_ordinary_weights(block, f"{self.stack}.{layer}", self.dtype, stream.shape[-1]))

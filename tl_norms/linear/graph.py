@@ -1,9 +1,10 @@
 """A held block: held steps between numbered points, forward with any luggage and backward with any covector.
 
-Point 0 is what enters the block; step number p makes point p. An operator reads one point; a sum reads two.
+Point 0 is what enters the block; step number p makes point p. An operator reads one point; a sum reads two. Negative
+numbers are what a block reads from elsewhere: -1 the first, -2 the second (an encoder's output, an earlier stream).
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,12 +51,14 @@ class HeldBlock:
 
     steps: tuple[HeldStep, ...]
 
-    def forward(self, x: Float[Tensor, "*s b q d"], *, offsets: bool = False) -> list[Tensor]:
+    def forward(
+        self, x: Float[Tensor, "*s b q d"], elsewhere: Sequence[Tensor] = (), *, offsets: bool = False
+    ) -> list[Tensor]:
         """Every point, point 0 first; with `offsets`, of the affine maps (the real input gives real activations)."""
         points = [x]
         for step in self.steps:
             if step.operator is not None:
-                y = step.operator(points[step.reads])
+                y = step.operator(points[step.reads] if step.reads >= 0 else elsewhere[-1 - step.reads])
                 y = y if not offsets or step.operator.offset is None else y + step.operator.offset
             else:
                 y = points[step.reads] * step.scale
@@ -64,15 +67,32 @@ class HeldBlock:
             points.append(step.made(y, offsets=offsets))
         return points
 
-    def backward(self, covectors: Mapping[int, Float[Tensor, "*s b q d"]]) -> list[Tensor | None]:
-        """Covectors at some points carried back to all: entry p is the whole covector at point p, None for none."""
+    def backward(
+        self,
+        covectors: Mapping[int, Float[Tensor, "*s b q d"]],
+        elsewhere: MutableMapping[int, Tensor] | None = None,
+        *,
+        down_to: int = 0,
+        stop: Container[int] = (),
+    ) -> list[Tensor | None]:
+        """Covectors at some points carried back to all: entry p is the whole covector at point p, None for none.
+
+        Those of what is read from elsewhere are added to `elsewhere`, by their negative numbers. Steps up to and
+        including `down_to` are not taken: with the number of the values' step, entry 0 is the covector along the skip
+        connection alone, and entry `down_to` that of the values.
+        """
         found: list[Tensor | None] = [covectors.get(point) for point in range(len(self.steps) + 1)]
-        for number in range(len(self.steps), 0, -1):
+        for number in range(len(self.steps), down_to, -1):
             step, g = self.steps[number - 1], found[number]
-            if g is None:
+            if g is None or number in stop:
                 continue
             g = g if step.edit is None else step.edit.transpose(g)
-            if step.operator is not None:
+            if step.operator is not None and step.reads < 0:
+                if elsewhere is not None:
+                    carried = step.operator.transpose(g)
+                    before = elsewhere.get(step.reads)
+                    elsewhere[step.reads] = carried if before is None else before + carried
+            elif step.operator is not None:
                 _add(found, step.reads, step.operator.transpose(g))
             else:
                 _add(found, step.reads, g * step.scale)
