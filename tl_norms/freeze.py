@@ -7,6 +7,7 @@ and what the held steps before it give where it is not; scales, coefficients and
 from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -131,6 +132,27 @@ class FrozenBlock:
         if not isinstance(step.operation, Norm | FeedForward):
             return None
         return self.reader.recompute(step.operation, self.real(step.reads))
+
+    def live(self, number: int, x: Tensor) -> Tensor:
+        """What a norm or a feed-forward makes of another input, [b q d], nothing held."""
+        operation = self.block.steps[number - 1].operation
+        if isinstance(operation, Norm):
+            return applied(self._norm(operation, x), x)
+        if not isinstance(operation, FeedForward):
+            raise TypeError(f"step {number} of layer {self.block.layer} is no norm and no feed-forward")
+        parts = [_unit(part, x) for part in self.reader.feed_forward(operation, x)]
+        made = [hold_feed_forward(x, unit, rule="drop").offset for unit in parts]  # nothing passes: all is offset
+        return sum((part for part in made if part is not None), torch.zeros_like(x))
+
+    def written(self, number: int, mixed: Tensor) -> Tensor:
+        """What attention writes for other mixed values, [s b q h e]: its gate held, a norm after it live."""
+        operation = self.block.steps[number - 1].operation
+        _, mixing = self.mixing(number)
+        if isinstance(operation, Attention) and operation.inner_norm is not None:
+            form = _norm_weights(self.reader.inner_norm(operation), mixed)
+            mixing = replace(mixing, inner=hold_norm(rearrange(mixing.gated(mixed), "... h e -> ... (h e)"), form))
+        made = mixing.send(mixed)
+        return made if mixing.offset is None else made + mixing.offset
 
     def sent(self, module: str, hidden: Tensor) -> Tensor:
         """Mixed values or neurons through the output projection of their module."""
