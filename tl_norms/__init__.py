@@ -67,6 +67,13 @@ if TYPE_CHECKING:
     from .projections import (
         project_heads,
     )
+    from .propagation import (
+        propagate,
+        run_with_propagation,
+    )
+    from .propagation_result import (
+        TokenNorms,
+    )
     from .results import (
         BlockNorms,
         MixingShares,
@@ -104,6 +111,7 @@ __all__ = [
     "TLNormsError",
     "Target",
     "TargetError",
+    "TokenNorms",
     "UnknownLayerError",
     "UnknownOptionError",
     "UnknownPositionError",
@@ -123,10 +131,12 @@ __all__ = [
     "logit",
     "probability",
     "project_heads",
+    "propagate",
     "required_hooks",
     "rollout",
     "run_with_attribution",
     "run_with_norms",
+    "run_with_propagation",
     "scopes",
     "top_target",
     "value_norms",
@@ -142,6 +152,9 @@ _HOME = {
     "Attribution": "attribution_result",
     "DirectAttribution": "attribution_result",
     "project_heads": "projections",
+    "propagate": "propagation",
+    "run_with_propagation": "propagation",
+    "TokenNorms": "propagation_result",
     "Target": "targets",
     "TargetError": "targets",
     "class_logit": "targets",
