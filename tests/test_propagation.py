@@ -48,8 +48,9 @@ def one_by_one(reference, start=0):
     return torch.stack(vectors, dim=3), nothing
 
 
-def close(found, expected, tolerance):
-    return float((found - expected).abs().max() / expected.abs().max()) < tolerance
+def close(found, expected, tolerance, size=None):
+    size = expected.abs().max() if size is None else size
+    return float((found - expected).abs().max() / size) < tolerance
 
 
 @pytest.mark.parametrize("start", [0, 1])
@@ -59,7 +60,8 @@ def test_vectors_norms_and_remainders_are_those_of_one_pass_per_token(case, star
     found = propagate(cache, start=start)
     assert found.layers == tuple(range(start, tiny.N_LAYERS)) and found.start == start
     assert close(found.norms, vectors.norm(dim=-1), tolerance_of(made))
-    assert close(found.remainder_norms, nothing.norm(dim=-1), tolerance_of(made))
+    longest = vectors.norm(dim=-1).max()
+    assert close(found.remainder_norms, nothing.norm(dim=-1), tolerance_of(made), longest)  # Llama may have no bias
     for row, layer in enumerate(found.layers):
         assert close(found.vectors(layer), vectors[row], tolerance_of(made))
     assert float(found.error.max()) < (1e-6 if made.family.rms else 1e-12)
@@ -88,7 +90,8 @@ def test_every_measure_is_its_formula(case):
     onto = propagate(cache, measure=Onto(directions))
     assert onto.norms.shape == (2, 2, N, N, 3) and onto.remainder_norms.shape == (2, 2, N, 3)
     assert close(onto.norms, vectors @ directions.T, tolerance_of(made))
-    assert close(onto.remainder_norms, nothing @ directions.T, tolerance_of(made))
+    size = (vectors @ directions.T).abs().max()
+    assert close(onto.remainder_norms, nothing @ directions.T, tolerance_of(made), size)
 
 
 def test_forward_equals_backward(case):
@@ -257,15 +260,15 @@ def test_a_map_that_loses_something_is_refused(case, monkeypatch):
         for number, x in carried(self, chunk):
             yield number, x * 0.999
 
-    def doubled(self):
+    def more(self):
         for number, r in remainders(self):
-            yield number, r * 2
+            yield number, r + 0.01
 
     def nan(self, chunk):
         for number, x in carried(self, chunk):
             yield number, torch.full_like(x, float("nan")) if chunk.sources[-1] == N - 1 else x
 
-    for name, broken in (("carried", shorter), ("remainders", doubled), ("carried", nan)):
+    for name, broken in (("carried", shorter), ("remainders", more), ("carried", nan)):
         with monkeypatch.context() as patch:
             patch.setattr(Walk, name, broken)
             for measure in ("l2", "share"):
@@ -282,7 +285,7 @@ def test_weights_or_activations_changed_since_are_refused():
     with pytest.raises(tl_norms.DecompositionError):
         found.vectors(1)
     with pytest.raises(tl_norms.DecompositionError):
-        found.logits(3)
+        found.logits(3, at=2)
     with pytest.raises(tl_norms.DecompositionError):
         propagate(cache)
 

@@ -49,6 +49,10 @@ if TYPE_CHECKING:
         UnsupportedArchitectureError,
         WeightProcessingWarning,
     )
+    from .estimates import (
+        Estimate,
+        estimate,
+    )
     from .hooks import (
         NormRecorder,
         run_with_norms,
@@ -98,6 +102,7 @@ __all__ = [
     "Decomposition",
     "DecompositionError",
     "DirectAttribution",
+    "Estimate",
     "MapError",
     "MaskError",
     "MemoryBudgetError",
@@ -126,6 +131,7 @@ __all__ = [
     "decompose",
     "direct_attribution",
     "direction",
+    "estimate",
     "extend_cache",
     "ffn_maps",
     "logit",
@@ -152,6 +158,8 @@ _HOME = {
     "Attribution": "attribution_result",
     "DirectAttribution": "attribution_result",
     "project_heads": "projections",
+    "Estimate": "estimates",
+    "estimate": "estimates",
     "propagate": "propagation",
     "run_with_propagation": "propagation",
     "TokenNorms": "propagation_result",
