@@ -282,7 +282,7 @@ def run_with_propagation(
     """
     names = attribution_hooks(model)
     with torch.no_grad():
-        output, cache = model.run_with_cache(*model_args, names_filter=names, **model_kwargs)
+        output, cache = model.run_with_cache(*model_args, names_filter=names, **model_kwargs)  # pyright: ignore[reportCallIssue]
     found = propagate(
         cache,
         layers=layers,
