@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import MissingExtraError, UnknownScopeError
 from ..results import BlockNorms
+from ..storage.storable import Storable
 from .change import MetricsInputError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ Normalize = Literal["row", "map"] | None
 
 
 @dataclass(frozen=True, repr=False)
-class FFAmplification:
+class FFAmplification(Storable):
     """What the feed-forward adds to each pair.
 
     Attributes:
