@@ -71,6 +71,10 @@ if TYPE_CHECKING:
         BlockNorms,
         MixingShares,
     )
+    from .storage import (
+        ResultFileError,
+        load,
+    )
     from .targets import (
         Target,
         TargetError,
@@ -101,6 +105,7 @@ __all__ = [
     "NormRecorder",
     "NotACacheError",
     "RecorderError",
+    "ResultFileError",
     "TLNormsError",
     "Target",
     "TargetError",
@@ -120,6 +125,7 @@ __all__ = [
     "direction",
     "extend_cache",
     "ffn_maps",
+    "load",
     "logit",
     "probability",
     "project_heads",
@@ -184,10 +190,12 @@ _HOME = {
     "CrossNorms": "cross",
     "Decomposition": "decomposition",
     "MixingShares": "results",
+    "load": "storage",
+    "ResultFileError": "storage",
 }
 
 
-_PACKAGES = ("alignment", "metrics", "plot", "studies")
+_PACKAGES = ("alignment", "demo", "methods", "metrics", "plot", "studies")
 
 
 def __getattr__(name: str):

@@ -1,7 +1,7 @@
 """Two real models for examples, out of Python packages: nothing is downloaded unless asked for.
 
-    demo.bert()   all-MiniLM-L6-v2: a sentence encoder, bidirectional, post-norm, 6 layers of 12 heads, no head
-    demo.lm()     SmolLM2-135M-Instruct: a language model, causal, pre-norm, 30 layers of 9 heads
+demo.bert()   all-MiniLM-L6-v2: a sentence encoder, bidirectional, post-norm, 6 layers of 12 heads, no head
+demo.lm()     SmolLM2-135M-Instruct: a language model, causal, pre-norm, 30 layers of 9 heads
 """
 
 import importlib.util

@@ -86,7 +86,7 @@ class NormRecorder:
         return block.hooks(self.plan.scopes, edits=self.plan.options.edits != "refuse")
 
     def _id_hooks(self) -> tuple[str, ...]:
-        """The hooks of token ids that this model has: of the stack analysed and, behind cross-attention, the encoder."""
+        """The hooks of token ids that this model has: of the stack analysed, and of the encoder."""
         names = dict.fromkeys(id_hook(self.model, stack) for stack in (self.plan.reader.stack, "encoder"))
         points: Any = getattr(self.model, "hook_dict", {})
         return tuple(name for name in names if name in points)

@@ -93,9 +93,7 @@ def checked_tokens(tokens: Any) -> tuple[Any, ...] | None:
 
 
 def _are_strings(row: Any) -> bool:
-    return (
-        isinstance(row, Sequence) and not isinstance(row, str | bytes) and all(isinstance(one, str) for one in row)
-    )
+    return isinstance(row, Sequence) and not isinstance(row, str | bytes) and all(isinstance(one, str) for one in row)
 
 
 def strings_of_run(

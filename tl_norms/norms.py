@@ -185,7 +185,8 @@ def block_norms(cache, scopes: Scopes = None, **options: Unpack[AnalysisOptions]
     Args:
         cache: an ActivationCache of a TransformerBridge, HookedTransformer or HookedEncoder
         scopes: one scope, several, "all", or None: all up to and including the attention block
-        **options: layers, mask, source_mask, stack, bias, max_memory, sketch, check, edits, tokens, see `AnalysisOptions`
+        **options: layers, mask, source_mask, stack, bias, max_memory, sketch, check, edits, tokens, see
+            `AnalysisOptions`
 
     Returns:
         BlockNorms: `norms[scope]` [layer batch query key], `norms.mixing_ratio(scope)` [layer batch query], ...

@@ -371,6 +371,7 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
         Raises:
             UnknownPositionError: no such token, position or row, or a token and no token strings.
             UnknownScopeError, UnknownLayerError: not in this result.
+            UnknownOptionError: k is below 1.
 
         Example:
             >>> norms.top(" are", k=3)                                          # doctest: +SKIP

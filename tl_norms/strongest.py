@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .errors import UnknownPositionError
+from .errors import UnknownOptionError, UnknownPositionError
 from .ranking import Ranking
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ def strongest(
     norms: "BlockNorms", query: str | int | None, k: int, scope: str | None, layer: int | None, row: int
 ) -> Ranking:
     """See `BlockNorms.top`."""
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise UnknownOptionError(f"k is {k!r}; expected a number of sources, at least 1.")
     scope = norms.scopes[-1] if scope is None else scope
     layer = norms.layers[-1] if layer is None else layer
     lengths, there = norms[scope, layer], norms.pairs(scope)

@@ -1,6 +1,5 @@
 """A model from what the command line was given: a name, a folder, a .gguf file, or nothing for the embedded one."""
 
-import importlib.util
 import inspect
 import logging
 import os
@@ -14,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtraError, TLNormsError
-from .arguments import DEMO_PACKAGE, EMBEDDED
+from ..demo import bert_folder
+from ..errors import TLNormsError
+from .arguments import EMBEDDED
 
 
 class ModelNotLoadedError(TLNormsError, OSError):

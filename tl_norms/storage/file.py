@@ -103,7 +103,7 @@ def _header(source: Path, path: Any) -> dict[str, Any]:
         raise DamagedFileError(f"{str(path)!r} is cut off: its description has {len(text)} of {size} bytes.")
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotAResultError(f"{str(path)!r} is no file of tl_norms: it is not safetensors.") from error
     return header
 
@@ -124,7 +124,7 @@ def _tree(header: dict[str, Any], path: Any) -> Any:
         )
     try:
         return json.loads(facts[_RESULT])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DamagedFileError(f"{str(path)!r} does not say what its tensors are.") from error
 
 

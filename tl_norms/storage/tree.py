@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .classes import class_named, is_known
-from .errors import DamagedFileError, NewerFileError, UnstorableError
+from .errors import DamagedFileError, NewerFileError, ResultFileError, UnstorableError
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Reader:
                 try:
                     return reader(content)
                 except (TypeError, ValueError) as error:
-                    if isinstance(error, DamagedFileError | NewerFileError):
+                    if isinstance(error, ResultFileError):
                         raise
                     raise DamagedFileError(f"the file holds a {kind} that cannot be read: {error}") from error
         raise NewerFileError(f"the file holds a value of a kind that this version does not know: {sorted(value)}.")
@@ -121,7 +121,11 @@ class Reader:
         needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
         if missing := [n for n in needed if n not in parts]:
             raise DamagedFileError(f"the file's {name} lacks {', '.join(missing)}.")
-        return kind(**{key: self.read(one) for key, one in parts.items()})
+        values = {key: self.read(one) for key, one in parts.items()}
+        try:
+            return kind(**values)
+        except TypeError as error:
+            raise DamagedFileError(f"the file's {name} cannot be made: {error}") from error
 
 
 def moved(value: Any, device: torch.device | str, seen: dict[int, Any] | None = None) -> Any:
