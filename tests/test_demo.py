@@ -10,18 +10,19 @@ import torch
 
 import tl_norms
 from tl_norms import MissingExtraError, demo
+from tl_norms.cli import demo as demo_command
 from tl_norms.cli import load, run
+
+PACKAGES = ("alignment", "demo", "methods", "metrics", "page", "plot", "storage", "studies")
 
 
 def test_bert_is_the_embedded_model(minilm):
     assert minilm.cfg.model_name == "all-MiniLM-L6-v2" and not minilm.training
     with torch.no_grad():
-        _, cache = minilm.run_with_cache("The keys to the cabinet are on the table.")
+        _, cache = minilm.run_with_cache(demo_command.SENTENCE)
     norms = tl_norms.block_norms(cache)
     assert norms.model_name == "all-MiniLM-L6-v2" and not norms.processing
-    assert [list(row) for row in norms.token_strings] == [
-        minilm.to_str_tokens("The keys to the cabinet are on the table.")
-    ]
+    assert [list(row) for row in norms.token_strings] == [minilm.to_str_tokens(demo_command.SENTENCE)]
     assert {row[2] for row in norms.top("are", k=3)} == {"are"}
     assert "all-MiniLM-L6-v2" in norms._repr_html_()
 
@@ -126,11 +127,9 @@ def test_a_page_that_cannot_be_written_is_refused_first(file, capsys):
 def test_packages_are_attributes_and_loaded_when_asked_for():
     code = (
         "import sys, tl_norms; names = set(dir(tl_norms)); assert not {'torch', 'tl_norms.plot'} & set(sys.modules); "
-        "wanted = ('alignment', 'demo', 'methods', 'metrics', 'plot', 'studies'); assert set(wanted) <= names, names; "
+        f"wanted = {PACKAGES}; assert set(wanted) <= names, names; "
         "print(*(getattr(tl_norms, name).__name__ for name in wanted)); assert callable(tl_norms.load)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [
-        f"tl_norms.{n}" for n in ("alignment", "demo", "methods", "metrics", "plot", "studies")
-    ]
+    assert done.stdout.split() == [f"tl_norms.{name}" for name in PACKAGES]

@@ -89,9 +89,8 @@ def padded():
 
 
 def amplified():
-    maps = tl_norms.ffn_maps(
-        tiny.make("bert", KIND).cache(mask=MASK), mask=MASK, tokens=[list("abcdefg"), list("hijk")]
-    )
+    cache, tokens = tiny.make("bert", KIND).cache(mask=MASK), [list("abcdefg"), list("hijk")]
+    maps = tl_norms.ffn_maps(cache, mask=MASK, tokens=tokens)
     return metrics.ff_amplification(maps)
 
 

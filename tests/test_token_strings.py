@@ -100,8 +100,8 @@ def test_strings_as_given(batch):
     "tokens, words",
     [
         ("a string", ["list of strings"]), (7, ["7"]), ([], ["list of strings"]), ([1, 2], ["list of strings"]),
-        ([["a"], "b"], ["list of strings"]), ([WORDS, [1] * 7], ["list of strings"]), (WORDS, ["1 texts", "those of 2"]),
-        ([WORDS] * 3, ["3 texts", "those of 2"]), ([WORDS, WORDS[:4]], ["4 tokens", "text 1", "expected 7"]),
+        ([["a"], "b"], ["list of strings"]), ([WORDS, [1] * 7], ["list of strings"]),
+        (WORDS, ["1 texts", "those of 2"]), ([WORDS] * 3, ["3 texts", "those of 2"]), ([WORDS, WORDS[:4]], ["4 tokens", "text 1", "expected 7"]),
         ([WORDS + ["more"]] * 2, ["8 tokens", "text 0", "to_str_tokens"]),
     ],
     ids=str,

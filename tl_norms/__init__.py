@@ -195,7 +195,7 @@ _HOME = {
 }
 
 
-_PACKAGES = ("alignment", "demo", "methods", "metrics", "plot", "studies")
+_PACKAGES = ("alignment", "demo", "methods", "metrics", "page", "plot", "storage", "studies")
 
 
 def __getattr__(name: str):

@@ -201,7 +201,7 @@ class Attribution(Storable):
         return replace(self, _credit=None)
 
     def for_storage(self) -> "Attribution":
-        """The same with its edges formed, [*batch head query key] per layer, so that no weights of the model are kept."""
+        """The same with its edges formed, [target batch head query key] per layer: a file holds no weights."""
 
         def formed(found: StackCredit) -> StackCredit:
             kept, crossed = (

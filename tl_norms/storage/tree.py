@@ -32,7 +32,7 @@ class Writer:
         Raises:
             UnstorableError: a value of a kind that files do not hold.
         """
-        if value is None or isinstance(value, bool | str | int) and type(value) in (bool, str, int):
+        if value is None or type(value) in (bool, str, int):
             return value
         if type(value) is float:
             return value if math.isfinite(value) else {"float": str(value)}
