@@ -114,6 +114,8 @@ RESULTS = {
     "Cancellation": lambda: metrics.cancellation(tiny.make("bert", KIND).cache()),
     "FFAmplification": amplified,
     "ComposedMaps": lambda: tl_norms.methods.alti(tiny.make("bert", KIND).cache()),
+    "InformationFlow": lambda: tl_norms.methods.information_flow(tiny.make("gpt2", KIND).cache()),
+    "BlockNorms of shares": lambda: tl_norms.block_norms(tiny.make("gpt2", KIND).cache(), measure="share"),
     "Ranking": lambda: attribute(tiny.make("gpt2", KIND).cache(), TARGET).top(4),
 }
 

@@ -10,6 +10,7 @@ import torch
 import tl_norms
 from tl_norms import UnknownOptionError, UnknownPositionError, attribute, logit
 from tl_norms.labels import id_hook, model_name
+from tl_norms.linear.measure.measures import Onto
 
 WORDS = [f" w{n}" for n in range(7)]
 MASK = test_storage.MASK
@@ -101,7 +102,8 @@ def test_strings_as_given(batch):
     [
         ("a string", ["list of strings"]), (7, ["7"]), ([], ["list of strings"]), ([1, 2], ["list of strings"]),
         ([["a"], "b"], ["list of strings"]), ([WORDS, [1] * 7], ["list of strings"]),
-        (WORDS, ["1 texts", "those of 2"]), ([WORDS] * 3, ["3 texts", "those of 2"]), ([WORDS, WORDS[:4]], ["4 tokens", "text 1", "expected 7"]),
+        (WORDS, ["1 texts", "those of 2"]), ([WORDS] * 3, ["3 texts", "those of 2"]),
+        ([WORDS, WORDS[:4]], ["4 tokens", "text 1", "expected 7"]),
         ([WORDS + ["more"]] * 2, ["8 tokens", "text 0", "to_str_tokens"]),
     ],
     ids=str,
@@ -160,6 +162,19 @@ def test_top_finds_a_position_by_its_token():
     values = norms["attn_res", 1][0].flatten().sort(descending=True).values
     assert [row[-2] for row in pairs] == values[:4].tolist()
     assert pairs.to_dataframe()["norm"].tolist() == values[:4].tolist()
+
+
+def test_top_of_a_signed_measure_ranks_by_size():
+    norms, _ = of(measure="share")
+    values = norms["attn_res", 1][0, 6]
+    table = norms.top(6, k=99, scope="attn_res")
+    order = values.abs().argsort(descending=True).tolist()
+    assert table.columns[-2:] == ("value", "share") and [row[3] for row in table] == order
+    assert [row[-2] for row in table] == values[order].tolist() and bool((values < 0).any())
+    assert sum(row[-1] for row in table) == pytest.approx(1) and "-0." in repr(table)
+    onto, _ = of(measure=Onto(torch.rand(3, tiny.D_MODEL, dtype=torch.float64)))
+    with pytest.raises(UnknownOptionError, match="direction"):
+        onto.top(6)
 
 
 def test_top_leaves_padding_out():

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .errors import UnknownOptionError, UnknownPositionError
+from .linear.measure.measures import Length, Onto
 from .ranking import Ranking
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ def strongest(
         raise UnknownOptionError(f"k is {k!r}; expected a number of sources, at least 1.")
     scope = norms.scopes[-1] if scope is None else scope
     layer = norms.layers[-1] if layer is None else layer
+    if isinstance(norms.measure, Onto):
+        raise UnknownOptionError(
+            "these maps hold several numbers for a pair, one per direction; take the map of one: "
+            "norms[scope][..., direction]."
+        )
     lengths, there = norms[scope, layer], norms.pairs(scope)
     if lengths.ndim == 3:
         if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < len(lengths):
@@ -28,15 +34,17 @@ def strongest(
     number = norms.layers[layer] if layer < 0 and layer not in norms.layers else layer
     names = _names(norms, lengths.shape[-1], row)
     rows: list[tuple[Any, ...]] = []
-    totals = lengths.masked_fill(~there, 0).sum(-1)
+    sizes = lengths.float().abs().masked_fill(~there, -1)
+    totals = sizes.clamp_min(0).sum(-1)
     for position in _positions(norms, query, names[: len(lengths)], there):
-        kept = lengths[position].float().masked_fill(~there[position], -1)
-        for key in kept.topk(min(k, int(there[position].sum()))).indices.tolist():
+        for key in sizes[position].topk(min(k, int(there[position].sum()))).indices.tolist():
             value = float(lengths[position, key])
-            share = value / float(totals[position]) if float(totals[position]) else 0.0
+            share = abs(value) / float(totals[position]) if float(totals[position]) else 0.0
             rows.append((number, position, names[position], key, names[key], value, share))
-    rows = sorted(rows, key=lambda one: -one[-2])[:k] if query is None else rows
-    return Ranking(("layer", "query", "query_token", "source", "source_token", "norm", "share"), tuple(rows), False)
+    rows = sorted(rows, key=lambda one: -abs(one[-2]))[:k] if query is None else rows
+    measured = "norm" if isinstance(norms.measure, Length) else "value"
+    columns = ("layer", "query", "query_token", "source", "source_token", measured, "share")
+    return Ranking(columns, tuple(rows), norms.measure.signed)
 
 
 def _names(norms: "BlockNorms", n_keys: int, row: int) -> list[str]:

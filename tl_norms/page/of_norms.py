@@ -96,7 +96,7 @@ def page_of_norms(
         "ratios": {name: packed(one(norms.mixing_ratio(name))[:, kept]) for name in scopes},
         "errors": {name: [finite(error) for error in norms.error[name].tolist()] for name in scopes},
         "processing": list(norms.processing),
-        "measure": getattr(norms, "measure", "l2"),
+        "measure": norms.measure.name,
         "sketch": norms.sketch,
         "software": versions(software),
     }

@@ -7,6 +7,8 @@ from .errors import UnknownResultError
 
 # name in a file -> module; a class keeps its name in files even if it moves
 CLASSES = {
+    "AbsoluteSum": "linear.measure.measures",
+    "Alti": "linear.measure.measures",
     "Attribution": "attribution_result",
     "BlockNorms": "results",
     "Cancellation": "metrics.cancellation",
@@ -16,12 +18,17 @@ CLASSES = {
     "DirectAttribution": "attribution_result",
     "Edit": "edits",
     "FFAmplification": "metrics.amplification",
+    "FlowEdge": "methods.information_flow",
     "HeadNorms": "results",
+    "InformationFlow": "methods.information_flow",
     "KeptEdges": "backward",
+    "Length": "linear.measure.measures",
     "MixingShares": "results",
+    "Onto": "linear.measure.measures",
     "Ranking": "ranking",
     "RunFacts": "results",
     "ScopeNorms": "results",
+    "Share": "linear.measure.measures",
     "StackCredit": "backward",
 }
 
