@@ -329,7 +329,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path):
 
 
 def test_the_embedded_model_is_an_extra(monkeypatch):
-    monkeypatch.setattr(load, "DEMO_PACKAGE", "a_package_that_is_not_there")
+    monkeypatch.setattr("tl_norms.demo._BERT_PACKAGE", "a_package_that_is_not_there")
     status, out, err = called(TEXT)
     assert status == 2 and out == "" and is_one_line(err) and "pip install 'tl_norms[demo]'" in err
 

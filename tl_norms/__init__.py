@@ -85,6 +85,10 @@ if TYPE_CHECKING:
         BlockNorms,
         MixingShares,
     )
+    from .storage import (
+        ResultFileError,
+        load,
+    )
     from .targets import (
         Target,
         TargetError,
@@ -117,6 +121,7 @@ __all__ = [
     "NotACacheError",
     "Onto",
     "RecorderError",
+    "ResultFileError",
     "TLNormsError",
     "Target",
     "TargetError",
@@ -138,6 +143,7 @@ __all__ = [
     "estimate",
     "extend_cache",
     "ffn_maps",
+    "load",
     "logit",
     "probability",
     "project_heads",
@@ -210,10 +216,12 @@ _HOME = {
     "CrossNorms": "cross",
     "Decomposition": "decomposition",
     "MixingShares": "results",
+    "load": "storage",
+    "ResultFileError": "storage",
 }
 
 
-_PACKAGES = ("alignment", "metrics", "plot", "studies")
+_PACKAGES = ("alignment", "demo", "methods", "metrics", "page", "plot", "storage", "studies")
 
 
 def __getattr__(name: str):

@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from . import study
 
         options, command = study.parse(arguments[1:]), study.run
+    elif arguments[:1] == ["demo"]:
+        from . import demo
+
+        options, command = demo.parse(arguments[1:]), demo.run
     else:
         options = parse(arguments)
         command = check if options.check is not None else explain if options.why else analyse
