@@ -53,6 +53,9 @@ if TYPE_CHECKING:
         NormRecorder,
         run_with_norms,
     )
+    from .linear.measure.measures import (
+        Onto,
+    )
     from .norms import (
         block_norms,
         decompose,
@@ -100,6 +103,7 @@ __all__ = [
     "NonFiniteError",
     "NormRecorder",
     "NotACacheError",
+    "Onto",
     "RecorderError",
     "TLNormsError",
     "Target",
@@ -169,6 +173,7 @@ _HOME = {
     "UnknownScopeError": "errors",
     "UnsupportedArchitectureError": "errors",
     "WeightProcessingWarning": "errors",
+    "Onto": "linear.measure.measures",
     "NormRecorder": "hooks",
     "run_with_norms": "hooks",
     "block_norms": "norms",
