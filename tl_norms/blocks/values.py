@@ -149,7 +149,7 @@ def _candidates(
             return
         head_norm = Normed(name, decided_norm(find(reader.model, name), read, wrote, default_eps(reader.model)))
     for projection, entering in _projections(reader, tensors, module, at, attention):
-        for stream, layer, before in _entrances(reader, tensors, block, blocks, at, attention, entering):
+        for stream, layer, before in entrances(reader, tensors, block, blocks, at, attention, entering):
             yield ValuePath(stream, layer, (*before, *projection), head_norm)
 
 
@@ -171,7 +171,7 @@ def _projections(
         yield (Projected(f"{at}.kv_a_proj_with_mqa", first=width), Normed(name, kind), up), down
 
 
-def _entrances(
+def entrances(
     reader: Reader,
     tensors: Mapping[str, Tensor],
     block: Block,
