@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from .attribution_result import Attribution, DirectAttribution, shape_of
 from .backward import carry_back, raise_if_off, relative_error
+from .baseline import Baseline, references
 from .blocks.activations import Activations, check_cache
 from .errors import UnknownOptionError
 from .linear.carry.direction import direct_through
-from .model_map import ModelMap, hold_model, map_hooks
+from .model_map import AttentionRule, ModelMap, hold_model, map_hooks
 from .names import is_post_norm
 from .plan import reader_of
 from .read_targets import read_targets, top_two
@@ -31,6 +32,8 @@ def attribute(
     cache,
     target: Target | Sequence[Target],
     *,
+    attention: AttentionRule = "held",
+    baseline: Baseline = None,
     ff: str = "ig",
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
@@ -50,6 +53,11 @@ def attribute(
     Args:
         cache: an ActivationCache with `required_hooks(model, target=target)`
         target: one target, or several, which give every field a leading axis
+        attention: "held": patterns are constants, the answer says what was moved. "integrated": every softmax is
+            integrated from zero logits and values, o_i = sum_j mean_ij v_j + sum_j s_ij B_ij, and a logit s_ij is shared
+            half and half by its query and its key: the answer also says why it was moved. Both are complete
+        baseline: a token (string or id) or a vector [d_model] or [pos d_model] of what enters the first layer; tokens
+            then give <g_j, x_j - b_j>, and what the reference itself gives is in `offset[0]`. Later cuts are unchanged
         ff: how feed-forwards share what they write: "ig"
         mask: attention mask, [batch pos], needed if the batch is padded
         source_mask: the encoder's, of an encoder-decoder
@@ -70,9 +78,9 @@ def attribute(
         >>> target = tl_norms.logit(" are") - tl_norms.logit(" is")             # doctest: +SKIP
         >>> tl_norms.attribute(cache, target).tokens                            # doctest: +SKIP
     """
-    model_map, targets = _held(cache, target, ff, mask, source_mask)
+    model_map, targets = _held(cache, target, ff, mask, source_mask, attention)
     ending = read_targets(model_map, targets)
-    credit = carry_back(model_map, ending, check)
+    credit = carry_back(model_map, ending, check, references(model_map, baseline))
     return Attribution.of(
         credit,
         target_names=tuple(t.name for t in targets),
@@ -89,6 +97,7 @@ def direct_attribution(
     cache,
     target: Target | Sequence[Target],
     *,
+    attention: AttentionRule = "held",
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
     check: bool = True,
@@ -102,6 +111,8 @@ def direct_attribution(
 
     Args:
         cache, target, mask, source_mask, check: as for `attribute`; targets at the last stream only
+        attention: "held" credits a key with what was moved from it; "integrated" also with what its logits did to the
+            pattern (a sink's own logit is in the offset)
 
     Returns:
         DirectAttribution: `embed` [*batch], `heads` [layer *batch head key], `ffn` [layer *batch], `offset` [*batch],
@@ -113,7 +124,7 @@ def direct_attribution(
     Example:
         >>> tl_norms.direct_attribution(cache, tl_norms.logit(" are")).heads.sum(-1)   # doctest: +SKIP
     """
-    model_map, targets = _held(cache, target, "ig", mask, source_mask)
+    model_map, targets = _held(cache, target, "ig", mask, source_mask, attention)
     ending = read_targets(model_map, targets)
     stack = model_map.stack
     chain = next(block.scopes for block in reversed(stack.reader.blocks()) if block is not None)
@@ -157,6 +168,8 @@ def run_with_attribution(
     model: nn.Module,
     *model_args: Any,
     target: Target | Sequence[Target],
+    attention: AttentionRule = "held",
+    baseline: Baseline = None,
     ff: str = "ig",
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
@@ -168,7 +181,7 @@ def run_with_attribution(
     Args:
         model: the model
         *model_args, **model_kwargs: what the model is called with
-        target, ff, mask, source_mask, check: as for `attribute`; the masks are not passed on to the model
+        target, attention, baseline, ff, mask, source_mask, check: as for `attribute`; the masks are not passed on to the model
 
     Returns:
         The model's output and the Attribution, equal to that of a full cache.
@@ -182,7 +195,8 @@ def run_with_attribution(
     names = attribution_hooks(model)
     with torch.no_grad():
         output, cache = model.run_with_cache(*model_args, names_filter=names, **model_kwargs)
-    return output, attribute(cache, target, ff=ff, mask=mask, source_mask=source_mask, check=check)
+    options = {"attention": attention, "baseline": baseline, "ff": ff}
+    return output, attribute(cache, target, mask=mask, source_mask=source_mask, check=check, **options)
 
 
 @torch.no_grad()
@@ -241,20 +255,24 @@ def attribution_hooks(model: nn.Module) -> list[str]:
 
 
 def _held(
-    cache, target: Target | Sequence[Target], ff: str, mask: Tensor | None, source_mask: Tensor | None
+    cache,
+    target: Target | Sequence[Target],
+    ff: str,
+    mask: Tensor | None,
+    source_mask: Tensor | None,
+    attention: str = "held",
 ) -> tuple[ModelMap, list[Target]]:
     check_cache(cache)
     if ff != "ig":
         raise UnknownOptionError(f"ff is {ff!r}; expected 'ig'.")
     targets = [target] if isinstance(target, Target) or not isinstance(target, Sequence) else list(target)
-    return _map(cache, mask, source_mask), targets
+    return _map(cache, mask, source_mask, attention), targets
 
 
-def _map(cache, mask: Tensor | None, source_mask: Tensor | None) -> ModelMap:
+def _map(cache, mask: Tensor | None, source_mask: Tensor | None, attention: str = "held") -> ModelMap:
     reader = reader_of(cache.model)
-    return hold_model(
-        cache.model, Activations(cache.cache_dict, cache.has_batch_dim, reader, mask, source_mask), reader
-    )
+    activations = Activations(cache.cache_dict, cache.has_batch_dim, reader, mask, source_mask)
+    return hold_model(cache.model, activations, reader, attention=attention)
 
 
 def _filled(rows: list[Tensor | None], value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .backward import Credit, KeptAttention, StackCredit, raise_if_off, relative_error
 from .errors import MissingExtraError, UnknownLayerError, UnknownOptionError
-from .linear.carry.direction import edge_credits
+from .linear.carry.direction import edge_credits, logit_credits
 
 Kind = Literal["edges", "heads", "tokens", "ffn"]
 
@@ -75,6 +75,9 @@ class Attribution:
         source_stream, source_offset, source_error: the encoder's cuts; with `tokens` they add up to the value
         beside: [cut *batch source_pos], what crosses the decoder's cuts in the encoder's output
         cross_heads: [layer *batch head], heads of cross-attention
+        queries, keys, values: [layer *batch pos], with attention="integrated": what each position of the stream that
+            enters a layer gives through each; with `bypass` they are the layer's cut. None with attention="held"
+        nodes: of every layer's integrals over its softmax (0 without attention); empty with attention="held"
         layers: numbers of all layers; unattended: those without attention (their writing is in the offset) with how
             long what they write is relative to the stream
         token_strings, target_name, model_name: for tables
@@ -97,6 +100,10 @@ class Attribution:
     source_error: Tensor | None = None
     beside: Tensor | None = None
     cross_heads: Tensor | None = None
+    queries: Tensor | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    nodes: tuple[int, ...] = ()
     has_targets: bool = False
     has_batch: bool = True
     tolerance: float = float("inf")
@@ -126,6 +133,7 @@ class Attribution:
             return None if value is None else value[:, 0] if single else value.movedim(1, 0)
 
         stack, encoder = credit.stack, credit.encoder
+        queries, keys, values = (None, None, None) if stack.ways is None else stack.ways
         error = cut_error(stack.error)
         return cls(
             value=whole(credit.value, 0),
@@ -145,6 +153,10 @@ class Attribution:
             source_error=None if encoder is None else cut_error(encoder.error),
             beside=shaped(stack.beside),
             cross_heads=shaped(stack.crossing_heads),
+            queries=shaped(queries),
+            keys=shaped(keys),
+            values=shaped(values),
+            nodes=stack.nodes,
             has_targets=not single,
             has_batch=has_batch,
             tolerance=tolerance,
@@ -194,6 +206,28 @@ class Attribution:
             raise UnknownLayerError(f"layer {layer} has no cross-attention.")
         return self._shaped(_edges_of(kept))
 
+    def logits(self, layer: int, stack: Literal["decoder", "encoder"] | None = None) -> Tensor:
+        """c_ij s_ij: what each attention logit gives by what it does to the pattern, with attention="integrated".
+
+        With `edges(layer)`, `bypass[layer]` and the later offsets they add up to the value, which is checked. A sink's
+        own logit belongs to no key and is left out.
+
+        Args:
+            layer, stack: as for `edges`
+
+        Returns:
+            [*batch head query key], in the units of the target.
+
+        Raises:
+            UnknownOptionError: the pattern was held. Otherwise as `edges`.
+        """
+        found = self._stack(stack)
+        if found.ways is None:
+            raise UnknownOptionError('with attention="held" logits give nothing; attribute with attention="integrated".')
+        self._edges(layer, found)
+        kept = found.kept[self._number(layer, found)]
+        return self._shaped(logit_credits(kept.attended, kept.attention)[0])  # pyright: ignore[reportOptionalMemberAccess]
+
     def _edges(self, layer: int, found: StackCredit) -> Tensor:
         number = self._number(layer, found)
         kept = found.kept[number]
@@ -206,6 +240,8 @@ class Attribution:
         # what crosses beside the stream and the edges: the encoder's output, or (in an encoder) the decoder's own input
         parts = [edges.flatten(2), found.bypass[number]]
         parts += [] if found.beside is None else [found.beside[number]]
+        if kept.attention.integrated:
+            parts += [part.flatten(2) for part in logit_credits(kept.attended, kept.attention)]
         error = relative_error(credit.value, found.values_offset[number], *parts)
         raise_if_off(error, self.tolerance, f"layer {number}, cut at the values", self.names)
         return edges

@@ -12,6 +12,7 @@ its skip connection: what it wrote belongs to no source.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,17 +20,21 @@ from torch import Tensor, nn
 
 from .blocks.activations import Activations
 from .blocks.ends import Joins, head, joins, memory
+from .blocks.queries import LogitPath, logit_paths
 from .blocks.structure import Attention, Block, CrossAttention, FeedForward, Reader
 from .blocks.values import ValuePath, value_paths
-from .errors import DecompositionError, UnsupportedArchitectureError
+from .errors import DecompositionError, UnknownOptionError, UnsupportedArchitectureError
 from .freeze import FrozenBlock
 from .freeze_ends import HeldHead, hold_head, hold_way
+from .freeze_queries import hold_logits
 from .freeze_values import hold_path
 from .linear.graph import HeldBlock, HeldStep
+from .linear.heads import JoinHeads
 from .linear.layers import HeldAttention, HeldLayer
-from .linear.operators import Chain, applied
+from .linear.operators import Chain, Mixing, applied
 from .plan import reader_of
 
+AttentionRule = Literal["held", "integrated"]
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -40,6 +45,7 @@ class HeldStack:
     Attributes:
         memory: what these blocks read of an encoder
         keep: whether layers stay held; otherwise each is let go as soon as its user does
+        logits: the ways to the logits of attentions whose softmax is integrated; None: patterns are held
     """
 
     reader: Reader
@@ -48,6 +54,7 @@ class HeldStack:
     paths: dict[str, ValuePath]
     memory: Float[Tensor, "b k d"] | None = None
     keep: bool = False
+    logits: dict[str, LogitPath] | None = None
     _layers: dict[int, HeldLayer] = field(default_factory=dict)
 
     @property
@@ -137,6 +144,7 @@ class _LayerInTheMaking:
 
     def _attention(self, number: int, operation: Attention) -> HeldAttention:
         values, mixing = self.frozen.mixing(number)
+        edit = self.frozen.step(number).edit
         path = self.stack.paths[operation.module]
         reads = 0
         if path.layer != self.source.layer:
@@ -145,14 +153,42 @@ class _LayerInTheMaking:
         x = self.stack.outside(path.layer)
         real = self.stack.activations.real_keys(operation, x)
         held = hold_path(self.stack.reader, path, operation, x, values, real, self.stack.tolerance)
+        if self.stack.logits is not None:
+            return self._integrated(number, operation, reads, x, values, held, mixing)
         at = self._add(HeldStep(reads, held))
-        point = self._add(HeldStep(at, mixing))
+        point = self._add(HeldStep(at, mixing, edit=edit))
         self.numbers[number] = point
         return HeldAttention(at, point, reads, values, held, mixing)
+
+    def _integrated(
+        self, number: int, operation: Attention, reads: int, x: Tensor, values: Tensor, path: Chain, mixing: Mixing
+    ) -> HeldAttention:
+        """Attention with its softmax integrated: queries, keys and values to mixed values, and on to what is written."""
+        logits = (self.stack.logits or {})[operation.module]
+        step = self.source.steps[number - 1]
+        own = step.reads if isinstance(operation, CrossAttention) else 0
+        stream = self.frozen.real(own)
+        source = None if reads == own else x
+        parts = hold_logits(
+            self.stack.reader, logits, operation, stream, source, path, mixing.pattern, self.stack.tolerance
+        )
+        sources = (self.numbers[own],) if source is None else (self.numbers[own], reads)
+        integrated = tuple(zip(sources, parts, strict=True))
+        points = [self._add(HeldStep(place, part)) for place, part in integrated]
+        at = points[0] if len(points) == 1 else self._add(HeldStep(points[0], other=points[1]))
+        join = JoinHeads(mixing.weight, _sum(mixing.bias, mixing.added), mixing.gate, mixing.inner)
+        point = self._add(HeldStep(at, join, edit=self.frozen.step(number).edit))
+        self.numbers[number] = point
+        mean = replace(mixing, pattern=parts[0].mean)
+        return HeldAttention(at, point, reads, values, path, mean, integrated)
 
     def _add(self, step: HeldStep) -> int:
         self.steps.append(step)
         return len(self.steps)
+
+
+def _sum(bias: Tensor | None, added: Tensor | None) -> Tensor | None:
+    return added if bias is None else bias if added is None else bias + added
 
 
 @dataclass
@@ -178,13 +214,19 @@ class ModelMap:
 
 
 def hold_model(
-    model: nn.Module, activations: Activations, reader: Reader | None = None, *, keep: bool = False
+    model: nn.Module,
+    activations: Activations,
+    reader: Reader | None = None,
+    *,
+    keep: bool = False,
+    attention: str = "held",
 ) -> ModelMap:
     """The held map of a run.
 
     Args:
         activations: of the stack that leads to the outputs (the decoder of an encoder-decoder)
         keep: whether held layers stay
+        attention: "held" patterns, or "integrated" softmaxes
 
     Raises:
         UnsupportedArchitectureError: a value path, a join or an end of the model is not understood.
@@ -197,14 +239,21 @@ def hold_model(
     if hook is not None:
         inner = reader_of(model, "encoder")
         encoder = HeldStack(inner, activations.of_source(inner), joins(inner), dict(value_paths(inner)), keep=keep)
+        encoder.logits = _logits(inner, attention)
         last = encoder.stream(encoder.n_layers)
         to_memory = hold_way(inner, memory(inner, hook).steps, last)
         read = activations.source(hook) if hook else applied(to_memory, last)
         _check_memory(encoder, applied(to_memory, last), read)
-    stack = HeldStack(reader, activations, joins(reader), paths, read, keep)
+    stack = HeldStack(reader, activations, joins(reader), paths, read, keep, _logits(reader, attention))
     way = head(reader)
     held = None if way is None else hold_head(reader, activations, way, stack.stream(stack.n_layers))
     return ModelMap(model, stack, held, encoder, to_memory)
+
+
+def _logits(reader: Reader, attention: str) -> dict[str, LogitPath] | None:
+    if attention not in ("held", "integrated"):
+        raise UnknownOptionError(f"attention is {attention!r}; expected 'held' or 'integrated'.")
+    return dict(logit_paths(reader)) if attention == "integrated" else None
 
 
 def _check_memory(encoder: HeldStack, made: Tensor, read: Tensor) -> None:
