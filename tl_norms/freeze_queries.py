@@ -86,12 +86,12 @@ def _side(
 
     for step in side.steps:
         add(_held(reader, step, made))
-    if attention.clip is not None:
-        free = made.abs() <= attention.clip
-        add(Scaling(free.to(made), made.clamp(-attention.clip, attention.clip).masked_fill(free, 0)))
     norm = side.norm
     if norm is not None and side.whole:
         add(hold_norm(made, norm_weights(reader, norm, made)))
+    if attention.clip is not None:
+        free = made.abs() <= attention.clip
+        add(Scaling(free.to(made), made.clamp(-attention.clip, attention.clip).masked_fill(free, 0)))
     n_kv = n_heads if width is None else made.shape[-1] // width
     add(SplitHeads(n_kv, n_heads // n_kv))
     if norm is not None and not side.whole and not side.behind:

@@ -165,8 +165,7 @@ class _LayerInTheMaking:
     ) -> HeldAttention:
         """Attention with its softmax integrated: queries, keys and values to mixed values, and on to what is written."""
         logits = (self.stack.logits or {})[operation.module]
-        step = self.source.steps[number - 1]
-        own = step.reads if isinstance(operation, CrossAttention) else 0
+        own = number - 1 if isinstance(operation, CrossAttention) else 0  # whose queries they are
         stream = self.frozen.real(own)
         source = None if reads == own else x
         parts = hold_logits(

@@ -20,7 +20,7 @@ from .structure import Attention, Reader
 from .values import find
 
 ADDED = ("alibi", "position_bias", "relative")
-TURNS = ("halves", "neighbours", "neighbours, half", "neighbours, double", "halves, double")
+TURNS = ("halves", "neighbours", "neighbours, half", "neighbours, double", "halves, double", "halves, back")
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def turning(rotary: tuple[Tensor, Tensor] | None, name: str, n: int) -> Rotary:
     elif spread == "double":
         double = pairs == "neighbours"
         angles = [part.repeat_interleave(2, -1) if double else torch.cat([part, part], -1) for part in angles]
+    elif spread == "back":  # turned the other way round
+        angles = [angles[0], -angles[1]]
     return Rotary(*angles, interleaved=pairs == "neighbours")
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedArchitectureError
 from ..linear.heads import Rotary
 from .modules import affine, default_eps, float_attributes, unwrap
+from .ends import total
 from .position import ADDED, Around, around, turning
 from .structure import Affine, Attention, Block, CrossAttention, Norm, Reader, Step
 from .trace import distance, same
@@ -152,7 +153,7 @@ def _found(reader: Reader, block: Block, step: Step) -> LogitPath:
         if closest < _EXACT:
             break
     if best is None or not closest < tolerance:
-        raise refused(reader, attention, f"no norm, rotary embedding, scale and position bias that are known give its pattern (closest: off by {closest:.1e})")
+        raise refused(reader, attention, f"no norm, rotary embedding, scale and position bias that are known give its pattern")
     short = float(1 - pattern.sum(-1).double().min())
     if short > 1e-3:
         inner = unwrap(find(reader.model, attention.module))
@@ -211,21 +212,17 @@ def _sides(
     made = made if weights.bias is None else made + weights.bias.to(made)
     blocks = [one for one in reader.blocks() if one is not None]
     norm, whole = _norm(reader, tensors, at, name, made)
-    as_attention = attention if name == "k" else replace_kind(attention)
-    for _, layer, before in entrances(reader, tensors, block, blocks, at, as_attention, entering):
+    stream = None
+    if name == "q" and isinstance(attention, CrossAttention):  # queries are the decoder's own
+        before = next(number for number, step in enumerate(block.steps) if step.operation is attention)
+        truth = block.steps[before - 1].truth if before else None
+        stream = tensors.get(block.stream) if truth is None else total(tensors, truth)
+    for _, layer, before in entrances(reader, tensors, block, blocks, at, attention, entering, stream):
         for kept in (None, *_halves(tensors, at, name, made)):
             side = LogitSide(layer, (*before, Weighed(f"{at}.{name}", "", *(kept or (None, None)))), norm, whole)
             cut = made if kept is None else made.unflatten(-1, (kept[0], -1))[..., : kept[1]].flatten(-2)
             for behind in (False,) if norm is None else (False, True):
                 yield replace(side, behind=behind), cut
-
-
-def replace_kind(attention: Attention) -> Attention:
-    """Queries are the decoder's own, in cross-attention too."""
-    if not isinstance(attention, CrossAttention):
-        return attention
-    names = {name: getattr(attention, name) for name in Attention.__dataclass_fields__}
-    return Attention(**names)
 
 
 def _halves(tensors: Mapping[str, Tensor], at: str, name: str, made: Tensor) -> list[tuple[int, int]]:
@@ -246,7 +243,7 @@ def _norm(
         return None, False
     try:
         kind = kind_of(reader, path, read, wrote)
-    except UnsupportedArchitectureError:
+    except (UnsupportedArchitectureError, RuntimeError):  # not a norm of vectors
         return None, False
     return Normed(path, kind), read.shape[-1] == made.shape[-1] and read.ndim == 3
 
@@ -263,15 +260,12 @@ def _turned(
     if path.queries.behind != path.keys.behind and path.queries.norm is not None and path.keys.norm is not None:
         return
     for name in ("", *(things.turns if things.rotary is not None else ())):
-        sides = []
-        for side, x in ((path.queries, q), (path.keys, k)):
-            rotary = None if not name else turning(things.rotary, name, x.shape[1])
-            if rotary is not None and rotary.cos.shape[-1] > width:
-                break
-            sides.append(_shaped(reader, attention, side, x, width, rotary))
-        if len(sides) < 2:
+        try:
+            turns = [turning(things.rotary, name, x.shape[1]) if name else None for x in (q, k)]
+            left = _shaped(reader, attention, path.queries, q, width, turns[0])
+            right = _shaped(reader, attention, path.keys, k, width, turns[1])
+        except RuntimeError:  # shapes that do not belong together: not this candidate
             continue
-        left, right = sides
         right = repeat(right, "b k g e -> b k (g r) e", r=n_heads // right.shape[2])
         yield replace(path, turned=name), torch.einsum("bqhe,bkhe->bhqk", left.double(), right.double())
 
@@ -281,9 +275,9 @@ def _shaped(
 ) -> Tensor:
     """Heads of queries or keys, [b pos h e]."""
     form = None if side.norm is None else weights_of(reader, side.norm)
+    x = x if form is None or not side.whole else run_norm(form, x)
     if attention.clip is not None:
         x = x.clamp(-attention.clip, attention.clip)
-    x = x if form is None or not side.whole else run_norm(form, x)
     x = rearrange(x, "b n (h e) -> b n h e", e=width)
     x = x if form is None or side.whole or side.behind else run_norm(form, x)
     x = x if rotary is None else rotary(x)
@@ -302,7 +296,7 @@ def _scaled(
     """Logits by scales that the model holds, soft-capped, with what is added by position."""
     inner = unwrap(find(reader.model, attention.module))
     config = getattr(inner, "config", None)
-    width = plain.new_tensor(float(_width(path, reader, things))).item()
+    width = things.d_head
     usual = [width**-0.5, 1.0, width**-0.5 / (block.layer + 1)]
     numbers = float_attributes(inner, config, getattr(find(reader.model, attention.module), "config", None))
     known = [*usual, *numbers, *(n**-0.5 for n in numbers if n > 0), *(1 / n for n in numbers)]
@@ -322,7 +316,8 @@ def _scaled(
         factor = 1.0 if not name else _snapped(fitted[1], [1.0, 2.0, scale, 2 * scale])
         made = plain * scale
         made = made if not name else made + factor * things.bias(name, n_queries, n_keys)
-        if (scale not in known or factor not in (1.0, 2.0, scale, 2 * scale)) and wanted.distance(made) > _EXACT:
+        believed = scale in known and factor in (1.0, 2.0, scale, 2 * scale)
+        if not believed and wanted.distance(made) > _EXACT:
             continue
         yield replace(path, scale=scale, added=name, factor=factor), made
 
@@ -330,10 +325,6 @@ def _scaled(
 def _snapped(value: float, known: list[float]) -> float:
     nearest = min(known, key=lambda number: abs(number - value))
     return nearest if abs(nearest - value) <= 1e-3 * abs(nearest) else value
-
-
-def _width(path: LogitPath, reader: Reader, things: Around) -> int:
-    return things.d_head
 
 
 def weights_in(reader: Reader, step: Weighed) -> Affine:

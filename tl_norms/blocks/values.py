@@ -179,13 +179,17 @@ def entrances(
     at: str,
     attention: Attention,
     entering: Tensor,
+    stream: Tensor | None = None,
 ) -> Iterator[tuple[str, int | None, tuple[PathStep, ...]]]:
-    """Where a stream becomes what enters the value projection: hook, layer, and the steps before the projection."""
-    if isinstance(attention, CrossAttention):
+    """Where a stream becomes what enters a projection: hook, layer, and the steps before the projection.
+
+    The stream is that of the layer, unless another one is given.
+    """
+    if isinstance(attention, CrossAttention) and stream is None:
         yield f"{at}.v.hook_in", None, ()
         return
     source = next((b for b in blocks if at.startswith(b.attention()[1].module)), block)
-    stream = tensors.get(source.stream)
+    stream = tensors.get(source.stream) if stream is None else stream
     if stream is None or stream.shape != entering.shape:
         return
     if same(stream, entering):
