@@ -4,6 +4,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from . import alignment as alignment
+    from . import metrics as metrics
+    from . import plot as plot
+    from . import studies as studies
     from .attribution import (
         attribute,
         direct_attribution,
@@ -48,6 +52,9 @@ if TYPE_CHECKING:
     from .hooks import (
         NormRecorder,
         run_with_norms,
+    )
+    from .linear.measure.measures import (
+        Onto,
     )
     from .norms import (
         block_norms,
@@ -96,6 +103,7 @@ __all__ = [
     "NonFiniteError",
     "NormRecorder",
     "NotACacheError",
+    "Onto",
     "RecorderError",
     "TLNormsError",
     "Target",
@@ -165,6 +173,7 @@ _HOME = {
     "UnknownScopeError": "errors",
     "UnsupportedArchitectureError": "errors",
     "WeightProcessingWarning": "errors",
+    "Onto": "linear.measure.measures",
     "NormRecorder": "hooks",
     "run_with_norms": "hooks",
     "block_norms": "norms",
@@ -183,8 +192,13 @@ _HOME = {
 }
 
 
+_PACKAGES = ("alignment", "metrics", "plot", "studies")
+
+
 def __getattr__(name: str):
-    """Import a public name when it is first used, so that the command line starts without torch."""
+    """Import a public name or package when it is first used: the command line starts without torch."""
+    if name in _PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
@@ -193,4 +207,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PACKAGES})

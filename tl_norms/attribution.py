@@ -18,8 +18,9 @@ from .attribution_result import Attribution, DirectAttribution, shape_of
 from .backward import carry_back, raise_if_off, relative_error
 from .baseline import Baseline, references
 from .blocks.activations import Activations, check_cache
-from .errors import UnknownOptionError
 from .linear.carry.direction import direct_through
+from .linear.edits import Edits
+from .linear.hold import Rule
 from .model_map import AttentionRule, ModelMap, hold_model, map_hooks
 from .names import is_post_norm
 from .plan import reader_of
@@ -34,7 +35,8 @@ def attribute(
     *,
     attention: AttentionRule = "held",
     baseline: Baseline = None,
-    ff: str = "ig",
+    ff: Rule = "ig",
+    edits: Edits = "refuse",
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
     token_strings: Sequence[str] | None = None,
@@ -58,7 +60,11 @@ def attribute(
             half and half by its query and its key: the answer also says why it was moved. Both are complete
         baseline: a token (string or id) or a vector [d_model] or [pos d_model] of what enters the first layer; tokens
             then give <g_j, x_j - b_j>, and what the reference itself gives is in `offset[0]`. Later cuts are unchanged
-        ff: how feed-forwards share what they write: "ig"
+        ff: how feed-forwards share what they write: "ig" (integrated gradients from zero), "half" (half of act(G) U to
+            each branch), "gate" (act(G) held, all to the up branch), "drop" (nothing passes: all of it is offset)
+        edits: of a run that hooks changed: "refuse", "replace" (a multiple scales what was there, anything else takes
+            its place and belongs to the offset) or "add" (what was there stays, the difference is offset); with a full
+            cache, or one of `required_hooks(model, target=target, edits=True)`. The result lists them
         mask: attention mask, [batch pos], needed if the batch is padded
         source_mask: the encoder's, of an encoder-decoder
         token_strings: what to call the positions; by default the tokenizer's strings, if the cache holds the token ids
@@ -78,7 +84,7 @@ def attribute(
         >>> target = tl_norms.logit(" are") - tl_norms.logit(" is")             # doctest: +SKIP
         >>> tl_norms.attribute(cache, target).tokens                            # doctest: +SKIP
     """
-    model_map, targets = _held(cache, target, ff, mask, source_mask, attention)
+    model_map, targets = _held(cache, target, ff, mask, source_mask, attention, edits)
     ending = read_targets(model_map, targets)
     credit = carry_back(model_map, ending, check, references(model_map, baseline))
     return Attribution.of(
@@ -89,6 +95,7 @@ def attribute(
         token_strings=_strings(cache, token_strings),
         model_name=_name(cache.model),
         tolerance=model_map.stack.tolerance if check else float("inf"),
+        edits=model_map.edits,
     )
 
 
@@ -170,7 +177,8 @@ def run_with_attribution(
     target: Target | Sequence[Target],
     attention: AttentionRule = "held",
     baseline: Baseline = None,
-    ff: str = "ig",
+    ff: Rule = "ig",
+    edits: Edits = "refuse",
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
     check: bool = True,
@@ -181,7 +189,8 @@ def run_with_attribution(
     Args:
         model: the model
         *model_args, **model_kwargs: what the model is called with
-        target, attention, baseline, ff, mask, source_mask, check: as for `attribute`; the masks are not passed on to the model
+        target, attention, baseline, ff, edits, mask, source_mask, check: as for `attribute`; masks are not passed on to the
+            model
 
     Returns:
         The model's output and the Attribution, equal to that of a full cache.
@@ -192,11 +201,21 @@ def run_with_attribution(
     Example:
         >>> logits, why = tl_norms.run_with_attribution(model, text, target=tl_norms.logit(" are"))  # doctest: +SKIP
     """
-    names = attribution_hooks(model)
+    names = attribution_hooks(model, edits=edits != "refuse")
     with torch.no_grad():
-        output, cache = model.run_with_cache(*model_args, names_filter=names, **model_kwargs)
-    options = {"attention": attention, "baseline": baseline, "ff": ff}
-    return output, attribute(cache, target, mask=mask, source_mask=source_mask, check=check, **options)
+        run: Any = model.run_with_cache
+        output, cache = run(*model_args, names_filter=names, **model_kwargs)
+    return output, attribute(
+        cache,
+        target,
+        attention=attention,
+        baseline=baseline,
+        ff=ff,
+        edits=edits,
+        mask=mask,
+        source_mask=source_mask,
+        check=check,
+    )
 
 
 @torch.no_grad()
@@ -240,16 +259,17 @@ def last_stream(cache) -> Float[Tensor, "batch pos d_model"]:
     return stack.stream(stack.n_layers)
 
 
-def attribution_hooks(model: nn.Module) -> list[str]:
+def attribution_hooks(model: nn.Module, *, edits: bool = False) -> list[str]:
     """The activations that `attribute` needs, as a `names_filter` for `run_with_cache`.
 
     Args:
         model: the model that will be run
+        edits: also those in which a hook's change of the run would show
 
     Raises:
         UnsupportedArchitectureError: the model is not understood as a whole.
     """
-    names = map_hooks(model, reader_of(model))
+    names = map_hooks(model, reader_of(model), edits=edits)
     points = getattr(model, "hook_dict", {})
     return names + [name for name in ("embed.hook_in",) if name in points]
 
@@ -257,22 +277,21 @@ def attribution_hooks(model: nn.Module) -> list[str]:
 def _held(
     cache,
     target: Target | Sequence[Target],
-    ff: str,
+    ff: Rule,
     mask: Tensor | None,
     source_mask: Tensor | None,
-    attention: str = "held",
+    attention: AttentionRule,
+    edits: Edits = "refuse",
 ) -> tuple[ModelMap, list[Target]]:
     check_cache(cache)
-    if ff != "ig":
-        raise UnknownOptionError(f"ff is {ff!r}; expected 'ig'.")
     targets = [target] if isinstance(target, Target) or not isinstance(target, Sequence) else list(target)
-    return _map(cache, mask, source_mask, attention), targets
+    return _map(cache, mask, source_mask, attention=attention, ff=ff, edits=edits), targets
 
 
-def _map(cache, mask: Tensor | None, source_mask: Tensor | None, attention: str = "held") -> ModelMap:
+def _map(cache, mask: Tensor | None, source_mask: Tensor | None, **rules: Any) -> ModelMap:
     reader = reader_of(cache.model)
     activations = Activations(cache.cache_dict, cache.has_batch_dim, reader, mask, source_mask)
-    return hold_model(cache.model, activations, reader, attention=attention)
+    return hold_model(cache.model, activations, reader, **rules)
 
 
 def _filled(rows: list[Tensor | None], value: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .backward import Credit, KeptAttention, StackCredit, raise_if_off, relative_error
+from .edits import Edit
 from .errors import MissingExtraError, UnknownLayerError, UnknownOptionError
 from .linear.carry.direction import edge_credits, logit_credits
 
@@ -67,7 +68,8 @@ class Attribution:
         tokens: [*batch pos], what each input token gives, through everything: `stream[0]`
         stream: [cut *batch pos], <g^l_j, x^l_j> for the stream entering each layer, and leaving the last (cut n_layers)
         offset: [cut *batch], what belongs to no position: the offsets of all later steps
-        error: [cut], |value - sum of stream - offset| relative to the largest of them, worst row of the batch
+        error: [cut], |value - sum of stream - offset| relative to the largest of them (or to what products of vectors
+            of these lengths usually are), worst row of the batch
         heads: [layer *batch head], what each head moved, over all queries and keys
         bypass: [layer *batch pos], along the skip connection (and all beside the attention), cut at the values
         ffn: [layer *batch pos], what the feed-forward wrote at each position
@@ -77,6 +79,7 @@ class Attribution:
         cross_heads: [layer *batch head], heads of cross-attention
         queries, keys, values: [layer *batch pos], with attention="integrated": what each position of the stream that
             enters a layer gives through each; with `bypass` they are the layer's cut. None with attention="held"
+        edits: what hooks changed during the run
         nodes: of every layer's integrals over its softmax (0 without attention); empty with attention="held"
         layers: numbers of all layers; unattended: those without attention (their writing is in the offset) with how
             long what they write is relative to the stream
@@ -104,6 +107,7 @@ class Attribution:
     keys: Tensor | None = None
     values: Tensor | None = None
     nodes: tuple[int, ...] = ()
+    edits: tuple[Edit, ...] = ()
     has_targets: bool = False
     has_batch: bool = True
     tolerance: float = float("inf")
@@ -120,6 +124,7 @@ class Attribution:
         token_strings: tuple[tuple[str, ...], ...] | None,
         model_name: str,
         tolerance: float,
+        edits: tuple[Edit, ...] = (),
     ) -> "Attribution":
         """The user's axes: [t b ..] in; the target axis first or gone, the batch axis kept or gone."""
 
@@ -149,7 +154,7 @@ class Attribution:
             token_strings=token_strings,
             unattended=stack.unattended,
             source_stream=None if encoder is None else shaped(encoder.stream),
-            source_offset=None if encoder is None else shaped(encoder.offset),
+            source_offset=None if encoder is None else shaped(encoder.offset - stack.stream[0].sum(-1)),
             source_error=None if encoder is None else cut_error(encoder.error),
             beside=shaped(stack.beside),
             cross_heads=shaped(stack.crossing_heads),
@@ -157,6 +162,7 @@ class Attribution:
             keys=shaped(keys),
             values=shaped(values),
             nodes=stack.nodes,
+            edits=edits,
             has_targets=not single,
             has_batch=has_batch,
             tolerance=tolerance,

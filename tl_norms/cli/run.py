@@ -1,4 +1,4 @@
-"""From arguments to output: load, run, analyse, print. Every foreseeable problem is one line and a status."""
+"""From arguments to output: load, run, analyse, print. Every foreseeable problem is one line and an exit status."""
 
 import os
 import sys
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, command = study.parse(arguments[1:]), study.run
     else:
         options = parse(arguments)
-        command = analyse if options.check is None else check
+        command = check if options.check is not None else explain if options.why else analyse
     from ..errors import TLNormsError  # from here on torch is loaded
 
     try:
@@ -98,6 +98,29 @@ def analyse(options: "argparse.Namespace") -> int:
     return 0
 
 
+def explain(options: "argparse.Namespace") -> int:
+    """Where the prediction on one text comes from."""
+    from . import load, report, why
+
+    model, name = _model(options.model, options)
+    with load.silence() as caught:
+        found = why.explained(
+            model,
+            options.text,
+            name=name,
+            token=options.logit,
+            against=options.against,
+            at=options.at,
+            like=options.like,
+        )
+    _notices(caught, options)
+    if options.json:
+        print(report.as_json(why.numbers(found)))
+    elif not options.quiet:
+        why.show(found)
+    return 0
+
+
 def check(options: "argparse.Namespace") -> int:
     """Completeness of every layer and scope of one model, of both stacks of an encoder-decoder."""
     from ..errors import TLNormsError
@@ -147,7 +170,8 @@ def _model(given: str | None, options: "argparse.Namespace") -> tuple[Any, str]:
     from . import load
 
     name = load.model_name(given)
-    shown = "all-MiniLM-L6-v2 (embedded)" if given is None else given
+    embedded = load.is_embedded(given) and name != given
+    shown = "all-MiniLM-L6-v2 (embedded)" if embedded or given is None else given
     if sys.stderr.isatty() and not options.quiet:
         print(f"tl-norms: loading {shown} ...", file=sys.stderr)
     with load.silence():
@@ -205,11 +229,12 @@ def _norms(
 
 
 def _notices(caught: list[warnings.WarningMessage], options: "argparse.Namespace") -> None:
-    """Our own warnings as messages; other libraries' are of no use to who runs a command."""
+    """The package's own warnings as messages; those of other libraries are dropped."""
     from ..errors import WeightProcessingWarning
+    from .load import SentenceEndWarning
 
     if options.quiet:
         return
     for warning in caught:
-        if issubclass(warning.category, WeightProcessingWarning):
+        if issubclass(warning.category, WeightProcessingWarning | SentenceEndWarning):
             print(f"tl-norms: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import is_folder
+from .arguments import unreadable, unwritable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,9 +92,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if name in ("amplified-pairs", "contextualization-change"):
             add("--sketch", type=_positive, metavar="N", help="estimate norms by N random directions: faster")
     found = parser.parse_args(argv)
-    if found.csv is not None and not is_folder(Path(found.csv).parent):
-        parser.error(f"--csv: there is no folder {str(Path(found.csv).parent)[:200]!r} to write to")
+    for option in ("csv", "resume"):
+        if problem := unwritable(getattr(found, option, None)):
+            parser.error(f"--{option}: {problem}")
     return found
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Files that are to be read, looked at before a model is loaded.
+
+    Raises:
+        StudyInputError: one is missing, a folder, or cannot be read.
+    """
+    from ..studies import StudyInputError
+
+    for option in ("texts", "pairs", "gold", "parts"):
+        given = getattr(options, option, None) or ()
+        for file in [given] if isinstance(given, str) else given:
+            if problem := unreadable(file):
+                raise StudyInputError(f"{problem} (--{option})")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -102,6 +118,7 @@ def run(options: argparse.Namespace) -> int:
     from .. import studies
     from . import load
 
+    _check_files(options)
     name = load.model_name(options.model)
     study = getattr(studies, options.study.replace("-", "_"))
     with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
@@ -167,7 +184,7 @@ def _texts(add) -> None:
 def _pairs(add) -> None:
     add("--pairs", required=True, metavar="FILE", help="'source ||| target' or source, tab, target; words by blanks")
     add("--gold", required=True, metavar="FILE", help="gold links, Pharaoh ('0-0 1p2') or NAACL ('1 3 2 S') format")
-    add("--gold-format", choices=("pharaoh", "naacl"), help="default: told by the content")
+    add("--gold-format", choices=("pharaoh", "naacl"), help="default: detected from the content")
     add("--one-based", action="store_true", help="words of a Pharaoh file are numbered from 1 (NAACL's always are)")
     add("--reverse", action="store_true", help="the gold file has the target word before the source word")
     add("--setting", action="append", choices=("AWO", "AWI"), help="may be repeated; default: both")
