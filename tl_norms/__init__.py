@@ -49,6 +49,10 @@ if TYPE_CHECKING:
         UnsupportedArchitectureError,
         WeightProcessingWarning,
     )
+    from .estimates import (
+        Estimate,
+        estimate,
+    )
     from .hooks import (
         NormRecorder,
         run_with_norms,
@@ -69,6 +73,13 @@ if TYPE_CHECKING:
     )
     from .projections import (
         project_heads,
+    )
+    from .propagation import (
+        propagate,
+        run_with_propagation,
+    )
+    from .propagation_result import (
+        TokenNorms,
     )
     from .results import (
         BlockNorms,
@@ -98,6 +109,7 @@ __all__ = [
     "Decomposition",
     "DecompositionError",
     "DirectAttribution",
+    "Estimate",
     "MapError",
     "MaskError",
     "MemoryBudgetError",
@@ -113,6 +125,7 @@ __all__ = [
     "TLNormsError",
     "Target",
     "TargetError",
+    "TokenNorms",
     "UnknownLayerError",
     "UnknownOptionError",
     "UnknownPositionError",
@@ -127,16 +140,19 @@ __all__ = [
     "decompose",
     "direct_attribution",
     "direction",
+    "estimate",
     "extend_cache",
     "ffn_maps",
     "load",
     "logit",
     "probability",
     "project_heads",
+    "propagate",
     "required_hooks",
     "rollout",
     "run_with_attribution",
     "run_with_norms",
+    "run_with_propagation",
     "scopes",
     "top_target",
     "value_norms",
@@ -152,6 +168,11 @@ _HOME = {
     "Attribution": "attribution_result",
     "DirectAttribution": "attribution_result",
     "project_heads": "projections",
+    "Estimate": "estimates",
+    "estimate": "estimates",
+    "propagate": "propagation",
+    "run_with_propagation": "propagation",
+    "TokenNorms": "propagation_result",
     "Target": "targets",
     "TargetError": "targets",
     "class_logit": "targets",
