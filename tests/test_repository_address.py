@@ -66,7 +66,9 @@ def test_without_an_address_no_badge_is_shown_and_cells_say_what_to_fill_in(copy
     for path in [copy / "README.md", *(copy / "tutorials").glob("*.ipynb")]:
         assert "badge.svg" not in path.read_text(encoding="utf-8"), path.name
     for name in NOTEBOOKS:
-        line = next(line for line in first_cell_of(copy / "tutorials" / name).splitlines() if line.startswith("ADDRESS"))
+        line = next(
+            line for line in first_cell_of(copy / "tutorials" / name).splitlines() if line.startswith("ADDRESS")
+        )
         assert line.startswith('ADDRESS = ""  # ') and "fill it in here" in line
 
 
