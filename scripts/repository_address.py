@@ -1,11 +1,11 @@
-"""Write the repository's address, which is one setting, wherever it is needed: badges, first cells, documentation, citation.
+"""Write the repository's address, one setting, wherever it is needed: badges, first cells, documentation, citation.
 
 python scripts/repository_address.py            writes what pyproject.toml says
 python scripts/repository_address.py --check    says where something else is written; exit status 1 if so
 
-The setting is `Repository` under `[project.urls]` in pyproject.toml. Without it no badge and no link is shown, and the
-first cell of a notebook says on Colab which line to fill in. Colab opens notebooks of GitHub only: elsewhere there is no
-badge either.
+The setting is `Repository` under `[project.urls]` in pyproject.toml. Without it no badge or link is shown, and
+the first cell of a notebook says on Colab which line to fill in. Colab opens notebooks
+of GitHub only: elsewhere there is no badge either.
 """
 
 import argparse

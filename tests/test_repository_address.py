@@ -1,4 +1,4 @@
-"""The repository's address is one setting: where it is missing, what is shown without one, and that first cells install."""
+"""The repository's address is one setting: where it is missing, what is shown without it, first cells that install."""
 
 import importlib.util
 import json
