@@ -66,7 +66,9 @@ def test_queries_keys_values_logits_and_edges_are_derivatives(case):
         scale = by_edge.abs().max()
         for name, gradient in zip(("queries", "keys", "values"), gradients, strict=True):
             expected = (gradient * x).sum(-1)
-            assert (getattr(found, name)[layer] - expected).abs().max() < 2 * tolerance * max(scale, expected.abs().max())
+            assert (getattr(found, name)[layer] - expected).abs().max() < 2 * tolerance * max(
+                scale, expected.abs().max()
+            )
         assert (found.logits(layer) - by_logit).abs().max() < 2 * tolerance * scale
         assert (found.edges(layer) - by_edge).abs().max() < 2 * tolerance * scale
         both = (by_logit + by_edge).sum((-1, -2))
@@ -226,7 +228,9 @@ def test_dropped_feed_forwards_pass_nothing(plain):
 
 @pytest.mark.parametrize("attention", ["held", "integrated"])
 @pytest.mark.parametrize("mode", ["replace", "add"])
-@pytest.mark.parametrize("hook", ["blocks.1.hook_in", "blocks.0.mlp.hook_out", "blocks.0.attn.hook_v", "blocks.1.attn.o.hook_in"])
+@pytest.mark.parametrize(
+    "hook", ["blocks.1.hook_in", "blocks.0.mlp.hook_out", "blocks.0.attn.hook_v", "blocks.1.attn.o.hook_in"]
+)
 def test_runs_that_hooks_changed_add_up(plain, hook, mode, attention):
     made, _ = plain
 

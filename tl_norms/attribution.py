@@ -18,6 +18,7 @@ from .attribution_result import Attribution, DirectAttribution, shape_of
 from .backward import carry_back, raise_if_off, relative_error
 from .baseline import Baseline, references
 from .blocks.activations import Activations, check_cache
+from .blocks.masks import pass_masks
 from .labels import id_hook, model_name, strings_of_ids
 from .linear.carry.direction import direct_through
 from .linear.edits import Edits
@@ -51,7 +52,8 @@ def attribute(
 
     Cuts add up one by one; numbers of different layers do not add up with each other: what a head wrote contains what
     the layers before it wrote. A model whose norms were folded into its weights gives the same tokens, but its gains'
-    and biases' shares move between offsets and heads.
+    and biases' shares move between offsets and heads. Where the run kept no outputs (HookedTransformer has no hook
+    there), the value is what the model's own head gives now for the cached last stream.
 
     Args:
         cache: an ActivationCache with `required_hooks(model, target=target)`
@@ -148,9 +150,10 @@ def direct_attribution(
         heads[number], crossing[number], ffn[number] = credit.heads, credit.crossing_heads, credit.ffn
         g = credit.entering + (ending.covectors[number] if number in ending.covectors else 0)
     embed = (g * stack.stream(first)).sum(-1)
-    rows = [_filled(part, ending.value) for part in (heads, crossing)]
+    own, crossed = (_filled(part, ending.value) for part in (heads, crossing))
+    own = ending.value.new_zeros(stack.n_layers, n, b, 0, 0) if own is None else own
     parts = [embed, ffn.permute(1, 2, 0)]
-    parts += [row.permute(1, 2, 0, 3, 4).flatten(2) for row in rows if row is not None]
+    parts += [row.permute(1, 2, 0, 3, 4).flatten(2) for row in (own, crossed) if row is not None]
     error = relative_error(ending.value, offset, *parts)
     if check:
         raise_if_off(error, stack.tolerance, "the direct attribution", ending.names)
@@ -162,11 +165,11 @@ def direct_attribution(
     return DirectAttribution(
         value=shape(ending.value, 0),
         embed=shape(embed.sum(-1), 0),
-        heads=shape(rows[0], 1),
+        heads=shape(own, 1),
         ffn=shape(ffn, 1),
         offset=shape(offset, 0),
         error=error[0] if single else error,
-        source_heads=None if rows[1] is None else shape(rows[1], 1),
+        source_heads=None if crossed is None else shape(crossed, 1),
         target_name=targets[0].name if single else tuple(t.name for t in targets),
         model_name=model_name(cache.model),
     )
@@ -190,8 +193,8 @@ def run_with_attribution(
     Args:
         model: the model
         *model_args, **model_kwargs: what the model is called with
-        target, attention, baseline, ff, edits, mask, source_mask, check: as for `attribute`; masks are not passed on
-            to the model
+        target, attention, baseline, ff, edits, mask, source_mask, check: as for `attribute`; the masks go to the model
+            too, unless it is given its own
 
     Returns:
         The model's output and the Attribution, equal to that of a full cache.
@@ -204,6 +207,8 @@ def run_with_attribution(
     """
     names = attribution_hooks(model, edits=edits != "refuse")
     with torch.no_grad():
+        decoder = any(block.cross() is not None for block in reader_of(model).blocks() if block is not None)
+        pass_masks(model, model_kwargs, mask, source_mask, decoder)
         run: Any = model.run_with_cache
         output, cache = run(*model_args, names_filter=names, **model_kwargs)
     return output, attribute(
@@ -295,11 +300,11 @@ def _map(cache, mask: Tensor | None, source_mask: Tensor | None, **rules: Any) -
     return hold_model(cache.model, activations, reader, **rules)
 
 
-def _filled(rows: list[Tensor | None], value: Tensor) -> Tensor:
-    """[layer t b h k] with zeros for layers that write nothing directly."""
+def _filled(rows: list[Tensor | None], value: Tensor) -> Tensor | None:
+    """[layer t b h k] with zeros for layers that write nothing directly; None if no layer has such heads."""
     there = [row for row in rows if row is not None]
     if not there:
-        return None  # pyright: ignore[reportReturnType]
+        return None
     width = max(row.shape[-2] for row in there)
     filled = value.new_zeros(len(rows), *value.shape, width, there[0].shape[-1])
     for number, row in enumerate(rows):

@@ -59,9 +59,10 @@ def back_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"], x: Float[Tensor
     cut = 0 if attention is None else attention.values_point
     found = layer.block.backward({layer.last: g}, elsewhere.covectors, down_to=cut)
     offset, value_offset, ffn = _zero(g), _zero(g), g.new_zeros(g.shape[:-1])
-    for number, own in enumerate(layer.block.offsets()):
+    for number, step in enumerate(layer.block.steps, start=1):
         covector = found[number]
-        if number > cut and own is not None and covector is not None:
+        own = None if number <= cut or covector is None else step.offset
+        if own is not None and covector is not None:
             offset = offset + inner(covector, own, g)
     for point, wrote in layer.feed_forwards:
         covector = found[point]
