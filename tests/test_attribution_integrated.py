@@ -1,5 +1,7 @@
 """attribute(attention="integrated") against integrals of autograd on Hugging Face's own modules; baselines; edits."""
 
+import copy
+
 import held_reference
 import integrated_reference
 import pytest
@@ -12,6 +14,8 @@ from tl_norms.blocks.activations import Activations
 from tl_norms.model_map import hold_model
 from tl_norms.plan import reader_of
 
+# torch's own forward-mode rules, imported when they are first used
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 CASES = [(name, kind) for name, kind in tiny.CASES if name in ("gpt2", "llama_gqa", "llama_mqa_biased", "bert")]
 TARGET = logit(7) - 2 * logit(11, at=3)
 
@@ -66,7 +70,9 @@ def test_queries_keys_values_logits_and_edges_are_derivatives(case):
         scale = by_edge.abs().max()
         for name, gradient in zip(("queries", "keys", "values"), gradients, strict=True):
             expected = (gradient * x).sum(-1)
-            assert (getattr(found, name)[layer] - expected).abs().max() < 2 * tolerance * max(scale, expected.abs().max())
+            assert (getattr(found, name)[layer] - expected).abs().max() < 2 * tolerance * max(
+                scale, expected.abs().max()
+            )
         assert (found.logits(layer) - by_logit).abs().max() < 2 * tolerance * scale
         assert (found.edges(layer) - by_edge).abs().max() < 2 * tolerance * scale
         both = (by_logit + by_edge).sum((-1, -2))
@@ -97,29 +103,30 @@ def test_direct_attribution_adds_up_with_logits_by_key(case):
     assert (found.heads - held.heads).abs().max() > 1e-3 * held.heads.abs().max()  # by key it differs
 
 
-def gpt2(sharpness=1.0):
-    made = tiny.make("gpt2", "bridge")
-    with torch.no_grad():
-        for block in made.hf.transformer.h:
-            block.attn.c_attn.weight[:, : tiny.D_MODEL] *= sharpness
-    return made
-
-
 @pytest.fixture(scope="module")
 def plain():
     if "bridge" not in tiny.KINDS:
         pytest.skip("this TransformerLens has no bridge")
-    made = gpt2()
+    made = tiny.make("gpt2", "bridge")
     return made, made.cache(made.tokens())
+
+
+def sharp(made, sharpness):
+    """A cache of the same model with longer queries: its own copy of the weights."""
+    hf = copy.deepcopy(made.hf)
+    with torch.no_grad():
+        for block in hf.transformer.h:
+            block.attn.c_attn.weight[:, : tiny.D_MODEL] *= sharpness
+    model = tiny.boot(hf, "GPT2LMHeadModel")
+    return model.run_with_cache(made.tokens())[1]
 
 
 @pytest.mark.parametrize("sharpness", [20.0, 80.0])
 def test_sharp_rows_add_up(sharpness):
     if "bridge" not in tiny.KINDS:
         pytest.skip("this TransformerLens has no bridge")
-    made = gpt2()
-    # a model of its own: weights are changed
-    cache = tiny_sharp(made, sharpness)
+    made = tiny.make("gpt2", "bridge")
+    cache = sharp(made, sharpness)
     pattern = cache["blocks.1.attn.hook_pattern"]
     assert float(pattern.max()) > 0.999
     found = attribute(cache, TARGET, attention="integrated")
@@ -127,17 +134,6 @@ def test_sharp_rows_add_up(sharpness):
     assert min(found.nodes) > 15
     for layer in found.layers:
         found.logits(layer)
-
-
-def tiny_sharp(made, sharpness):
-    import copy
-
-    hf = copy.deepcopy(made.hf)
-    with torch.no_grad():
-        for block in hf.transformer.h:
-            block.attn.c_attn.weight[:, : tiny.D_MODEL] *= sharpness
-    model = tiny.boot(hf, "GPT2LMHeadModel")
-    return model.run_with_cache(made.tokens())[1]
 
 
 def test_a_changed_pattern_is_told_where_softmaxes_are_integrated(plain):
@@ -226,7 +222,9 @@ def test_dropped_feed_forwards_pass_nothing(plain):
 
 @pytest.mark.parametrize("attention", ["held", "integrated"])
 @pytest.mark.parametrize("mode", ["replace", "add"])
-@pytest.mark.parametrize("hook", ["blocks.1.hook_in", "blocks.0.mlp.hook_out", "blocks.0.attn.hook_v", "blocks.1.attn.o.hook_in"])
+@pytest.mark.parametrize(
+    "hook", ["blocks.1.hook_in", "blocks.0.mlp.hook_out", "blocks.0.attn.hook_v", "blocks.1.attn.o.hook_out"]
+)
 def test_runs_that_hooks_changed_add_up(plain, hook, mode, attention):
     made, _ = plain
 

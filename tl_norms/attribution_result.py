@@ -229,7 +229,9 @@ class Attribution:
         """
         found = self._stack(stack)
         if found.ways is None:
-            raise UnknownOptionError('with attention="held" logits give nothing; attribute with attention="integrated".')
+            raise UnknownOptionError(
+                'with attention="held" logits give nothing; attribute with attention="integrated".'
+            )
         self._edges(layer, found)
         kept = found.kept[self._number(layer, found)]
         return self._shaped(logit_credits(kept.attended, kept.attention)[0])  # pyright: ignore[reportOptionalMemberAccess]

@@ -97,9 +97,7 @@ def carry_back(
 class _Walk:
     """One stack, from its last cut to its first."""
 
-    def __init__(
-        self, stack: HeldStack, ending: Ending, check: bool, name: str = "", reference: Tensor | None = None
-    ):
+    def __init__(self, stack: HeldStack, ending: Ending, check: bool, name: str = "", reference: Tensor | None = None):
         self.stack, self.ending, self.check, self.name = stack, ending, check, name
         self.reference = reference
         self.memory: Tensor | None = None  # the covector of the encoder's output
@@ -113,7 +111,17 @@ class _Walk:
         rows: dict[str, list] = {name: [] for name in ("stream", "beside", "offset", "error")}
         layers: dict[str, list] = {
             name: []
-            for name in ("bypass", "ffn", "heads", "values_offset", "kept", "crossing_heads", "crossed", "ways", "nodes")
+            for name in (
+                "bypass",
+                "ffn",
+                "heads",
+                "values_offset",
+                "kept",
+                "crossing_heads",
+                "crossed",
+                "ways",
+                "nodes",
+            )
         }
         unattended: dict[int, float] = {}
         for cut in range(n, -1, -1):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .blocks.modules import unwrap
 from .blocks.position import Around, around, turning
-from .blocks.queries import LogitPath, LogitSide, Weighed, refused, weights_in
+from .blocks.queries import LogitPath, LogitSide, Weighed, weights_in
 from .blocks.structure import Attention, Reader
 from .blocks.values import Multiplied, Normed, find
 from .errors import DecompositionError
@@ -146,7 +146,7 @@ def _check(attention: Attention, held: IntegratedAttention, pattern: Tensor, tol
         raise DecompositionError(
             f"{attention.module}: the pattern rebuilt from queries and keys misses {attention.pattern} by {error:.1e} "
             f"(tolerance {tolerance:.0e}). Likely causes: a hook edited queries, keys or the pattern during the run, or "
-            f"the model's weights changed since. What it moved works: attention=\"held\"."
+            f'the model\'s weights changed since. What it moved works: attention="held".'
         )
     accepted = _QUADRATURE.get(pattern.dtype, _QUADRATURE_FLOAT32)
     if not held.path.error <= accepted:

@@ -115,7 +115,9 @@ def _relative(reader: Reader, attention: Attention, inner: nn.Module, n: int) ->
     if not getattr(first, "has_relative_attention_bias", False):
         return None
     with torch.no_grad():
-        return rearrange(first.compute_bias(n, n, device=first.relative_attention_bias.weight.device), "1 h q k -> h q k")
+        return rearrange(
+            first.compute_bias(n, n, device=first.relative_attention_bias.weight.device), "1 h q k -> h q k"
+        )
 
 
 def _given(model: nn.Module, n: int) -> dict[str, dict[str, Any]]:

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
 from ..linear.heads import Rotary
-from .modules import affine, default_eps, float_attributes, unwrap
 from .ends import total
+from .modules import affine, float_attributes, unwrap
 from .position import ADDED, Around, around, turning
-from .structure import Affine, Attention, Block, CrossAttention, Norm, Reader, Step
-from .trace import distance, same
+from .structure import Affine, Attention, Block, CrossAttention, Reader, Step
+from .trace import distance
 from .values import (
     Multiplied,
     Normed,
@@ -121,7 +121,9 @@ def _hooked(reader: Reader, block: Block, attention: Attention) -> LogitPath:
     module = find(reader.model, attention.module)
     positions = getattr(cfg, "positional_embedding_type", "standard")
     if kind is CrossAttention or getattr(cfg, "use_qk_norm", False) or positions not in ("standard", "rotary", "alibi"):
-        raise refused(reader, attention, "its queries and keys are of a kind that is not read in TransformerLens' own classes")
+        raise refused(
+            reader, attention, "its queries and keys are of a kind that is not read in TransformerLens' own classes"
+        )
     path = value_paths(reader)[attention.module]
     before = tuple(step for step in path.steps if isinstance(step, Normed))
     sides = [LogitSide(path.layer, (*before, Weighed(attention.module, letter))) for letter in "QK"]
@@ -153,11 +155,15 @@ def _found(reader: Reader, block: Block, step: Step) -> LogitPath:
         if closest < _EXACT:
             break
     if best is None or not closest < tolerance:
-        raise refused(reader, attention, f"no norm, rotary embedding, scale and position bias that are known give its pattern")
+        raise refused(
+            reader, attention, "no norm, rotary embedding, scale and position bias that are known give its pattern"
+        )
     short = float(1 - pattern.sum(-1).double().min())
     if short > 1e-3:
         inner = unwrap(find(reader.model, attention.module))
-        names = [name for name in ("sinks", "sink", "attention_sink_bias") if isinstance(getattr(inner, name, None), Tensor)]
+        names = [
+            name for name in ("sinks", "sink", "attention_sink_bias") if isinstance(getattr(inner, name, None), Tensor)
+        ]
         if not names:
             raise refused(reader, attention, "rows of its pattern do not add up to one, and no sink is known")
         best = replace(best, sink=names[0])

@@ -106,7 +106,9 @@ def _by_ways(
     found: dict[int, Tensor] = {}
     offset = _zero(g)
     for reads, part in attention.integrated:
-        ways = zip((part.queries, part.keys, part.values), (part.q, part.k, part.v), part.at_heads(at_mixed), strict=True)
+        ways = zip(
+            (part.queries, part.keys, part.values), (part.q, part.k, part.v), part.at_heads(at_mixed), strict=True
+        )
         for number, (operator, real, covector) in enumerate(ways):
             if operator is not None and covector is not None:
                 carried.append((reads, operator.transpose(covector)))
