@@ -56,8 +56,8 @@ def attribute(
         cache: an ActivationCache with `required_hooks(model, target=target)`
         target: one target, or several, which give every field a leading axis
         attention: "held": patterns are constants, the answer says what was moved. "integrated": every softmax is
-            integrated from zero logits and values, o_i = sum_j mean_ij v_j + sum_j s_ij B_ij, and a logit s_ij is shared
-            half and half by its query and its key: the answer also says why it was moved. Both are complete
+            integrated from zero logits and values, o_i = sum_j mean_ij v_j + sum_j s_ij B_ij, and a logit s_ij is
+            shared half and half by its query and its key: the answer also says why it was moved. Both are complete
         baseline: a token (string or id) or a vector [d_model] or [pos d_model] of what enters the first layer; tokens
             then give <g_j, x_j - b_j>, and what the reference itself gives is in `offset[0]`. Later cuts are unchanged
         ff: how feed-forwards share what they write: "ig" (integrated gradients from zero), "half" (half of act(G) U to
@@ -189,8 +189,8 @@ def run_with_attribution(
     Args:
         model: the model
         *model_args, **model_kwargs: what the model is called with
-        target, attention, baseline, ff, edits, mask, source_mask, check: as for `attribute`; masks are not passed on to the
-            model
+        target, attention, baseline, ff, edits, mask, source_mask, check: as for `attribute`; masks are not passed on
+            to the model
 
     Returns:
         The model's output and the Attribution, equal to that of a full cache.
