@@ -135,6 +135,24 @@ def measured(spec: zoo.Spec) -> tuple[str, ...]:
     return (spec.name, layout, str(len(norms.scopes)), f"`{last}`", *numbers, note)
 
 
+def integrated(runs: tuple[Any, ...]) -> str:
+    """Errors with the softmaxes integrated, or why there are none."""
+    target = tl_norms.logit(7) - 2 * tl_norms.logit(9, at=2)
+    found = []
+    try:
+        for made in runs:
+            why = tl_norms.attribute(made.cache, target, attention="integrated")
+            for layer in why.layers:
+                if layer not in why.unattended:
+                    why.logits(layer)  # compared when they are made
+            found.append(float(why.error.max()))
+    except tl_norms.DecompositionError as error:
+        return f"NOT COMPLETE: {_short(error)}"
+    except tl_norms.TLNormsError:
+        return "held only"
+    return ", ".join(f"{error:.0e}" for error in found)
+
+
 def attribution(spec: zoo.Spec, *runs: zoo.Made) -> str:
     """The errors of a whole-model attribution in both dtypes, or why there is none."""
     target = tl_norms.logit(7) - 2 * tl_norms.logit(9, at=2)

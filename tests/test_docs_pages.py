@@ -8,7 +8,14 @@ from types import ModuleType
 import pytest
 
 API = Path(__file__).parents[1] / "docs" / "api"
-PACKAGES = ("tl_norms", "tl_norms.metrics", "tl_norms.studies", "tl_norms.alignment", "tl_norms.plot")
+PACKAGES = (
+    "tl_norms",
+    "tl_norms.methods",
+    "tl_norms.metrics",
+    "tl_norms.studies",
+    "tl_norms.alignment",
+    "tl_norms.plot",
+)
 
 
 def _documented() -> list[object]:

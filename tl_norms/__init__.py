@@ -49,6 +49,10 @@ if TYPE_CHECKING:
         UnsupportedArchitectureError,
         WeightProcessingWarning,
     )
+    from .estimates import (
+        Estimate,
+        estimate,
+    )
     from .hooks import (
         NormRecorder,
         run_with_norms,
@@ -70,9 +74,20 @@ if TYPE_CHECKING:
     from .projections import (
         project_heads,
     )
+    from .propagation import (
+        propagate,
+        run_with_propagation,
+    )
+    from .propagation_result import (
+        TokenNorms,
+    )
     from .results import (
         BlockNorms,
         MixingShares,
+    )
+    from .storage import (
+        ResultFileError,
+        load,
     )
     from .targets import (
         Target,
@@ -94,6 +109,7 @@ __all__ = [
     "Decomposition",
     "DecompositionError",
     "DirectAttribution",
+    "Estimate",
     "MapError",
     "MaskError",
     "MemoryBudgetError",
@@ -105,9 +121,11 @@ __all__ = [
     "NotACacheError",
     "Onto",
     "RecorderError",
+    "ResultFileError",
     "TLNormsError",
     "Target",
     "TargetError",
+    "TokenNorms",
     "UnknownLayerError",
     "UnknownOptionError",
     "UnknownPositionError",
@@ -122,15 +140,19 @@ __all__ = [
     "decompose",
     "direct_attribution",
     "direction",
+    "estimate",
     "extend_cache",
     "ffn_maps",
+    "load",
     "logit",
     "probability",
     "project_heads",
+    "propagate",
     "required_hooks",
     "rollout",
     "run_with_attribution",
     "run_with_norms",
+    "run_with_propagation",
     "scopes",
     "top_target",
     "value_norms",
@@ -146,6 +168,11 @@ _HOME = {
     "Attribution": "attribution_result",
     "DirectAttribution": "attribution_result",
     "project_heads": "projections",
+    "Estimate": "estimates",
+    "estimate": "estimates",
+    "propagate": "propagation",
+    "run_with_propagation": "propagation",
+    "TokenNorms": "propagation_result",
     "Target": "targets",
     "TargetError": "targets",
     "class_logit": "targets",
@@ -189,10 +216,12 @@ _HOME = {
     "CrossNorms": "cross",
     "Decomposition": "decomposition",
     "MixingShares": "results",
+    "load": "storage",
+    "ResultFileError": "storage",
 }
 
 
-_PACKAGES = ("alignment", "metrics", "plot", "studies")
+_PACKAGES = ("alignment", "demo", "methods", "metrics", "page", "plot", "storage", "studies")
 
 
 def __getattr__(name: str):
