@@ -67,6 +67,7 @@ def measure(name: str, lengths: list[int], layers: int, rounds: int, clock: str)
         contenders = {
             "forward": lambda t=tokens: plain(t),
             "attribute": lambda c=cache: tl_norms.attribute(c, target),
+            "integrated": lambda c=cache: tl_norms.attribute(c, target, attention="integrated"),
             "16 targets": lambda c=cache: tl_norms.attribute(c, many),
             "edges": lambda a=found: a.edges(0),
             "gradients": lambda t=tokens: integrated_gradients(plain, t),
@@ -82,6 +83,7 @@ def measure(name: str, lengths: list[int], layers: int, rounds: int, clock: str)
                 "forward s": seconds["forward"],
                 "attribute s": seconds["attribute"],
                 "attribute / forward": seconds["attribute"] / seconds["forward"],
+                "softmaxes integrated / forward": seconds["integrated"] / seconds["forward"],
                 "16 targets / forward": seconds["16 targets"] / seconds["forward"],
                 "edges of a layer / forward of a layer": seconds["edges"] / (seconds["forward"] / layers),
                 "integrated gradients / forward": seconds["gradients"] / seconds["forward"],

@@ -86,8 +86,8 @@ def main() -> None:
         + ", ".join(f"{name} {version(name)}" for name in ("transformer_lens", "transformers", "torch"))
         + ".",
         "",
-        "| architecture | layout | scopes | last scope | float64 | float32 | attribution | note |",
-        "|---|---|---|---|---|---|---|---|",
+        "| architecture | layout | scopes | last scope | float64 | float32 | attribution | softmax integrated | note |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
     target = ROOT / "docs" / "architectures.md"
@@ -103,7 +103,7 @@ def table(text: list[str]) -> Iterator[tuple[str, ...]]:
             yield measured(spec)
             zoo.forget(spec)
         if not specs:
-            yield (name, "", "", "", "", "", "", f"not built here: {NOT_BUILT[name]}")
+            yield (name, "", "", "", "", "", "", "", f"not built here: {NOT_BUILT[name]}")
 
 
 def measured(spec: zoo.Spec) -> tuple[str, ...]:
@@ -111,28 +111,48 @@ def measured(spec: zoo.Spec) -> tuple[str, ...]:
     try:
         made, single_made = zoo.cached(spec), zoo.cached(spec, torch.float32)
     except zoo.NotHere as reason:
-        return (spec.name, "", "", "", "", "", "", _short(reason))
+        return (spec.name, "", "", "", "", "", "", "", _short(reason))
     except Exception as error:  # known to be TransformerLens' own, or ours: then it ends the script
         if spec.broken is None or spec.broken not in str(error):
             raise
-        return (spec.name, "", "", "", "", "", "", f"TransformerLens cannot run it: {_short(error)}")
+        return (spec.name, "", "", "", "", "", "", "", f"TransformerLens cannot run it: {_short(error)}")
     try:
         norms = tl_norms.block_norms(made.cache, "all", stack=spec.stack)
         single = tl_norms.block_norms(single_made.cache, "all", stack=spec.stack)
     except tl_norms.DecompositionError as error:
-        return (spec.name, "", "", "", "", "", "", f"NOT COMPLETE: {_short(error)}")
+        return (spec.name, "", "", "", "", "", "", "", f"NOT COMPLETE: {_short(error)}")
     except tl_norms.TLNormsError as error:
-        return (spec.name, "", "", "", "", "", "", f"refused: {_short(error)}")
+        return (spec.name, "", "", "", "", "", "", "", f"refused: {_short(error)}")
     last = norms.scopes[-1]
     layout = next(layout for start, layout in LAYOUTS if last.startswith(start))
     skipped = f"layers without attention: {', '.join(map(str, norms.skipped))}" if norms.skipped else ""
     note = "; ".join(part for part in (spec.note, skipped) if part)
     if not (_worst(norms) < spec.limit() and _worst(single) < spec.limit(torch.float32)):
-        return (spec.name, "", "", "", "", "", "", f"NOT COMPLETE: {_worst(norms):.0e}, {_worst(single):.0e}")
+        return (spec.name, "", "", "", "", "", "", "", f"NOT COMPLETE: {_worst(norms):.0e}, {_worst(single):.0e}")
     errors = ("" if spec.only_float32 else f"{_worst(norms):.0e}", f"{_worst(single):.0e}")
     attributed = "" if spec.stack == "encoder" else attribution(spec, made, single_made)
-    numbers = (errors[0] or "float32 only", errors[1], attributed)
+    runs = (single_made,) if spec.only_float32 else (made, single_made)
+    paths = integrated(runs) if attributed[:1].isdigit() else ""
+    numbers = (errors[0] or "float32 only", errors[1], attributed, paths)
     return (spec.name, layout, str(len(norms.scopes)), f"`{last}`", *numbers, note)
+
+
+def integrated(runs: tuple[zoo.Made, ...]) -> str:
+    """Errors with the softmaxes integrated, or why there are none."""
+    target = tl_norms.logit(7) - 2 * tl_norms.logit(9, at=2)
+    found = []
+    try:
+        for made in runs:
+            why = tl_norms.attribute(made.cache, target, attention="integrated")
+            for layer in why.layers:
+                if layer not in why.unattended:
+                    why.logits(layer)  # compared when they are made
+            found.append(float(why.error.max()))
+    except tl_norms.DecompositionError as error:
+        return f"NOT COMPLETE: {_short(error)}"
+    except tl_norms.TLNormsError:
+        return "held only"
+    return ", ".join(f"{error:.0e}" for error in found)
 
 
 def attribution(spec: zoo.Spec, *runs: zoo.Made) -> str:

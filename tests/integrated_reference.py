@@ -64,10 +64,7 @@ class IntegratedLayer(Layer):
 def integrated(run: Run) -> Held:
     """The held map of a GPT-2, Llama or BERT kind."""
     plain = held_reference.held(run)
-    layers = [
-        _layer(run, number, layer, x)
-        for number, (layer, x) in enumerate(zip(plain.layers, plain.streams, strict=False))
-    ]
+    layers = [_layer(run, number, layer, plain.streams[number]) for number, layer in enumerate(plain.layers)]
     return Held(layers, plain.streams, plain.head)
 
 

@@ -195,7 +195,8 @@ class Attribution(Storable):
                 'with attention="held" logits give nothing; attribute with attention="integrated".'
             )
         self._edges(layer, found)
-        return self._shaped(_logits_of(found.kept[self._number(layer, found)])[0])
+        kept = found.kept[self._number(layer, found)]
+        return self._shaped(_logits_of(kept)[0])
 
     def _edges(self, layer: int, found: StackCredit) -> Tensor:
         number = self._number(layer, found)
@@ -247,7 +248,7 @@ class Attribution(Storable):
 
         def formed(found: StackCredit) -> StackCredit:
             kept, crossed = (
-                tuple(None if one is None else KeptEdges(_edges_of(one), _logits_of(one)) for one in row)
+                tuple(None if one is None else KeptEdges(_edges_of(one), *_logits_of(one)) for one in row)
                 for row in (found.kept, found.crossed)
             )
             return replace(found, kept=kept, crossed=crossed)
@@ -382,12 +383,12 @@ def shape_of(value: Tensor, before: int, single: bool, has_batch: bool) -> Tenso
     return value.select(before, 0) if single else value.movedim(before, 0)
 
 
+def _logits_of(kept: KeptAttention | KeptEdges | None) -> tuple[Tensor, ...]:
+    """What logits and sinks give, where the softmax is integrated; nothing where patterns are held."""
+    if isinstance(kept, KeptEdges):
+        return () if kept.logits is None or kept.sinks is None else (kept.logits, kept.sinks)
+    return () if kept is None or not kept.attention.integrated else logit_credits(kept.attended, kept.attention)
+
+
 def _edges_of(kept: KeptAttention | KeptEdges) -> Tensor:
     return kept.edges if isinstance(kept, KeptEdges) else edge_credits(kept.attended, kept.attention)
-
-
-def _logits_of(kept: KeptAttention | KeptEdges | None) -> tuple[Tensor, ...]:
-    """What logits give, where attention is integrated; nothing where patterns are held."""
-    if isinstance(kept, KeptEdges):
-        return kept.logits
-    return () if kept is None or not kept.attention.integrated else tuple(logit_credits(kept.attended, kept.attention))

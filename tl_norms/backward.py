@@ -31,7 +31,8 @@ class KeptEdges:
     """The edges of one attention, formed: what a file holds in place of what they are made of."""
 
     edges: Float[Tensor, "t b h q k"]
-    logits: tuple[Tensor, ...] = ()  # with attention integrated: what its logits give, of keys and of a sink
+    logits: Float[Tensor, "t b h q k"] | None = None  # with the softmax integrated, and what sinks give
+    sinks: Float[Tensor, "t b h q"] | None = None
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,8 @@ def _check(attention: Attention, held: IntegratedAttention, pattern: Tensor, tol
     if not error <= tolerance:
         raise DecompositionError(
             f"{attention.module}: the pattern rebuilt from queries and keys misses {attention.pattern} by {error:.1e} "
-            f"(tolerance {tolerance:.0e}). Likely causes: a hook edited queries, keys or pattern during the run, or "
-            f'the model\'s weights changed since. What it moved works: attention="held".'
+            f"(tolerance {tolerance:.0e}). Likely causes: a hook edited queries, keys or the pattern during the run, "
+            f'or the model\'s weights changed since. What it moved works: attention="held".'
         )
     accepted = _QUADRATURE.get(pattern.dtype, _QUADRATURE_FLOAT32)
     if not held.path.error <= accepted:

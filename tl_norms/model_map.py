@@ -192,7 +192,7 @@ class _LayerInTheMaking:
     def _integrated(
         self, number: int, operation: Attention, reads: int, x: Tensor, values: Tensor, path: Chain, mixing: Mixing
     ) -> HeldAttention:
-        """Attention with its softmax integrated: queries, keys and values to mixed values and what is written."""
+        """Attention with its softmax integrated: queries, keys and values to mixed values, then to what is written."""
         logits = (self.stack.logits or {})[operation.module]
         own = number - 1 if isinstance(operation, CrossAttention) else 0  # whose queries they are
         stream = self.frozen.real(own)

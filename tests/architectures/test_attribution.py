@@ -17,6 +17,21 @@ REFUSED = {
     "LongT5ForConditionalGeneration@transient_global_decoder": "LongT5",
 }
 WHOLE = [name for name in EXACT if zoo.SPECS[name].stack != "encoder" and name not in REFUSED]
+# attentions whose pattern cannot be rebuilt from queries and keys that are read: by what the refusal names
+NOT_INTEGRATED = {
+    "CohereForCausalLM@qk_norm": "CohereAttention",  # a norm of its own for every head
+    "StableLmForCausalLM@parallel_qk_norm": "StableLmAttention",
+    "Ministral3ForCausalLM": "Ministral3Attention",  # queries scaled by their position
+    "Llama4ForCausalLM": "Llama4TextAttention",
+    "DeepseekV2ForCausalLM": "DeepseekV2Attention",  # latent attention: two parts, one turned
+    "DeepseekV2ForCausalLM@no_q_lora": "DeepseekV2Attention",
+    "DeepseekV3ForCausalLM": "DeepseekV3Attention",
+    "DeepseekV3ForCausalLM@grouped_experts": "DeepseekV3Attention",
+    "YoutuForCausalLM": "YoutuAttention",
+    "Glm4MoeLiteForCausalLM": "Glm4MoeLiteAttention",
+    "GlmMoeDsaForCausalLM": "GlmMoeDsaAttention",
+    "TransformerLensNative@rms_gated_rotary": "NativeAttention",
+}
 TARGETS = [tl_norms.logit(7) - 2 * tl_norms.logit(9, at=2), tl_norms.logit(3, at=1)]
 
 
@@ -48,6 +63,28 @@ def test_every_cut_adds_up(name, dtype):
     torch.testing.assert_close(parts, direct.value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [name for name in WHOLE if name not in NOT_INTEGRATED])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_every_cut_adds_up_with_softmaxes_integrated(name, dtype):
+    spec, made = zoo.SPECS[name], cached(name, dtype)
+    found = tl_norms.attribute(made.cache, TARGETS, attention="integrated")
+    limit = max(spec.limit(dtype), zoo.FLOAT32_NORMS)  # softmaxes, rotary embeddings and ALiBi are float32 in most
+    assert float(found.error.max()) < min(5 * limit, zoo.FLOAT32)
+    attended = [layer for layer in found.layers if layer not in found.unattended]
+    assert all(found.nodes[layer] > 1 for layer in attended)
+    for layer in attended:  # logits and edges are compared with the value when they are made
+        both = found.logits(layer).sum((-1, -2)) + found.edges(layer).sum((-1, -2))
+        assert both.shape == found.heads[:, layer].shape
+
+
+@pytest.mark.parametrize("name", NOT_INTEGRATED)
+def test_patterns_that_cannot_be_rebuilt_are_refused_by_name(name):
+    made = cached(name)
+    assert float(tl_norms.attribute(made.cache, TARGETS).error.max()) < zoo.FLOAT32
+    with pytest.raises(tl_norms.UnsupportedArchitectureError, match=f"{NOT_INTEGRATED[name]}.*held"):
+        tl_norms.attribute(made.cache, TARGETS, attention="integrated")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_understood_as_a_whole_is_refused_by_name(name):
     made = cached(name)
@@ -57,3 +94,7 @@ def test_what_is_not_understood_as_a_whole_is_refused_by_name(name):
 
 def test_at_least_ninety_architectures_are_attributed():
     assert len({zoo.SPECS[name].architecture for name in WHOLE}) >= 90
+
+
+def test_at_least_seventy_five_are_attributed_with_softmaxes_integrated():
+    assert len({zoo.SPECS[name].architecture for name in WHOLE if name not in NOT_INTEGRATED}) >= 75

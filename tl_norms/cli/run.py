@@ -116,6 +116,8 @@ def explain(options: "argparse.Namespace") -> int:
             against=options.against,
             at=options.at,
             like=options.like,
+            attention=options.attention or "held",
+            baseline=options.baseline,
         )
     _notices(caught, options)
     if options.json:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..attribution import attribute, attribution_hooks, last_stream, top_target
 from ..attribution_result import Attribution, Ranking
 from ..errors import DecompositionError, TLNormsError
-from ..model_map import TOLERANCE
+from ..model_map import TOLERANCE, AttentionRule
 from ..targets import Target, TargetError, direction, logit
 from .load import TextError, brief
 
@@ -39,6 +39,8 @@ def explained(
     against: str | None = None,
     at: int | None = None,
     like: str | None = None,
+    attention: AttentionRule = "held",
+    baseline: str | None = None,
     check: bool = True,
 ) -> Why:
     """The attribution of one text.
@@ -56,7 +58,9 @@ def explained(
     else:
         target = logit(_read(token), at)
         target = target if against is None else target - logit(_read(against), at)
-    found = attribute(cache, target, token_strings=words, check=check)
+    reference = None if baseline is None else _read(baseline)
+    rules: dict[str, Any] = {"attention": attention, "baseline": reference}
+    found = attribute(cache, target, token_strings=words, check=check, **rules)
     return Why(text, words, like, found if name is None else replace(found, model_name=name))
 
 

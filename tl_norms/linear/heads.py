@@ -23,7 +23,7 @@ class Rotary:
     interleaved: bool = False
     offset: Tensor | None = None
 
-    def __call__(self, x: Float[Tensor, "*s pos h e"]) -> Float[Tensor, "*s pos h e"]:
+    def __call__(self, x: Float[Tensor, "*s h e"]) -> Float[Tensor, "*t pos h e"]:
         turned, kept = self._split(x)
         turned = turned * self.cos[..., None, :] + self._rotated(turned) * self.sin[..., None, :]
         return torch.cat([turned, kept.expand(*turned.shape[:-1], -1)], -1)  # an offset has no positions yet
