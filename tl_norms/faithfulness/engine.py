@@ -1,0 +1,30 @@
+"""All that is used of the engine of `tl_norms.studies`, imported in this one place."""
+
+from ..studies.corpus import Item, Made
+from ..studies.correlation import spearman
+from ..studies.errors import ExcludedTextWarning, UnfitTextError
+from ..studies.frames import frame
+from ..studies.partial import Mergeable
+from ..studies.pool import Model
+from ..studies.run import CorpusFacts, RunOptions, made, run
+from ..studies.tallies import Rows
+from ..studies.tokens import Batch, Window, special_ids
+
+__all__ = [
+    "Batch",
+    "CorpusFacts",
+    "ExcludedTextWarning",
+    "Item",
+    "Made",
+    "Mergeable",
+    "Model",
+    "Rows",
+    "RunOptions",
+    "UnfitTextError",
+    "Window",
+    "frame",
+    "made",
+    "run",
+    "spearman",
+    "special_ids",
+]
