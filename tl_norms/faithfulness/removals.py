@@ -10,7 +10,7 @@ Hooks live for one run, and the first use on a model proves the removal: what is
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
 from .errors import FaithfulnessInputError, RemovalError
-from .running import Edit, device_of, embedding_hook, embeddings, is_causal, output
+from .running import Edit, device_of, edited, embedding_hook, embeddings, is_causal, output
 from .targets import Target
 
+_IN_FRONT_OF_HEADS = ("unembed.hook_in", "ln_final.hook_normalized")  # bridge, HookedTransformer
 REMOVALS = ("cut", "replace", "swap")
 Replacement = str | int
 """A token id, "mean" (of all embeddings) or "zero"."""
@@ -98,9 +99,11 @@ class Subsets:
     def _run(self, kept: Bool[Tensor, "sets pos"]) -> Float[Tensor, " sets"]:
         kept = kept.to(device_of(self.model))
         tokens = repeat(self.tokens.to(kept.device), "pos -> sets pos", sets=len(kept))
-        at = self.target.hook(self.model)
-        found = removed(self.model, tokens, kept, self.removal, self.replacement, self.counterfactual, at)
-        return self.target.value(found, kept if self.removal == "cut" else None).double().cpu()
+        at, target = self.target.hook(self.model), self.target
+        with edited(self.model, {} if at else _narrow(self.model, target.at)):
+            found = removed(self.model, tokens, kept, self.removal, self.replacement, self.counterfactual, at)
+        target = replace(target, at=0) if found.shape[1] == 1 and not at else target
+        return target.value(found, kept if self.removal == "cut" else None).double().cpu()
 
 
 def removed(
@@ -124,6 +127,13 @@ def removed(
         return output(model, tokens, {embedding_hook(model): _filled(kept, filling)}, at=at)
     way = _way_of_cutting(model)
     return output(model, tokens, *_cut(model, kept, way), at=at)
+
+
+def _narrow(model: nn.Module, at: int) -> dict[str, Edit]:
+    """Only the position that predicts goes on to the head, which is the largest matrix of a small model."""
+    points: Any = model.hook_dict
+    hook = next((name for name in _IN_FRONT_OF_HEADS if name in points), None)
+    return {} if hook is None else {hook: lambda x: x[:, [at]]}
 
 
 def replacing(model: nn.Module, replacement: Replacement) -> Float[Tensor, " d_model"]:
@@ -156,11 +166,15 @@ def _filled(kept: Bool[Tensor, "batch pos"], filling: Tensor) -> Edit:
 
 def _cut(
     model: nn.Module, kept: Bool[Tensor, "batch pos"], way: str
-) -> tuple[dict[str, Edit], Int[Tensor, "batch pos"] | None]:
+) -> tuple[dict[str, Edit], Tensor | None]:
     """Edits and mask of a run in which nobody else attends to what is not kept."""
-    if way == "mask":
-        return {}, kept.long()
     seen = kept[:, None, None, :] | torch.eye(kept.shape[1], dtype=torch.bool, device=kept.device)
+    if way == "mask":
+        if type(model).__name__ == "HookedEncoder":
+            return {}, kept.long()
+        # with all four axes: of a mask [batch pos] a bridge makes new position ids, and everybody moves up
+        dtype = next(model.parameters()).dtype
+        return {}, torch.zeros(seen.shape, dtype=dtype, device=kept.device).masked_fill(~seen, torch.finfo(dtype).min)
 
     def scores(x: Tensor) -> Tensor:  # behind the model's own mask and in front of the softmax, so exact
         return x.masked_fill(~seen.to(x.device), torch.finfo(x.dtype).min)
@@ -240,6 +254,11 @@ def _influence(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> str
     size = plain.abs().max()
     if (run(both, kept).float() - plain).abs().max() > 1e-4 * size:
         return "removing nothing changes the output"
+    with edited(model, _narrow(model, 2)):
+        narrow = output(model, both).float()
+        narrow = narrow[:, 2] if narrow.shape[1] == n else narrow[:, 0]
+        if not torch.allclose(narrow, plain[:, 2], rtol=1e-3, atol=1e-4 * float(size)):
+            return "what follows the last block does not go position by position"
     if (plain[0, -1] - plain[1, -1]).abs().max() < 1e-4 * size:
         return "the output does not depend on the input"
     kept[:, [1, 3]] = False

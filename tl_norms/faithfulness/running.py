@@ -3,7 +3,7 @@
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,10 @@ Edit = Callable[[Tensor], Tensor | None]
 
 _EMBEDDINGS = ("embed.hook_out", "hook_embed", "embed.hook_embed")  # bridge, HookedTransformer, HookedEncoder
 _causal: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
+
+
+class _Reached(Exception):
+    """A run has come as far as it is needed."""
 
 
 @contextmanager
@@ -44,21 +48,29 @@ def output(
     model: nn.Module,
     tokens: Int[Tensor, "batch pos"],
     edits: Mapping[str, Edit] | None = None,
-    mask: Int[Tensor, "batch pos"] | None = None,
+    mask: Tensor | None = None,
     at: str | None = None,
 ) -> Float[Tensor, "batch pos d_out"]:
-    """What the model returns (logits, or the last hidden state of a model without a head), or has at a hook point."""
+    """What the model returns (logits, or the last hidden state of a model without a head), or has at a hook point.
+
+    Where a hook point is asked for, the run ends there.
+    """
     options: dict[str, Any] = {}
     caught: list[Tensor] = []
+
+    def catch(x: Tensor) -> None:
+        caught.append(x)
+        raise _Reached
+
     if at is not None:
-        edits = {**(edits or {}), at: caught.append}
+        edits = {**(edits or {}), at: catch}
     if mask is not None:
         encoder = type(model).__name__ == "HookedEncoder"
         options["one_zero_attention_mask" if encoder else "attention_mask"] = mask
-    with edited(model, edits or {}):
+    with edited(model, edits or {}), suppress(_Reached):
         found = model(tokens.to(device_of(model)), **options)
     if caught:
-        return caught[-1]
+        return caught[0]
     if isinstance(found, tuple):
         found = found[0]
     found = getattr(found, "last_hidden_state", found)
