@@ -8,7 +8,15 @@ from types import ModuleType
 import pytest
 
 API = Path(__file__).parents[1] / "docs" / "api"
-PACKAGES = ("tl_norms", "tl_norms.metrics", "tl_norms.studies", "tl_norms.alignment", "tl_norms.plot")
+PACKAGES = (
+    "tl_norms",
+    "tl_norms.metrics",
+    "tl_norms.studies",
+    "tl_norms.alignment",
+    "tl_norms.plot",
+    "tl_norms.faithfulness",
+    "tl_norms.faithfulness.tasks",
+)
 
 
 def _documented() -> list[object]:

@@ -18,7 +18,15 @@ _OTHER = "The the said that list : , . color of is When and went to gave a No ha
 def vocabulary(without: tuple[str, ...] = ()) -> list[str]:
     """All words of all templates, less some."""
     found = [*words.PLURALS, *words.PLURALS.values(), *words.PEOPLE, *words.PEOPLE.values(), *words.GENDERED]
-    found += [*words.GENDERED.values(), "themselves", *words.VERBS, *words.VERBS.values(), *words.RELATIONS, *words.PAST]
+    found += [
+        *words.GENDERED.values(),
+        "themselves",
+        *words.VERBS,
+        *words.VERBS.values(),
+        *words.RELATIONS,
+        *words.PAST,
+        *words.ADVERBS,
+    ]
     found += [*words.MALE, *words.FEMALE, *words.PLACES, *words.THINGS, *words.ADJECTIVES, *words.COLOURS]
     found += [*words.LICENSED, *words.UNLICENSED, *words.DETERMINERS, *words.DETERMINERS.values(), *_OTHER.split()]
     found += [word for group in probing.SUBJECTS.values() for word in group]

@@ -116,7 +116,9 @@ def test_what_is_not_defined_is_nan():
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.25, 0.5, 0.9])
-@pytest.mark.parametrize("scores", [[0.0, 1.0, 2.0, 9.0], [1.0, 0.0, 0.0, 0.0], [3.0, 3.0, 3.0, 3.0], [-5.0, -1.0, 0.0, 7.0]])
+@pytest.mark.parametrize(
+    "scores", [[0.0, 1.0, 2.0, 9.0], [1.0, 0.0, 0.0, 0.0], [3.0, 3.0, 3.0, 3.0], [-5.0, -1.0, 0.0, 7.0]]
+)
 def test_soft_rates_are_equal_for_all_methods(rate, scores):
     rates = keep_rates(np.array(scores), rate)
     assert rates.mean() == pytest.approx(rate) and rates.min() >= 0 and rates.max() <= 1
@@ -137,7 +139,12 @@ def rivals() -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     found = {f"random {n}": generator.normal(size=6) for n in range(20)}
     found |= {f"permuted {n}": generator.permutation(WEIGHTS) for n in range(20)}
-    return found | {"reversed": -WEIGHTS, "unsigned": np.abs(WEIGHTS), "recency": np.arange(6.0), "constant": np.ones(6)}
+    return found | {
+        "reversed": -WEIGHTS,
+        "unsigned": np.abs(WEIGHTS),
+        "recency": np.arange(6.0),
+        "constant": np.ones(6),
+    }
 
 
 @pytest.mark.parametrize("name", METRICS)

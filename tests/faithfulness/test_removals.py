@@ -68,7 +68,9 @@ def test_cut_is_a_mask_of_hugging_faces_own(name):
 
 
 @pytest.mark.parametrize("replacement", ["mean", "zero", 9])
-@pytest.mark.parametrize(("name", "kind"), [case for case in tiny.CASES if case[0] in ("gpt2", "llama_gqa", "gemma", "bert")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [case for case in tiny.CASES if case[0] in ("gpt2", "llama_gqa", "gemma", "bert")]
+)
 def test_replace_is_another_input_embedding(name, kind, replacement):
     made = tiny.make(name, kind)
     table = made.hf.get_input_embeddings()

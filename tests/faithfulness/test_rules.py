@@ -56,7 +56,9 @@ def gpt2(hf, embedding: Tensor, kind: str) -> Tensor:
     h = embedding + hf.transformer.wpe.weight[: len(embedding)]
     for block in hf.transformer.h:
         x = norm(h, block.ln_1.weight, block.ln_1.bias, block.ln_1.eps, True)
-        q, k, v = (heads(part, tiny.N_HEADS) for part in (x @ block.attn.c_attn.weight + block.attn.c_attn.bias).chunk(3, -1))  # noqa: E501
+        q, k, v = (
+            heads(part, tiny.N_HEADS) for part in (x @ block.attn.c_attn.weight + block.attn.c_attn.bias).chunk(3, -1)
+        )  # noqa: E501
         mixed = attention(q, k, v, kind).transpose(0, 1).reshape(len(h), -1)
         h = h + mixed @ block.attn.c_proj.weight + block.attn.c_proj.bias
         x = norm(h, block.ln_2.weight, block.ln_2.bias, block.ln_2.eps, True)
@@ -78,7 +80,11 @@ def llama(hf, embedding: Tensor, kind: str) -> Tensor:
         return x * cos[0] + torch.cat([-right, left], -1) * sin[0]
 
     for block in hf.model.layers:
-        x, attn, mlp = norm(h, block.input_layernorm.weight, None, config.rms_norm_eps, False), block.self_attn, block.mlp
+        x, attn, mlp = (
+            norm(h, block.input_layernorm.weight, None, config.rms_norm_eps, False),
+            block.self_attn,
+            block.mlp,
+        )
         q = rotated(heads(attn.q_proj(x), config.num_attention_heads))
         k = rotated(heads(attn.k_proj(x), config.num_key_value_heads))
         v = heads(attn.v_proj(x), config.num_key_value_heads)

@@ -34,7 +34,9 @@ def interval(
     with np.errstate(divide="ignore", invalid="ignore"):
         means = np.where(below == 0, np.nan, sums / below)
     low, high = (
-        np.array([np.nan if not np.isfinite(column).any() else np.nanpercentile(column, share) for column in means[1:].T])
+        np.array(
+            [np.nan if not np.isfinite(column).any() else np.nanpercentile(column, share) for column in means[1:].T]
+        )
         for share in (2.5, 97.5)
     )
     return means[0], low, high

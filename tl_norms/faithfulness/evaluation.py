@@ -53,8 +53,8 @@ def evaluate(
             `tl_norms.studies.RunOptions`
 
     Returns:
-        A Report: `.to_dataframe()`, `.markdown()`, `.figure()`, `.examples_to_dataframe()`. Examples that the model gets
-        wrong are kept apart.
+        A Report: `.to_dataframe()`, `.markdown()`, `.figure()`, `.examples_to_dataframe()`. Examples that the model
+        gets wrong are kept apart.
 
     Raises:
         FaithfulnessInputError: an unknown name, or no method that works on this model.
@@ -92,19 +92,20 @@ def evaluate(
     source: Model = model if options.get("executor") is not None else own
     _, partial, facts = run(source, judge, _Examples(given), **{"chunk": 4, **options})  # type: ignore[arg-type]
     found: Any = partial.values
-    table = found["facts"].values
+    order = np.argsort(found["facts"].index[:, 0])  # a batch holds the shortest first
+    index, table = found["facts"].index[order, 0], found["facts"].values[order]
     return Report(
         tasks=tuple(task.name for task in given),
         methods=tuple(method.name for method in working),
         columns=np.array(judge.columns),
         cells=judge.cells,
-        values=found["values"].values,
+        values=found["values"].values[order],
         task=table[:, 0].astype(np.int64),
-        example=_Examples(given).numbers[found["facts"].index[:, 0]],
+        example=_Examples(given).numbers[index],
         full=table[:, 1],
         right=table[:, 2] > 0,
         removable=table[:, 3].astype(np.int64),
-        costs=found["costs"].values,
+        costs=found["costs"].values[order],
         refused=refused,
         excluded=tuple((text.name, text.reason) for text in facts.excluded)
         + tuple((f"{task.name}, {row.name}", row.reason) for task in given for row in task.excluded),

@@ -71,15 +71,13 @@ class Subsets:
 
     def __post_init__(self) -> None:
         check_removals((self.removal,), self.replacement)
-        if self.removal == "swap" and (
-            self.counterfactual is None or self.counterfactual.shape != self.tokens.shape
-        ):
+        if self.removal == "swap" and (self.counterfactual is None or self.counterfactual.shape != self.tokens.shape):
             raise FaithfulnessInputError("swap needs a counterfactual of the same number of tokens.")
         _prove(self.model, self.removal, self.replacement)
 
     def __call__(self, kept: Bool[np.ndarray, "sets pos"]) -> Float[np.ndarray, " sets"]:
         """f of each set, in the order given."""
-        kept = np.asarray(kept, bool)
+        kept = np.asarray(kept, bool) | self._unchanged()
         keys = [row.tobytes() for row in kept]
         new = {key: row for key, row in zip(keys, kept, strict=True) if key not in self._known}
         step = max(1, self.batch_tokens // len(self.tokens))
@@ -89,6 +87,13 @@ class Subsets:
             found = self._run(torch.from_numpy(np.stack([row for _, row in part])))
             self._known.update(zip((key for key, _ in part), found.tolist(), strict=True))
         return np.array([self._known[key] for key in keys])
+
+    def _unchanged(self) -> Bool[np.ndarray, " pos"]:
+        """Positions whose removal puts the same token there: the same input must give the same number, to the bit."""
+        other = self.counterfactual if self.removal == "swap" else self.replacement
+        if self.removal == "cut" or other is None or isinstance(other, str):
+            return np.zeros(len(self.tokens), bool)
+        return (self.tokens == other).cpu().numpy()
 
     @property
     def runs(self) -> int:
@@ -164,9 +169,7 @@ def _filled(kept: Bool[Tensor, "batch pos"], filling: Tensor) -> Edit:
     return lambda x: torch.where(kept[..., None].to(x.device), x, filling.to(x))
 
 
-def _cut(
-    model: nn.Module, kept: Bool[Tensor, "batch pos"], way: str
-) -> tuple[dict[str, Edit], Tensor | None]:
+def _cut(model: nn.Module, kept: Bool[Tensor, "batch pos"], way: str) -> tuple[dict[str, Edit], Tensor | None]:
     """Edits and mask of a run in which nobody else attends to what is not kept."""
     seen = kept[:, None, None, :] | torch.eye(kept.shape[1], dtype=torch.bool, device=kept.device)
     if way == "mask":

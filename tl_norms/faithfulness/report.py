@@ -92,7 +92,19 @@ class Report:
         for name, mask in groups:
             if mask.any():
                 rows += self._summary(name, mask, relative, seed)
-        columns = ("task", "method", "metric", "removal", "mean", "low", "high", "spread_low", "spread_high", "n", "failed")  # noqa: E501
+        columns = (
+            "task",
+            "method",
+            "metric",
+            "removal",
+            "mean",
+            "low",
+            "high",
+            "spread_low",
+            "spread_high",
+            "n",
+            "failed",
+        )  # noqa: E501
         return frame({column: [row[column] for row in rows] for column in columns})
 
     def examples_to_dataframe(self) -> "pandas.DataFrame":
@@ -167,9 +179,11 @@ class Report:
         table = self.to_dataframe(examples)
         table = table[table["method"] != "random"]
         rows: list[tuple[Any, ...]] = []
-        for (task, metric), part in table[table["removal"] != ""].assign(
-            metric=lambda t: [_bare(name) for name in t["metric"]]
-        ).groupby(["task", "metric"], sort=False):
+        for (task, metric), part in (
+            table[table["removal"] != ""]
+            .assign(metric=lambda t: [_bare(name) for name in t["metric"]])
+            .groupby(["task", "metric"], sort=False)
+        ):
             wide = part.pivot(index="method", columns="removal", values="mean").dropna(axis=1, how="all").dropna()
             names = list(wide.columns)
             for a, left in enumerate(names):
@@ -225,9 +239,7 @@ class Report:
             "| method | " + " | ".join(self.labels) + " | forward + backward passes |",
             "|---|" + "---:|" * (len(self.labels) + 1),
         ]
-        by_cell = {
-            label: table[(table["metric"] == label)].set_index("method") for label in self.labels
-        }
+        by_cell = {label: table[(table["metric"] == label)].set_index("method") for label in self.labels}
         best = {label: self._best(label, by_cell[label]["mean"]) for label in self.labels}
         for method in sorted(self.methods, key=lambda name: name == "random"):
             shown = [_shown(by_cell[label].loc[method], method == best[label], intervals) for label in self.labels]

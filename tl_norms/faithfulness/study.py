@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +116,9 @@ class Judge:
         facts = np.array([names.index(row.task), full, full > 0, len(view.places)], np.float64)
         return np.array(values), facts, np.array(costs, np.float64)
 
-    def _scores(self, method: Method, model: nn.Module, tokens: Tensor, target: Target) -> Float[np.ndarray, "draw pos"]:
+    def _scores(
+        self, method: Method, model: nn.Module, tokens: Tensor, target: Target
+    ) -> Float[np.ndarray, "draw pos"]:
         """Scores, nan where the method fails on this example.
 
         Raises:
@@ -212,4 +213,3 @@ class _View:
         whole = np.ones((len(keep), len(self._example.tokens)))
         whole[:, self.places] = keep
         return f(whole)
-

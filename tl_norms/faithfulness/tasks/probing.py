@@ -12,12 +12,13 @@ from ..targets import Pool, Probe
 from .task import Example, Task
 from .wording import Wording
 
-SUBJECTS = {
-    "food": ("bread", "cheese", "soup", "rice", "cake", "fish", "meat", "apple", "butter", "salad", "pasta", "sugar"),
-    "music": ("song", "piano", "guitar", "violin", "drum", "choir", "opera", "concert", "melody", "jazz", "album", "band"),
-    "sport": ("football", "tennis", "goal", "coach", "match", "team", "race", "player", "stadium", "league", "golf", "hockey"),
-    "travel": ("train", "hotel", "airport", "ticket", "flight", "tourist", "beach", "journey", "station", "ship", "map", "hostel"),
-}  # fmt: skip
+_WORDS = {
+    "food": "bread cheese soup rice cake fish meat apple butter salad pasta sugar",
+    "music": "song piano guitar violin drum choir opera concert melody jazz album band",
+    "sport": "football tennis goal coach match team race player stadium league golf hockey",
+    "travel": "train hotel airport ticket flight tourist beach journey station ship map hostel",
+}
+SUBJECTS = {name: tuple(given.split()) for name, given in _WORDS.items()}
 _FRAMES = (
     "Yesterday we talked about the {0} and the {1} for a long time.",
     "My friend said that the {0} was much better than the {1}.",

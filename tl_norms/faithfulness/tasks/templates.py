@@ -63,6 +63,8 @@ Maker = Callable[[_Pool, random.Random], Iterator[_Made]]
 def agreement(model: Any, n: int = 200, *, seed: int = 0, attractors: Sequence[int] = (0, 1, 2, 3, 4)) -> Task:
     """Subject and verb: "The keys near the cabinet" -> are / is, with 0 to 4 attractors of the other number.
 
+    Without an attractor an adverb stands between: "The keys really".
+
     Args:
         model: its tokenizer decides which words can be used
         n: examples, fewer if the templates have no more
@@ -78,7 +80,7 @@ def agreement(model: Any, n: int = 200, *, seed: int = 0, attractors: Sequence[i
 
     def make(pool: _Pool, rng: random.Random) -> Iterator[_Made]:
         nouns, verbs = pool.pairs({**words.PLURALS, **words.PEOPLE}, 6), pool.pairs(words.VERBS)
-        relations = pool.of(words.RELATIONS, 1)
+        relations, adverbs = pool.of(words.RELATIONS, 1), pool.of(words.ADVERBS, 1)
         number = 0
         while True:
             chosen, verb, plural = rng.sample(nouns, 1 + max(attractors)), rng.choice(verbs), rng.random() < 0.5
@@ -87,6 +89,7 @@ def agreement(model: Any, n: int = 200, *, seed: int = 0, attractors: Sequence[i
                 for noun in chosen[1 : 1 + attractors[number % len(attractors)]]
             )
             number += 1
+            between = between or f" {rng.choice(adverbs)}"  # the last position predicts and cannot be removed
             subject, other = chosen[0][plural], chosen[0][not plural]
             yield _Made(f"The {subject}{between}", verb[plural], verb[not plural], (4, 4 + len(subject)),
                         f"The {other}{between}")  # fmt: skip
@@ -95,7 +98,7 @@ def agreement(model: Any, n: int = 200, *, seed: int = 0, attractors: Sequence[i
 
 
 def anaphor_gender(model: Any, n: int = 200, *, seed: int = 0) -> Task:
-    """"The queen praised" -> herself / himself. Arguments as `agreement`; evidence is the noun."""
+    """ "The queen praised" -> herself / himself. Arguments as `agreement`; evidence is the noun."""
 
     def make(pool: _Pool, rng: random.Random) -> Iterator[_Made]:
         pool.of(("himself", "herself"))
@@ -118,7 +121,7 @@ def anaphor_gender(model: Any, n: int = 200, *, seed: int = 0) -> Task:
 
 
 def anaphor_number(model: Any, n: int = 200, *, seed: int = 0) -> Task:
-    """"The women praised" -> themselves / herself. Arguments as `agreement`; evidence is the noun."""
+    """ "The women praised" -> themselves / herself. Arguments as `agreement`; evidence is the noun."""
 
     def make(pool: _Pool, rng: random.Random) -> Iterator[_Made]:
         pool.of(("himself", "herself", "themselves"), 3)
@@ -135,7 +138,7 @@ def anaphor_number(model: Any, n: int = 200, *, seed: int = 0) -> Task:
 
 
 def determiner_noun(model: Any, n: int = 200, *, seed: int = 0) -> Task:
-    """"Mary saw these old" -> books / book. Arguments as `agreement`; evidence is the determiner."""
+    """ "Mary saw these old" -> books / book. Arguments as `agreement`; evidence is the determiner."""
 
     def make(pool: _Pool, rng: random.Random) -> Iterator[_Made]:
         nouns, determiners = pool.pairs(words.PLURALS), pool.pairs(words.DETERMINERS)
@@ -145,14 +148,15 @@ def determiner_noun(model: Any, n: int = 200, *, seed: int = 0) -> Task:
             noun, determiner, plural = rng.choice(nouns), rng.choice(determiners), rng.random() < 0.5
             before, behind = f"{rng.choice(names)} {rng.choice(past)}", rng.choice(adjectives)
             start = len(before) + 1
-            yield _Made(f"{before} {determiner[plural]} {behind}", noun[plural], noun[not plural],
-                        (start, start + len(determiner[plural])), f"{before} {determiner[not plural]} {behind}")  # fmt: skip
+            own, other = determiner[plural], determiner[not plural]
+            yield _Made(f"{before} {own} {behind}", noun[plural], noun[not plural], (start, start + len(own)),
+                        f"{before} {other} {behind}")  # fmt: skip
 
     return _filled("determiner-noun", model, make, n, seed)
 
 
 def indirect_object(model: Any, n: int = 200, *, seed: int = 0) -> Task:
-    """"When Mary and John went to the store, John gave a drink to" -> Mary / John, half ABBA and half BABA.
+    """ "When Mary and John went to the store, John gave a drink to" -> Mary / John, half ABBA and half BABA.
 
     Arguments as `agreement`. Evidence is the first mention of the indirect object; the counterfactual has the other
     name give.
@@ -174,7 +178,7 @@ def indirect_object(model: Any, n: int = 200, *, seed: int = 0) -> Task:
 
 
 def copying(model: Any, n: int = 200, *, seed: int = 0) -> Task:
-    """"tree car house boat tree car house" -> boat / a word not seen. Arguments as `agreement`.
+    """ "tree car house boat tree car house" -> boat / a word not seen. Arguments as `agreement`.
 
     Evidence is the word to copy; in the counterfactual the other word stands there.
     """
@@ -193,7 +197,7 @@ def copying(model: Any, n: int = 200, *, seed: int = 0) -> Task:
 
 
 def colours(model: Any, n: int = 200, *, seed: int = 0) -> Task:
-    """"The car is red. The cup is blue. The color of the car is" -> red / blue. Arguments as `agreement`.
+    """ "The car is red. The cup is blue. The color of the car is" -> red / blue. Arguments as `agreement`.
 
     Evidence is the colour of the thing asked for; the counterfactual asks for the other thing.
     """
@@ -205,14 +209,15 @@ def colours(model: Any, n: int = 200, *, seed: int = 0) -> Task:
             asked = rng.randrange(2)
             told = " ".join(f"The {thing} is {shade}." for thing, shade in zip(things, shades, strict=True))
             start = told.index(f"The {things[asked]} is ") + len(f"The {things[asked]} is ")
-            yield _Made(f"{told} The color of the {things[asked]} is", shades[asked], shades[1 - asked],
-                        (start, start + len(shades[asked])), f"{told} The color of the {things[1 - asked]} is")  # fmt: skip
+            question = f"{told} The color of the"
+            yield _Made(f"{question} {things[asked]} is", shades[asked], shades[1 - asked],
+                        (start, start + len(shades[asked])), f"{question} {things[1 - asked]} is")  # fmt: skip
 
     return _filled("colours", model, make, n, seed)
 
 
 def polarity(model: Any, n: int = 200, *, seed: int = 0) -> Task:
-    """"No students have" -> ever / also, "The students have" -> also / ever. Arguments as `agreement`.
+    """ "No students have" -> ever / also, "The students have" -> also / ever. Arguments as `agreement`.
 
     Evidence is the first word, which licenses "ever" or does not.
     """
@@ -223,7 +228,11 @@ def polarity(model: Any, n: int = 200, *, seed: int = 0) -> Task:
         relations = pool.of(words.RELATIONS, 1)
         while True:
             noun, other = rng.choice(nouns)[1], rng.choice(others)
-            tail = f"{noun} {rng.choice(relations)} the {rng.choice(nouns)[0]} have" if rng.random() < 0.5 else f"{noun} have"  # noqa: E501
+            tail = (
+                f"{noun} {rng.choice(relations)} the {rng.choice(nouns)[0]} have"
+                if rng.random() < 0.5
+                else f"{noun} have"
+            )  # noqa: E501
             no = rng.random() < 0.5
             first, second = ("No", "The") if no else ("The", "No")
             good, bad = ("ever", other) if no else (other, "ever")
@@ -252,11 +261,13 @@ def _filled(name: str, model: Any, make: Maker, n: int, seed: int) -> Task:
 
 
 def _read(wording: Wording, made: _Made) -> Example | None:
-    """The example in tokens; None if words merge, split, or the counterfactual is longer."""
+    """The example in tokens; None if words merge, split, decide at the very end, or the counterfactual is longer."""
     tokens, other = wording.tokens(made.text), wording.tokens(made.other)
     good, bad = wording.continuation(made.text, made.good), wording.continuation(made.text, made.bad)
     evidence = wording.positions(made.text, *made.evidence)
     if good is None or bad is None or good == bad or len(evidence) != 1 or len(tokens) != len(other):
+        return None
+    if evidence[0] == len(tokens) - 1:
         return None
     if sum(a != b for a, b in zip(tokens, other, strict=True)) != 1:
         return None

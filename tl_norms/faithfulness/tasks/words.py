@@ -18,6 +18,7 @@ GENDERED = {
 }  # fmt: skip
 VERBS = {"is": "are", "was": "were", "has": "have"}
 RELATIONS = ("near", "behind", "beside", "by", "under", "above")
+ADVERBS = ("really", "certainly", "clearly", "probably", "still", "always")
 PAST = ("saw", "hurt", "liked", "helped", "blamed", "praised", "described", "trusted", "hated", "taught")
 MALE = ("John", "James", "Robert", "Michael", "David", "William", "Richard", "Thomas", "Mark", "Paul", "Peter", "Adam")
 FEMALE = ("Mary", "Anna", "Sarah", "Laura", "Emma", "Alice", "Susan", "Helen", "Rachel", "Julia", "Linda", "Karen")
