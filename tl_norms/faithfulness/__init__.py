@@ -8,7 +8,7 @@ Tasks say what decides, removals take it away, metrics compare, and every attrib
 table: the package's own, those of others, gradients, erasure, and chance.
 """
 
-from . import tasks
+from . import tasks as tasks
 from .errors import FaithfulnessInputError, MethodOutputError, RemovalError, TaskError
 from .evaluation import evaluate
 from .methods import Method, available
@@ -43,5 +43,4 @@ __all__ = [
     "evaluate",
     "gim",
     "removed",
-    "tasks",
 ]

@@ -6,20 +6,18 @@ from ..studies.errors import ExcludedTextWarning, UnfitTextError
 from ..studies.frames import frame
 from ..studies.partial import Mergeable
 from ..studies.pool import Model
-from ..studies.run import CorpusFacts, RunOptions, made, run
+from ..studies.run import made, run
 from ..studies.tallies import Rows
 from ..studies.tokens import Batch, Window, special_ids
 
 __all__ = [
     "Batch",
-    "CorpusFacts",
     "ExcludedTextWarning",
     "Item",
     "Made",
     "Mergeable",
     "Model",
     "Rows",
-    "RunOptions",
     "UnfitTextError",
     "Window",
     "frame",

@@ -1,15 +1,17 @@
 """Which attribution is faithful: all methods on all examples of all tasks, by every metric and removal."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from typing_extensions import Unpack
+from typing_extensions import TypedDict, Unpack
 
 from ..errors import TLNormsError
-from .engine import Made, Model, RunOptions, made, run
+from .engine import Made, Model, made, run
 from .errors import FaithfulnessInputError
 from .methods import Method, Methods, chosen, explained
 from .metrics import chosen as chosen_metrics
@@ -18,6 +20,17 @@ from .report import Report
 from .running import device_of
 from .study import Judge
 from .tasks import Task, named
+
+
+class JudgeOptions(TypedDict, total=False):
+    """Options of the engine, as in `tl_norms.studies.RunOptions`, where a text is an example and a chunk has 4."""
+
+    progress: bool | None
+    resume: str | os.PathLike | None
+    share: tuple[int, int]
+    parts: Iterable[str | os.PathLike]
+    executor: Executor | None
+    chunk: int
 
 
 def evaluate(
@@ -32,7 +45,7 @@ def evaluate(
     limit: int | None = None,
     draws: int = 10,
     seed: int = 0,
-    **options: Unpack[RunOptions],
+    **options: Unpack[JudgeOptions],
 ) -> Report:
     """Judge attribution methods by what happens to the target when positions are removed, and by annotated evidence.
 
@@ -49,8 +62,7 @@ def evaluate(
         limit: examples per task; 200 where a task is given by name
         draws: of random scores
         seed: of tasks, random scores, ties and soft draws
-        **options: `progress`, `resume`, `share`, `parts`, `executor`, `chunk` and `batch_tokens` of
-            `tl_norms.studies.RunOptions`
+        **options: `progress`, `resume`, `share`, `parts`, `executor` and `chunk`, as in `tl_norms.studies.RunOptions`
 
     Returns:
         A Report: `.to_dataframe()`, `.markdown()`, `.figure()`, `.examples_to_dataframe()`. Examples that the model
@@ -67,9 +79,8 @@ def evaluate(
         >>> report = faithfulness.evaluate(model, ["agreement", "ioi"], limit=50)       # doctest: +SKIP
         >>> print(report.markdown())                                                    # doctest: +SKIP
     """
-    for name in ("limit", "field", "max_length", "stride"):
-        if name in options:
-            raise FaithfulnessInputError(f"{name} is no option of evaluate.")
+    if unknown := [name for name in options if name not in JudgeOptions.__annotations__]:
+        raise FaithfulnessInputError(f"{unknown[0]} is no option of evaluate.")
     removals = (removals,) if isinstance(removals, str) else tuple(removals)
     check_removals(removals, replacement)
     if not removals:

@@ -35,7 +35,7 @@ def _panels(report: "Report", examples: "Which", task: str | None) -> dict[str, 
     """Label -> its rows of the table, by method."""
     from .report import POOLED
 
-    table = report.to_dataframe(examples)
+    table: Any = report.to_dataframe(examples)
     name = task or (POOLED if len(report.tasks) > 1 else report.tasks[0])
     table = table[table["task"] == name]
     if not len(table):

@@ -176,7 +176,7 @@ class Report:
 
     def rankings(self, examples: Which = "right") -> "pandas.DataFrame":
         """How far rankings of methods change with the removal: Spearman of the methods' means, per metric and task."""
-        table = self.to_dataframe(examples)
+        table: Any = self.to_dataframe(examples)
         table = table[table["method"] != "random"]
         rows: list[tuple[Any, ...]] = []
         for (task, metric), part in (
@@ -229,7 +229,7 @@ class Report:
             examples, relative: as for `to_dataframe`
             intervals: the 95 % interval in every cell
         """
-        table = self.to_dataframe(examples, relative=relative)
+        table: Any = self.to_dataframe(examples, relative=relative)
         name = task or (POOLED if len(self.tasks) > 1 else self.tasks[0])
         table = table[table["task"] == name]
         if not len(table):

@@ -7,8 +7,6 @@ from typing import Any, Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import UnsupportedArchitectureError
-
 Pool = Literal["mean", "first", "last"]
 
 
@@ -78,19 +76,20 @@ class Target:
         constant = bias[self.good] if self.bad is None else bias[self.good] - bias[self.bad]
         return self.probe.pooled(output, kept) @ row + constant
 
-    def logits(self) -> Any:
-        """The same as a target of `tl_norms.attribute`.
-
-        Raises:
-            UnsupportedArchitectureError: a probe, which is no logit.
-        """
+    def exact(self, n: int) -> Any:
+        """The same as a target of `tl_norms.attribute`, for n positions; without a probe's constant, which is nobody's."""
         import tl_norms
 
+        make: Any = tl_norms  # its functions are resolved when they are used
         if self.probe is not None:
-            raise UnsupportedArchitectureError("this method explains logits, and the target is that of a probe.")
-        make: Any = getattr(tl_norms, "logit")  # noqa: B009  resolved when it is used
-        good = make(self.good, at=self.at)
-        return good if self.bad is None else good - make(self.bad, at=self.at)
+            weight = self.probe.weight
+            row = weight[self.good] if self.bad is None else weight[self.good] - weight[self.bad]
+            at: Any = (
+                row.new_full((n,), 1 / n) if self.probe.pool == "mean" else 0 if self.probe.pool == "first" else -1
+            )
+            return make.direction(row, at=at)
+        good = make.logit(self.good, at=self.at)
+        return good if self.bad is None else good - make.logit(self.bad, at=self.at)
 
     def hook(self, model: Any) -> str | None:
         """Where `value` reads: None for what the model returns."""

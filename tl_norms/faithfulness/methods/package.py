@@ -49,12 +49,13 @@ def attribute(
     """`tl_norms.attribute(...).tokens`: complete attributions."""
     reference = None if baseline is None else reference_token(model, baseline)
     function = _function("attribute")
-    return function(_cache(model, tokens), target.logits(), ff=ff, attention=attention, baseline=reference).tokens[0]
+    options: dict[str, Any] = {"ff": ff, "attention": attention, "baseline": reference}
+    return function(_cache(model, tokens), target.exact(tokens.shape[1]), **options).tokens[0]
 
 
 def direct(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
     """`tl_norms.direct_attribution`: heads by source token, summed over layers; the rest at the target's position."""
-    found = _function("direct_attribution")(_cache(model, tokens), target.logits())
+    found = _function("direct_attribution")(_cache(model, tokens), target.exact(tokens.shape[1]))
     scores = found.heads[:, 0].sum((0, 1)).clone()
     scores[target.at] += found.embed[0] + found.ffn[:, 0].sum()
     return scores
@@ -72,7 +73,9 @@ def rolled_out(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, n
 
 def alti_logit(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
     """`tl_norms.methods.alti_logit`, summed over layers."""
-    return _function("alti_logit", "tl_norms.methods")(_cache(model, tokens), target.logits())[:, 0].sum(0)
+    return _function("alti_logit", "tl_norms.methods")(_cache(model, tokens), target.exact(tokens.shape[1]))[:, 0].sum(
+        0
+    )
 
 
 def variants() -> dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]]:
