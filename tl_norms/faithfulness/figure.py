@@ -36,7 +36,7 @@ def _panels(report: "Report", examples: "Which", task: str | None) -> dict[str, 
     from .report import POOLED
 
     table: Any = report.to_dataframe(examples)
-    name = task or (POOLED if len(report.tasks) > 1 else report.tasks[0])
+    name = task or (POOLED if len(report.tasks) != 1 else report.tasks[0])
     table = table[table["task"] == name]
     if not len(table):
         raise FaithfulnessInputError(f"there is no example of {name!r} that is {examples}.")

@@ -230,7 +230,7 @@ class Report:
             intervals: the 95 % interval in every cell
         """
         table: Any = self.to_dataframe(examples, relative=relative)
-        name = task or (POOLED if len(self.tasks) > 1 else self.tasks[0])
+        name = task or (POOLED if len(self.tasks) != 1 else self.tasks[0])
         table = table[table["task"] == name]
         if not len(table):
             raise FaithfulnessInputError(f"there is no example of {name!r} that is {examples}; tasks: {self.tasks}.")

@@ -77,7 +77,7 @@ class Target:
         return self.probe.pooled(output, kept) @ row + constant
 
     def exact(self, n: int) -> Any:
-        """The same as a target of `tl_norms.attribute`, for n positions; a probe's constant is nobody's and left out."""
+        """The same for `tl_norms.attribute`, of n positions; a probe's constant is nobody's and left out."""
         import tl_norms
 
         make: Any = tl_norms  # its functions are resolved when they are used
