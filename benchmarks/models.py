@@ -55,7 +55,7 @@ def gpt2() -> Case:
 
 
 def smollm2() -> Case:
-    """SmolLM2-135M: 9 heads on 3 keys and values, 576 wide, gated feed-forward 1536 (SiLU), pre-norm, causal."""
+    """SmolLM2-135M-Instruct's size: 9 heads on 3 keys and values, 576 wide, gated feed-forward 1536, pre-norm."""
     config = LlamaConfig(
         num_hidden_layers=1,
         vocab_size=_VOCABULARY,

@@ -1,7 +1,7 @@
 """Memory of norms during the forward pass, as the number of layers grows; and one long input.
 
     python benchmarks/recorder.py                        # the curve: 2 to 32 layers
-    python benchmarks/recorder.py --long 4096            # SmolLM2-135M size, 30 layers, one input of 4096 tokens
+    python benchmarks/recorder.py --long 4096            # size of SmolLM2-135M-Instruct, one input of 4096 tokens
 
 What is compared on the same random Llama-like model:
 
@@ -81,7 +81,7 @@ def recorded(model: nn.Module, tokens: torch.Tensor, keep) -> tl_norms.NormRecor
 
 
 def long_input(n: int) -> list[dict[str, object]]:
-    """One long input through a model of SmolLM2-135M's size."""
+    """One long input through a model of SmolLM2-135M-Instruct's size."""
     model = model_of(30, width=576, heads=9, groups=3, hidden=1536)
     tokens = torch.arange(n)[None] % 1000
     rows = []

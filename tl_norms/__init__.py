@@ -4,6 +4,25 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from . import alignment as alignment
+    from . import faithfulness as faithfulness
+    from . import metrics as metrics
+    from . import plot as plot
+    from . import studies as studies
+    from .attribution import (
+        attribute,
+        direct_attribution,
+        run_with_attribution,
+        top_target,
+    )
+    from .attribution_result import (
+        Attribution,
+        DirectAttribution,
+    )
+    from .composition import (
+        attention_flow,
+        rollout,
+    )
     from .cross import (
         CrossNorms,
         cross_norms,
@@ -13,7 +32,9 @@ if TYPE_CHECKING:
     )
     from .errors import (
         AttentionPatternError,
+        CacheShapeError,
         DecompositionError,
+        MapError,
         MaskError,
         MemoryBudgetError,
         MissingActivationError,
@@ -24,6 +45,7 @@ if TYPE_CHECKING:
         TLNormsError,
         UnknownLayerError,
         UnknownOptionError,
+        UnknownPositionError,
         UnknownScopeError,
         UnsupportedArchitectureError,
         WeightProcessingWarning,
@@ -43,19 +65,34 @@ if TYPE_CHECKING:
         value_vectors,
         weighted_value_norms,
     )
+    from .projections import (
+        project_heads,
+    )
     from .results import (
         BlockNorms,
         MixingShares,
+    )
+    from .targets import (
+        Target,
+        TargetError,
+        class_logit,
+        direction,
+        logit,
+        probability,
     )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AttentionPatternError",
+    "Attribution",
     "BlockNorms",
+    "CacheShapeError",
     "CrossNorms",
     "Decomposition",
     "DecompositionError",
+    "DirectAttribution",
+    "MapError",
     "MaskError",
     "MemoryBudgetError",
     "MissingActivationError",
@@ -66,28 +103,60 @@ __all__ = [
     "NotACacheError",
     "RecorderError",
     "TLNormsError",
+    "Target",
+    "TargetError",
     "UnknownLayerError",
     "UnknownOptionError",
+    "UnknownPositionError",
     "UnknownScopeError",
     "UnsupportedArchitectureError",
     "WeightProcessingWarning",
+    "attention_flow",
+    "attribute",
     "block_norms",
+    "class_logit",
     "cross_norms",
     "decompose",
+    "direct_attribution",
+    "direction",
     "extend_cache",
     "ffn_maps",
+    "logit",
+    "probability",
+    "project_heads",
     "required_hooks",
+    "rollout",
+    "run_with_attribution",
     "run_with_norms",
     "scopes",
+    "top_target",
     "value_norms",
     "value_vectors",
     "weighted_value_norms",
 ]
 
 _HOME = {
+    "attribute": "attribution",
+    "direct_attribution": "attribution",
+    "run_with_attribution": "attribution",
+    "top_target": "attribution",
+    "Attribution": "attribution_result",
+    "DirectAttribution": "attribution_result",
+    "project_heads": "projections",
+    "Target": "targets",
+    "TargetError": "targets",
+    "class_logit": "targets",
+    "direction": "targets",
+    "logit": "targets",
+    "probability": "targets",
+    "attention_flow": "composition",
+    "rollout": "composition",
     "cross_norms": "cross",
     "AttentionPatternError": "errors",
+    "CacheShapeError": "errors",
+    "UnknownPositionError": "errors",
     "DecompositionError": "errors",
+    "MapError": "errors",
     "MaskError": "errors",
     "MemoryBudgetError": "errors",
     "MissingActivationError": "errors",
@@ -119,8 +188,13 @@ _HOME = {
 }
 
 
+_PACKAGES = ("alignment", "faithfulness", "metrics", "plot", "studies")
+
+
 def __getattr__(name: str):
-    """Import a public name when it is first used, so that the command line starts without torch."""
+    """Import a public name or package when it is first used: the command line starts without torch."""
+    if name in _PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
@@ -129,4 +203,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -6,13 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .blocks.activations import Activations, check_cache
+from .blocks.activations import check_cache
+from .complete import Completed, completed
 from .errors import UnsupportedArchitectureError
-from .layers import stacked
-from .linear.factors import mixture_norms, triangles
-from .linear.terms import Mixture
-from .plan import Layers, Plan, chain_of, reader_of
-from .walk import Walk
+from .freeze import FrozenBlock
+from .layer_numbers import stacked
+from .linear.carry.terms import Mixture
+from .linear.measure.factors import factored, mixture_norms
+from .options import Layers
+from .plan import Plan, chain_of, reader_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +28,8 @@ class CrossNorms:
         norms: ‖Σ_h αf(x)‖, the length of what all heads move together, [layer batch query key]
         value_norms: ‖f(x)‖, [layer batch head key]
         error: relative error of Σ_s Σ_h αf(x) + b_O against the model's activation, [layer]
-        mask: True where a position of the encoder is real, [batch key], or None
-        target_mask: the same for the decoder, [batch query]
+        mask: True where a position of the decoder is real, [batch query], or None
+        source_mask: the same for the encoder, [batch key]
     """
 
     layers: tuple[int, ...]
@@ -36,7 +38,7 @@ class CrossNorms:
     value_norms: Float[Tensor, "layer *batch head key"]
     error: Float[Tensor, " layer"]
     mask: Tensor | None = None
-    target_mask: Tensor | None = None
+    source_mask: Tensor | None = None
 
     @property
     def head_norms(self) -> Float[Tensor, "layer *batch head query key"]:
@@ -57,7 +59,7 @@ def cross_norms(
     *,
     layers: Layers = None,
     mask: Tensor | None = None,
-    target_mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
     check: bool = True,
 ) -> CrossNorms:
     """The norms of cross-attention in the decoder of an encoder-decoder, per head and over all heads.
@@ -69,8 +71,8 @@ def cross_norms(
     Args:
         cache: an ActivationCache of an encoder-decoder: a TransformerBridge or a HookedEncoderDecoder
         layers: one layer of the decoder, several, or None for all
-        mask: the encoder's attention mask, [batch source pos], True or 1 at real tokens; needed if the batch is padded
-        target_mask: the decoder's, [batch target pos]
+        mask: the decoder's attention mask, [batch target pos], True or 1 at real tokens
+        source_mask: the encoder's, [batch source pos]; needed if the batch is padded
         check: raise if a layer does not add up; False keeps the error in the result only
 
     Returns:
@@ -93,20 +95,18 @@ def cross_norms(
             f"{_name(cache.model)} has no cross-attention: expected the cache of an encoder-decoder, such as Marian or "
             f"T5. For self-attention call tl_norms.block_norms(cache)."
         )
-    plan = Plan.of(cache.model, "cross", layers, None)
-    activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, target_mask, mask)
+    options = {"layers": layers, "mask": mask, "source_mask": source_mask, "check": check}
+    plan, activations = Plan.of_cache(cache, "cross", **options)
     attention, norms, value_norms, errors = [], [], [], []
     for block in plan.blocks:
-        walk = Walk(plan.reader, activations, block)
-        ((_, sources, error),) = walk.decomposed(plan.scopes, check)
-        assert sources.cross is not None
-        (mixture,) = sources.cross.terms
-        assert isinstance(mixture, Mixture)
-        lengths, (triangle,) = triangles(mixture)
+        frozen = FrozenBlock(plan.reader, activations, block)
+        (made,) = completed(frozen, plan.scopes, check)
+        mixture = _mixture(made)
+        lengths, (factors,) = factored(mixture, causal=False)
         attention.append(mixture.pattern)
-        norms.append(mixture_norms(mixture, triangle, causal=False))
+        norms.append(mixture_norms(mixture, factors, causal=False))
         value_norms.append(lengths)
-        errors.append(error)
+        errors.append(made.error)
     return CrossNorms(
         layers=tuple(block.layer for block in plan.blocks),
         attention=stacked(attention, activations.has_batch),
@@ -114,8 +114,15 @@ def cross_norms(
         value_norms=stacked(value_norms, activations.has_batch),
         error=torch.tensor(errors),
         mask=mask,
-        target_mask=target_mask,
+        source_mask=source_mask,
     )
+
+
+def _mixture(made: Completed) -> Mixture:
+    terms = made.sources.cross.terms if made.sources.cross is not None else ()
+    if len(terms) == 1 and isinstance(terms[0], Mixture):
+        return terms[0]
+    raise UnsupportedArchitectureError(f"scope {made.scope!r} is not cross-attention alone.")
 
 
 def _name(model: nn.Module) -> str:

@@ -1,14 +1,18 @@
 """The source vectors of one layer and scope, formed lazily."""
 
+import operator
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import DecompositionError
-from .linear.maps import source_norms
-from .linear.sources import Sources, versions
+from .errors import DecompositionError, UnknownPositionError
+from .linear.carry.pairs import Sources, fresh, versions
+from .linear.measure.lengths import source_norms
+from .linear.measure.projections import projected_pairs
+from .linear.measure.spots import agree
+from .projections import as_directions
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -16,12 +20,12 @@ class Decomposition:
     """The source vectors of one layer and scope, formed only when asked for.
 
     They are formed of the model's weights and the cache, not of copies. If these are written to in the meantime, every
-    method raises a DecompositionError.
+    method raises a DecompositionError: writes are counted where torch counts them, sums are made again and compared.
 
     Attributes:
         layer, scope: where
         error: relative completeness error of this layer and scope
-        sources: the vectors in factored form (see `tl_norms.linear.sources`)
+        sources: the vectors in factored form (see `tl_norms.linear.carry.pairs`)
         written: how often the tensors that they are formed of had been written to when the sums were checked
     """
 
@@ -36,6 +40,7 @@ class Decomposition:
     written: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.sources.others  # noqa: B018  (made once, while the tensors are those that were checked)
         object.__setattr__(self, "written", versions(self.sources))
 
     def __getstate__(self) -> dict:
@@ -54,7 +59,15 @@ class Decomposition:
                 f"after this decomposition was made, so that its vectors would be those of neither. Run the model "
                 f"again and call tl_norms.decompose(cache, {self.layer}, {self.scope!r})."
             )
-        return self.sources
+        made_again = fresh(self.sources)
+        agree(made_again.others, self.sources.others, self._size, f"layer {self.layer}, scope {self.scope!r}: the sums")
+        return made_again
+
+    @property
+    def _size(self) -> Tensor:
+        """What rounding of the sums is relative to, [b q 1]."""
+        parts = (self.sources.others, self.sources.own)
+        return torch.stack([part.norm(dim=-1, keepdim=True) for part in parts]).sum(0)
 
     @property
     def boundary(self) -> int | None:
@@ -82,6 +95,33 @@ class Decomposition:
             for mask, size in zip((self.mask, self.source_mask), sizes, strict=True)
         ]
         return torch.cat(parts, dim=1)
+
+    def project(self, directions: Float[Tensor, "*direction d_model"]) -> Float[Tensor, "..."]:
+        """<v_ij, u> for every direction u: what source j has put into position i along it, signed.
+
+        A probe, rows of an unembedding, encoder or decoder rows of a sparse autoencoder. Up to the attention block no
+        vector v_ij is formed: O(n^2 H) per direction.
+
+        Args:
+            directions: [d_model] or [direction d_model]; for one direction the last axis is gone
+
+        Returns:
+            [*batch query key direction], in the units of the stream times those of the direction. Over keys they add up
+            to that of the total, less that of the remainder, which is compared.
+
+        Raises:
+            UnknownOptionError: the directions have another width.
+            DecompositionError: they do not add up, or weights or cache were changed since.
+
+        Example:
+            >>> tl_norms.decompose(cache, 3, "attn_res").project(probe)         # doctest: +SKIP
+        """
+        sources = self._unchanged
+        rows = as_directions(directions, sources.own)
+        projected = projected_pairs(sources, rows, self.max_memory)
+        projected = _emptied(_emptied(projected, self.mask, slice(None), 1), self._key_mask, slice(None), 2)
+        out = self._out(projected)
+        return out[..., 0] if directions.ndim == 1 else out
 
     @property
     def remainder(self) -> Float[Tensor, "*batch query d_model"]:
@@ -124,7 +164,14 @@ def _as_slice(index: int | slice | None, n: int) -> slice:
     if isinstance(index, slice):
         first, last, stride = index.indices(n)
         if stride != 1:
-            raise IndexError(f"a slice of positions takes no stride, got {index}")
+            raise UnknownPositionError(f"a slice of positions takes no stride, got {index}.")
         return slice(first, last)
-    position = range(n)[index]
+    try:
+        if isinstance(index, bool):
+            raise TypeError
+        position = range(n)[operator.index(index)]
+    except (TypeError, IndexError):
+        raise UnknownPositionError(
+            f"there is no position {index!r}: expected an int from {-n} to {n - 1}, a slice of them, or None for all."
+        ) from None
     return slice(position, position + 1)

@@ -28,6 +28,14 @@ class UnknownLayerError(TLNormsError, IndexError):
     """The layer does not exist, or has no attention."""
 
 
+class UnknownPositionError(TLNormsError, IndexError):
+    """The position does not exist."""
+
+
+class CacheShapeError(TLNormsError, ValueError):
+    """The cached activations do not belong together: of other batches, or of some positions only."""
+
+
 class UnknownOptionError(TLNormsError, ValueError):
     """An option has a value that means nothing."""
 
@@ -50,6 +58,10 @@ class UnsupportedArchitectureError(TLNormsError, NotImplementedError):
 
 class MemoryBudgetError(TLNormsError, MemoryError):
     """The memory budget is below the smallest piece of work."""
+
+
+class MapError(TLNormsError, ValueError):
+    """Maps of layers cannot be composed: their shape, a row of zeros, a negative capacity, a number out of range."""
 
 
 class RecorderError(TLNormsError, RuntimeError):

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from .blocks.activations import Activations
+from .blocks.compat import attach, detach
 from .blocks.structure import Block
 from .errors import RecorderError
-from .layers import LayerNorms, collected, layer_norms
-from .linear.steps import Bias
-from .plan import Layers, Plan, Scopes
+from .layer_numbers import LayerNumbers, collected, layer_numbers
+from .options import AnalysisOptions, Layers, Scopes
+from .plan import Plan
 from .results import BlockNorms
-from .walk import Walk
 
 Keep = Literal["maps", "mixing_ratio"] | Callable[[BlockNorms], Any]
 
@@ -40,7 +40,7 @@ class NormRecorder:
 
     Args:
         model: a TransformerBridge, HookedTransformer or HookedEncoder
-        scopes, layers, mask, source_mask, stack, bias, max_memory, sketch, check: as for `block_norms`
+        scopes, layers, **options: as for `block_norms`
         keep: "maps" keeps what `block_norms` returns, except the attention patterns (Attn-W stays);
             "mixing_ratio" computes no maps at all; a function of one layer's BlockNorms keeps what it returns, in
             `recorder.kept[layer]`, and nothing else
@@ -63,34 +63,31 @@ class NormRecorder:
         scopes: Scopes = None,
         layers: Layers = None,
         *,
-        mask: Tensor | None = None,
-        source_mask: Tensor | None = None,
         keep: Keep = "maps",
         maps: bool = True,
-        stack: str | None = None,
-        bias: Bias = "player",
-        max_memory: int | None = None,
-        sketch: int | None = None,
-        check: bool = True,
+        **options: Any,
     ):
         if not callable(keep) and keep not in ("maps", "mixing_ratio"):
             raise RecorderError(
                 f"keep is {keep!r}; expected 'maps', 'mixing_ratio' or a function of one layer's norms."
             )
-        self.model, self.mask, self.source_mask, self.keep = model, mask, source_mask, keep
+        self.model, self.keep = model, keep
         self.maps = maps and keep != "mixing_ratio"
-        self.plan = Plan.of(model, scopes, layers, stack, bias=bias, max_memory=max_memory, sketch=sketch, check=check)
+        self.plan = Plan.of(model, scopes, **{**options, "layers": layers})
         self._waiting: dict[str, list[Block]] = {}
         for block in self.plan.blocks:
-            for name in block.hooks(self.plan.scopes):
+            for name in self._hooks(block):
                 self._waiting.setdefault(name, []).append(block)
         self._handles: list[Any] = []
         self.reset()
 
+    def _hooks(self, block: Block) -> tuple[str, ...]:
+        return block.hooks(self.plan.scopes, edits=self.plan.options.edits != "refuse")
+
     def reset(self) -> None:
         """Forget the recorded run."""
         self._tensors: dict[int, dict[str, Tensor]] = {block.layer: {} for block in self.plan.blocks}
-        self._layers: dict[int, LayerNorms] = {}
+        self._layers: dict[int, LayerNumbers] = {}
         self._attention: dict[int, Tensor] = {}
         self._attention_ratio: dict[int, Tensor] = {}
         self._activations: Activations | None = None
@@ -132,7 +129,7 @@ class NormRecorder:
         points: dict[str, Any] = dict(self.model.hook_dict.items())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         try:
             for name, listener in self.fwd_hooks:
-                self._attach(points[name], listener)
+                self._handles.append(attach(points[name], listener))
         except BaseException:
             self._detach()
             raise
@@ -143,20 +140,9 @@ class NormRecorder:
         if exception[0] is not None:
             self.reset()
 
-    def _attach(self, point: Any, listener: Callable[..., None]) -> None:
-        """Add a hook that fires behind all others of its point, those added later included."""
-        before = set(point._forward_hooks)
-        point.add_hook(listener)
-        (key,) = set(point._forward_hooks) - before
-        move = point.register_forward_pre_hook(lambda module, _: module._forward_hooks.move_to_end(key))
-        self._handles.append((point, key, move))
-
     def _detach(self) -> None:
-        for point, key, move in self._handles:
-            move.remove()
-            for handle in [handle for handle in point.fwd_hooks if handle.hook.id == key]:
-                handle.hook.remove()
-                point.fwd_hooks.remove(handle)
+        for attached in self._handles:
+            detach(attached)
         self._handles.clear()
 
     def _listener(self, name: str) -> Callable[..., None]:
@@ -175,15 +161,14 @@ class NormRecorder:
                 f"recorded; analyse its cache, which holds the last pass.)"
             )
         heard[name] = tensor.detach()
-        if len(heard) == len(block.hooks(self.plan.scopes)):
+        if len(heard) == len(self._hooks(block)):
             with torch.no_grad():
                 self._finish(block)
 
     def _finish(self, block: Block) -> None:
         """All activations of a block are here: compute, keep what was asked, let them go."""
-        activations = Activations(self._tensors[block.layer], True, self.plan.reader, self.mask, self.source_mask)
-        walk = Walk(self.plan.reader, activations, block, self.plan.bias)
-        numbers = layer_norms(self.plan, walk, maps=self.maps)
+        activations = self.plan.activations(self._tensors[block.layer], True)
+        numbers = layer_numbers(self.plan, activations, self.plan.blocks.index(block), maps=self.maps)
         whole = collected(self.plan, [numbers], activations)
         if callable(self.keep):
             self.kept[block.layer] = self.keep(whole)
@@ -200,23 +185,16 @@ def run_with_norms(
     model: nn.Module,
     *model_args: Any,
     scopes: Scopes = None,
-    layers: Layers = None,
-    mask: Tensor | None = None,
-    source_mask: Tensor | None = None,
-    stack: str | None = None,
-    bias: Bias = "player",
-    max_memory: int | None = None,
-    sketch: int | None = None,
-    check: bool = True,
-    **model_kwargs: Any,
+    **options_and_inputs: Any,
 ) -> tuple[Any, BlockNorms]:
     """Run the model and compute block norms on the way, without a cache, in the manner of `run_with_cache`.
 
     Args:
         model: the model
-        *model_args, **model_kwargs: what the model is called with
-        mask, source_mask: attention masks, as for `block_norms`; the model is run with them too, unless given its own
-        scopes, layers, stack, bias, max_memory, sketch, check: as for `block_norms`
+        *model_args: what the model is called with
+        scopes: as for `block_norms`
+        **options_and_inputs: options of `block_norms` by their names; all else goes to the model. Masks go to both,
+            unless the model is given its own
 
     Returns:
         The model's output and the BlockNorms, equal to `block_norms` of a cache of the same run (its attention patterns
@@ -228,27 +206,25 @@ def run_with_norms(
     Example:
         >>> logits, norms = tl_norms.run_with_norms(model, "A long text.", scopes=["attn_res"])  # doctest: +SKIP
     """
-    recorder = NormRecorder(
-        model,
-        scopes,
-        layers,
-        mask=mask,
-        source_mask=source_mask,
-        stack=stack,
-        bias=bias,
-        max_memory=max_memory,
-        sketch=sketch,
-        check=check,
-    )
-    decoder = recorder.plan.blocks[0].cross() is not None
-    if decoder and mask is not None and hasattr(model, "original_model"):
-        model_kwargs.setdefault("decoder_attention_mask", torch.as_tensor(mask))
-    attention_mask = source_mask if decoder else mask
-    if attention_mask is not None:
-        parameters = inspect.signature(model.forward).parameters
-        name = next((n for n in ("attention_mask", "one_zero_attention_mask") if n in parameters), None)
-        if name is not None:
-            model_kwargs.setdefault(name, torch.as_tensor(attention_mask))
+    inputs = dict(options_and_inputs)
+    options = {name: inputs.pop(name) for name in AnalysisOptions.__annotations__ if name in inputs}
+    recorder = NormRecorder(model, scopes, **options)
+    _pass_masks(model, recorder.plan, inputs)
     with recorder:
-        output = model(*model_args, **model_kwargs)
+        output = model(*model_args, **inputs)
     return output, recorder.norms
+
+
+def _pass_masks(model: nn.Module, plan: Plan, inputs: dict[str, Any]) -> None:
+    """Give the model the masks of the analysis, unless it has its own."""
+    mask, source_mask = plan.options.mask, plan.options.source_mask
+    decoder = plan.blocks[0].cross() is not None
+    if decoder and mask is not None and hasattr(model, "original_model"):
+        inputs.setdefault("decoder_attention_mask", torch.as_tensor(mask))
+    attention_mask = source_mask if decoder else mask
+    if attention_mask is None:
+        return
+    parameters = inspect.signature(model.forward).parameters
+    name = next((n for n in ("attention_mask", "one_zero_attention_mask") if n in parameters), None)
+    if name is not None:
+        inputs.setdefault(name, torch.as_tensor(attention_mask))

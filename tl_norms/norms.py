@@ -1,24 +1,33 @@
 """The public functions: from a cache to numbers.
 
-Plan            which model, blocks and scopes                     (plan, blocks/)
-Walk            the steps of a block, on source vectors, checked   (walk, linear/)
-layer_norms     the numbers of one layer                           (layers)
+Plan            which model, blocks, scopes and options            (plan, options, blocks/)
+FrozenBlock     the steps of a block, held                         (freeze, linear/)
+completed       source vectors through them, compared              (complete, linear/carry)
+layer_numbers   the numbers of one layer                           (layer_numbers, linear/measure)
 BlockNorms      what comes out                                     (results)
 """
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from .blocks.activations import Activations, check_cache
+from .attribution import attribution_hooks
+from .blocks.activations import check_cache
+from .complete import completed
 from .decomposition import Decomposition
-from .errors import UnknownScopeError
-from .layers import collected, layer_norms, stacked
-from .linear.factors import head_norms
-from .linear.steps import Bias
-from .plan import Layers, Plan, Scopes, chain_of, chosen_blocks, chosen_scopes, reader_of
+from .errors import UnknownLayerError, UnknownOptionError, UnknownScopeError
+from .freeze import FrozenBlock
+from .layer_numbers import collected, heads_of, layer_numbers, stacked
+from .linear.carry.terms import Mixture
+from .linear.measure.factors import head_norms
+from .options import AnalysisOptions, Layers, Scopes
+from .options import layer_numbers as chosen_layers
+from .plan import Plan, chain_of, chosen_blocks, chosen_scopes, reader_of
 from .results import BlockNorms
-from .walk import Walk
+from .targets import Target
 
 
 def scopes(model: nn.Module, *, stack: str | None = None) -> tuple[str, ...]:
@@ -44,7 +53,12 @@ def scopes(model: nn.Module, *, stack: str | None = None) -> tuple[str, ...]:
 
 
 def required_hooks(
-    model: nn.Module, scopes: Scopes = None, layers: Layers = None, *, stack: str | None = None
+    model: nn.Module,
+    scopes: Scopes = None,
+    layers: Layers = None,
+    *,
+    stack: str | None = None,
+    target: Target | Sequence[Target] | None = None,
 ) -> list[str]:
     """The activations that an analysis needs, as a `names_filter` for `run_with_cache`.
 
@@ -52,6 +66,7 @@ def required_hooks(
         model: the model that will be run
         scopes: as for `block_norms`; None for the attention block
         layers: one layer, several, or None for all
+        target: what `attribute` will be asked for; the whole model is needed then, and scopes and layers are not
 
     Returns:
         Hook names. A cache of exactly these serves every function of this package for the same scopes and layers.
@@ -63,6 +78,8 @@ def required_hooks(
         >>> names = tl_norms.required_hooks(model, layers=[0])                  # doctest: +SKIP
         >>> _, cache = model.run_with_cache("A sentence.", names_filter=names)  # doctest: +SKIP
     """
+    if target is not None:
+        return attribution_hooks(model)
     reader = reader_of(model, stack)
     blocks, _ = chosen_blocks(reader, layers)
     chosen = chosen_scopes(scopes, chain_of(reader))
@@ -70,99 +87,94 @@ def required_hooks(
 
 
 @torch.no_grad()
-def value_vectors(cache, layer: int, *, stack: str | None = None) -> Float[Tensor, "*batch head key d_model"]:
+def value_vectors(
+    cache, layer: int, *, stack: str | None = None, mask: Tensor | None = None, check: bool = True
+) -> Float[Tensor, "*batch head key d_model"]:
     """The value-transformed vectors f(x) = (x W_V + b_V) W_O of one layer, per head.
+
+    Their sum by the pattern, Σ_hj α^h_ij f^h(x_j) + b_O, is compared with what attention wrote.
 
     Args:
         cache: an ActivationCache
         layer: its number, negative from the end
+        stack, mask, check: as for `block_norms`
 
     Returns:
         [batch head key d_model]. b_V is part of f, b_O is not (Kobayashi et al. 2020, Eq. 3).
 
     Raises:
-        MissingActivationError: the cache lacks the values or the pattern.
+        MissingActivationError: the cache lacks the values, the pattern or what attention wrote.
+        DecompositionError: they do not add up.
 
     Example:
         >>> tl_norms.value_vectors(cache, 0).shape                              # doctest: +SKIP
         torch.Size([1, 12, 9, 384])
     """
-    (walk,) = _walks(cache, layer, stack)
-    mixture, _ = walk.heads()
-    vectors = torch.stack([mixture.head_vectors(b, slice(None)) for b in range(len(mixture.values))])
-    return vectors if walk.activations.has_batch else vectors[0]
+    ((heads,), has_batch) = _heads(cache, layers=_one_layer(layer), stack=stack, mask=mask, check=check)
+    vectors = torch.stack([heads.head_vectors(b, slice(None)) for b in range(len(heads.values))])
+    return vectors if has_batch else vectors[0]
 
 
 @torch.no_grad()
-def value_norms(cache, layers: Layers = None, *, stack: str | None = None) -> Float[Tensor, "layer *batch head key"]:
-    """‖f(x)‖, the length of each head's value-transformed vector (Kobayashi et al. 2020, §3).
+def value_norms(
+    cache, layers: Layers = None, *, stack: str | None = None, mask: Tensor | None = None, check: bool = True
+) -> Float[Tensor, "layer *batch head key"]:
+    """‖f(x)‖, the norm of each head's value-transformed vector (Kobayashi et al. 2020, §3).
 
     Args:
         cache: an ActivationCache
         layers: one layer, several, or None for all
+        stack, mask, check: as for `block_norms`
 
     Returns:
         [layer batch head key], in the units of the residual stream.
 
     Raises:
-        MissingActivationError, UnknownLayerError
+        MissingActivationError, UnknownLayerError; DecompositionError: Σ α f(x) + b_O is not what attention wrote.
 
     Example:
         >>> tl_norms.value_norms(cache).mean(-1)                                # doctest: +SKIP
     """
-    walks = _walks(cache, layers, stack)
-    rows = [head_norms(walk.heads()[0]) for walk in walks]
-    return stacked(rows, walks[0].activations.has_batch)
+    heads, has_batch = _heads(cache, layers=layers, stack=stack, mask=mask, check=check)
+    return stacked([head_norms(mixture) for mixture in heads], has_batch)
 
 
 @torch.no_grad()
 def weighted_value_norms(
-    cache, layers: Layers = None, *, stack: str | None = None
+    cache, layers: Layers = None, *, stack: str | None = None, mask: Tensor | None = None, check: bool = True
 ) -> Float[Tensor, "layer *batch head query key"]:
     """‖αf(x)‖, what each head moves from key to query (Kobayashi et al. 2020, Eq. 4).
 
     Args:
         cache: an ActivationCache
         layers: one layer, several, or None for all
+        stack, mask, check: as for `block_norms`
 
     Returns:
         [layer batch head query key], in the units of the residual stream.
 
     Raises:
-        MissingActivationError, UnknownLayerError
+        MissingActivationError, UnknownLayerError; DecompositionError: Σ α f(x) + b_O is not what attention wrote.
 
     Example:
         >>> tl_norms.weighted_value_norms(cache, layers=[3])                    # doctest: +SKIP
     """
-    walks = _walks(cache, layers, stack)
-    rows = []
-    for walk in walks:
-        mixture, _ = walk.heads()
-        rows.append(mixture.pattern * head_norms(mixture)[..., None, :])
-    return stacked(rows, walks[0].activations.has_batch)
+    heads, has_batch = _heads(cache, layers=layers, stack=stack, mask=mask, check=check)
+    return stacked([mixture.pattern * head_norms(mixture)[..., None, :] for mixture in heads], has_batch)
 
 
-def _walks(cache, layers: Layers, stack: str | None) -> list[Walk]:
-    check_cache(cache)
-    reader = reader_of(cache.model, stack)
-    activations = Activations(cache.cache_dict, cache.has_batch_dim, reader)
-    return [Walk(reader, activations, block) for block in chosen_blocks(reader, layers)[0]]
+def _heads(cache, **options) -> tuple[list[Mixture], bool]:
+    """The heads of every layer, once what they write is compared with the model's attention."""
+    plan, activations = Plan.of_cache(cache, "attn", **options)
+    heads = []
+    for block in plan.blocks:
+        frozen = FrozenBlock(plan.reader, activations, block)
+        heads.append(heads_of(frozen, list(completed(frozen, plan.scopes, plan.options.check))))
+    return heads, activations.has_batch
 
 
 @torch.no_grad()
-def block_norms(
-    cache,
-    scopes: Scopes = None,
-    *,
-    layers: Layers = None,
-    mask: Tensor | None = None,
-    source_mask: Tensor | None = None,
-    stack: str | None = None,
-    bias: Bias = "player",
-    max_memory: int | None = None,
-    sketch: int | None = None,
-    check: bool = True,
-) -> BlockNorms:
+def block_norms(cache, scopes: Scopes = None, **options: Unpack[AnalysisOptions]) -> BlockNorms:
     """Norm-based attention maps and mixing ratios of every layer and scope, from one cache.
 
     map[i, j] = ‖v_ij‖, where v_ij is what source j has put into position i after the steps of the scope:
@@ -173,14 +185,7 @@ def block_norms(
     Args:
         cache: an ActivationCache of a TransformerBridge, HookedTransformer or HookedEncoder
         scopes: one scope, several, "all", or None: all up to and including the attention block
-        layers: one layer, several, or None for all
-        mask: attention mask, [batch pos], True or 1 at real tokens; needed if the batch is padded
-        source_mask: in a decoder with cross-attention, the encoder's attention mask, [batch pos]
-        stack: which stack of blocks: "decoder" (the default) or "encoder" of an encoder-decoder; None for the only one
-        bias: how the feed-forward treats biases, see `ffn_maps`
-        max_memory: bytes that scopes with `ff` may use beyond their result; None for half of what is free
-        sketch: estimate maps of scopes with `ff` from this many random directions, see `ffn_maps`
-        check: raise if a scope is not complete; False keeps the error in the result only
+        **options: layers, mask, source_mask, stack, bias, max_memory, sketch, check, see `AnalysisOptions`
 
     Returns:
         BlockNorms: `norms[scope]` [layer batch query key], `norms.mixing_ratio(scope)` [layer batch query], ...
@@ -195,38 +200,19 @@ def block_norms(
         >>> norms = tl_norms.block_norms(cache)                                 # doctest: +SKIP
         >>> norms.mixing_ratio("attn_res").mean()                               # doctest: +SKIP
     """
-    check_cache(cache)
-    plan = Plan.of(cache.model, scopes, layers, stack, bias=bias, max_memory=max_memory, sketch=sketch, check=check)
-    activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, mask, source_mask)
-    layers_ = [layer_norms(plan, Walk(plan.reader, activations, block, bias)) for block in plan.blocks]
-    return collected(plan, layers_, activations)
+    plan, activations = Plan.of_cache(cache, scopes, **options)
+    layers = [layer_numbers(plan, activations, number) for number in range(len(plan.blocks))]
+    return collected(plan, layers, activations)
 
 
-def ffn_maps(
-    cache,
-    *,
-    layers: Layers = None,
-    mask: Tensor | None = None,
-    source_mask: Tensor | None = None,
-    stack: str | None = None,
-    bias: Bias = "player",
-    max_memory: int | None = None,
-    sketch: int | None = None,
-    check: bool = True,
-) -> BlockNorms:
+def ffn_maps(cache, **options: Unpack[AnalysisOptions]) -> BlockNorms:
     """Attention maps through the feed-forward block, with the map before it (Kobayashi et al. 2024).
 
     The pre-activation u_i = sum_j z_ij + z^r_i is shared out by integrated gradients from a zero baseline: source j
     gets (z_ij (g(u_i) - g(0)) / u_i) W_out, with the corresponding closed form for gated feed-forwards.
 
     Args:
-        cache, layers, mask, source_mask, stack, max_memory, check: as for `block_norms`
-        bias: "player": the biases move along the path like a source of their own, whose share goes to the remainder:
-            tokens share g(u) in proportion to their part of the whole pre-activation.
-            "fixed": the biases stay and the path starts from them: tokens share g(u) - g(bias), all that they changed.
-        sketch: estimate the maps from this many random directions instead of all of d_model, unbiased, with
-            `norms.standard_error(scope)`; about sqrt(1 / 2k) of each entry (9 % at 64). For long sequences where exact
-            maps cost too much; not for comparing single entries, nor where k is near d_model and nothing is gained.
+        cache, **options: as for `block_norms`
 
     Returns:
         BlockNorms of the scopes with `ff` and the one before them.
@@ -241,40 +227,18 @@ def ffn_maps(
         >>> maps["attn_res_ln_ff"] - maps["attn_res_ln"]                        # doctest: +SKIP
     """
     check_cache(cache)
-    chain = chain_of(reader_of(cache.model, stack))
+    chain = chain_of(reader_of(cache.model, options.get("stack")))
     first = next((n for n, scope in enumerate(chain) if "ff" in scope.split("_")), None)
     if first is None:
         raise UnknownScopeError(
             f"{type(cache.model).__name__} has no feed-forward; its chain is {', '.join(chain)}. "
             f"Call tl_norms.block_norms(cache)."
         )
-    return block_norms(
-        cache,
-        chain[max(first - 1, 0) :],
-        layers=layers,
-        mask=mask,
-        source_mask=source_mask,
-        stack=stack,
-        bias=bias,
-        max_memory=max_memory,
-        sketch=sketch,
-        check=check,
-    )
+    return block_norms(cache, chain[max(first - 1, 0) :], **options)
 
 
 @torch.no_grad()
-def decompose(
-    cache,
-    layer: int,
-    scope: str,
-    *,
-    mask: Tensor | None = None,
-    source_mask: Tensor | None = None,
-    stack: str | None = None,
-    bias: Bias = "player",
-    max_memory: int | None = None,
-    check: bool = True,
-) -> Decomposition:
+def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions]) -> Decomposition:
     """The source vectors of one layer and scope themselves, formed lazily.
 
     sum_j vectors[i, j] + remainder[i] = total[i], the model's own activation.
@@ -283,7 +247,7 @@ def decompose(
         cache: an ActivationCache
         layer: its number, negative from the end
         scope: a scope of the model, or a paper's name for it
-        mask, source_mask, stack, bias, max_memory, check: as for `block_norms`
+        **options: as for `block_norms`, but layers and sketch
 
     Returns:
         Decomposition: `.vectors(query, key)` [batch query key d_model], `.remainder` and `.total()`
@@ -296,36 +260,41 @@ def decompose(
         >>> tl_norms.decompose(cache, layer=3, scope="attn_res").vectors(query=5)   # doctest: +SKIP
     """
     check_cache(cache)
-    plan = Plan.of(cache.model, scope, layer, stack, bias=bias)
-    (block,), (resolved,) = plan.blocks, plan.scopes
-    activations = Activations(cache.cache_dict, cache.has_batch_dim, plan.reader, mask, source_mask)
-    walk = Walk(plan.reader, activations, block, bias)
-    ((_, sources, error),) = walk.decomposed(plan.scopes, check)
+    chain = chain_of(reader_of(cache.model, options.get("stack")))
+    if not isinstance(scope, str) or scope == "all":
+        raise UnknownScopeError(f"scope is {scope!r}; expected one of {', '.join(chain)}.")
+    for name in ("layers", "sketch"):
+        if options.get(name) is not None:
+            raise UnknownOptionError(f"decompose takes no {name}=: its vectors are exact, and of one layer.")
+    plan, activations = Plan.of_cache(cache, scope, **{**options, "layers": _one_layer(layer)})
+    (block,) = plan.blocks
+    frozen = FrozenBlock(plan.reader, activations, block, plan.options.bias, plan.options.edits)
+    (made,) = completed(frozen, plan.scopes, plan.options.check)
     return Decomposition(
         block.layer,
-        resolved,
-        error,
-        sources,
+        made.scope,
+        made.error,
+        made.sources,
         activations.has_batch,
         activations.mask,
-        max_memory,
+        plan.options.max_memory,
         activations.source_mask,
     )
 
 
-def extend_cache(
-    cache,
-    scopes: Scopes = None,
-    *,
-    mask: Tensor | None = None,
-    source_mask: Tensor | None = None,
-    stack: str | None = None,
-):
+def _one_layer(layer) -> int:
+    numbers = chosen_layers(layer)
+    if numbers is None or len(numbers) != 1:
+        raise UnknownLayerError(f"layer is {layer!r}; expected one number, such as 0 or -1.")
+    return numbers[0]
+
+
+def extend_cache(cache, scopes: Scopes = None, **options: Unpack[AnalysisOptions]):
     """A new cache that also holds the maps, under TransformerLens-style names.
 
     Args:
         cache: an ActivationCache; its entries are shared, not copied, and it is not changed
-        scopes, mask, source_mask, stack: as for `block_norms`
+        scopes, **options: as for `block_norms`
 
     Returns:
         ActivationCache with "blocks.{layer}.hook_norm_{scope}" [batch query key] and
@@ -337,8 +306,8 @@ def extend_cache(
     Example:
         >>> tl_norms.extend_cache(cache).stack_activation("norm_attn_res").shape    # doctest: +SKIP
     """
-    norms = block_norms(cache, scopes, mask=mask, source_mask=source_mask, stack=stack)
-    prefix = reader_of(cache.model, stack).stack
+    norms = block_norms(cache, scopes, **options)
+    prefix = reader_of(cache.model, options.get("stack")).stack
     entries = dict(cache.cache_dict)
     for scope in norms.scopes:
         for row, layer in enumerate(norms.layers):

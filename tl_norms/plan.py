@@ -1,20 +1,19 @@
 """What is to be computed of which model: the reader, the blocks and the scopes of one analysis."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .blocks import processing
+from .blocks.activations import Activations, check_cache
 from .blocks.bridge import BridgeReader
 from .blocks.hooked import HookedReader
 from .blocks.structure import Block, Reader
-from .errors import UnknownLayerError, UnknownOptionError, UnsupportedArchitectureError
-from .linear.steps import Bias
+from .errors import MaskError, UnknownLayerError, UnsupportedArchitectureError
 from .names import is_post_norm, resolve_scope
-
-Scopes = str | Sequence[str] | None
-Layers = int | Iterable[int] | None
+from .options import Layers, Options, Scopes, layer_numbers, scope_names
 
 _STACKS = ("blocks", "decoder_blocks", "encoder_blocks", "H_blocks", "L_blocks")
 
@@ -30,7 +29,7 @@ class Plan:
         chain: all scopes of the model
         skipped: layers without attention
         processing: weight processing seen in the tensors
-        bias, max_memory, sketch, check: as for `block_norms`
+        options: all else
     """
 
     reader: Reader
@@ -39,24 +38,35 @@ class Plan:
     chain: tuple[str, ...]
     skipped: tuple[int, ...]
     processing: tuple[str, ...]
-    bias: Bias = "player"
-    max_memory: int | None = None
-    sketch: int | None = None
-    check: bool = True
+    options: Options
 
     @classmethod
-    def of(cls, model: nn.Module, scopes: Scopes, layers: Layers, stack: str | None, **options) -> "Plan":
+    def of(cls, model: nn.Module, scopes: Scopes = None, **options: Any) -> "Plan":
         """Read the model; warn once if its weights were processed."""
-        if options.get("bias", "player") not in ("player", "fixed"):
-            raise UnknownOptionError(f"bias is {options['bias']!r}; expected 'player' or 'fixed'.")
-        if (options.get("sketch") or 1) < 1:
-            raise UnknownOptionError(f"sketch is {options['sketch']}; expected a number of directions, at least 1.")
-        reader = reader_of(model, stack)
-        blocks, skipped = chosen_blocks(reader, layers)
+        checked = Options.of(**options)
+        reader = reader_of(model, checked.stack)
         chain = chain_of(reader)
+        chosen = chosen_scopes(scopes, chain)
+        blocks, skipped = chosen_blocks(reader, checked.layers)
+        if checked.source_mask is not None and all(block.cross() is None for block in blocks):
+            raise MaskError(
+                f"source_mask is for a decoder with cross-attention; {type(model).__name__} has none in these layers. "
+                f"Pass mask= for the positions of the model itself."
+            )
         found = processing.detect(reader, blocks)
         processing.warn_once(model, found)
-        return cls(reader, tuple(blocks), chosen_scopes(scopes, chain), chain, skipped, found, **options)
+        return cls(reader, tuple(blocks), chosen, chain, skipped, found, checked)
+
+    @classmethod
+    def of_cache(cls, cache: Any, scopes: Scopes = None, **options: Any) -> tuple["Plan", Activations]:
+        """The plan for the model of a cache, and the cache's activations."""
+        check_cache(cache)
+        plan = cls.of(cache.model, scopes, **options)
+        return plan, plan.activations(cache.cache_dict, cache.has_batch_dim)
+
+    def activations(self, tensors: Mapping[str, Tensor], has_batch: bool) -> Activations:
+        """Tensors by hook name, read for this analysis."""
+        return Activations(tensors, has_batch, self.reader, self.options.mask, self.options.source_mask)
 
 
 def reader_of(model: nn.Module, stack: str | None = None) -> Reader:
@@ -87,6 +97,7 @@ def reader_of(model: nn.Module, stack: str | None = None) -> Reader:
 
 
 def chain_of(reader: Reader) -> tuple[str, ...]:
+    """All scopes of a model."""
     blocks = [block for block in reader.blocks() if block is not None]
     if not blocks:
         raise UnsupportedArchitectureError(
@@ -97,12 +108,13 @@ def chain_of(reader: Reader) -> tuple[str, ...]:
 
 def chosen_scopes(scopes: Scopes, chain: tuple[str, ...]) -> tuple[str, ...]:
     """Scopes asked for, in the order of the chain."""
+    scopes = scope_names(scopes)
     if scopes is None:
-        scopes = [scope for scope in chain if "ff" not in scope.split("_")]
-        if not is_post_norm(chain):  # the norm behind the residual is the feed-forward's
-            scopes = [scope for scope in scopes if not scope.endswith("_res_ln")]
+        scopes = tuple(scope for scope in chain if "ff" not in scope.split("_"))
+        if not is_post_norm(chain):  # the norm after the residual is the feed-forward's
+            scopes = tuple(scope for scope in scopes if not scope.endswith("_res_ln"))
     elif isinstance(scopes, str):
-        scopes = chain if scopes == "all" else [scopes]
+        scopes = chain if scopes == "all" else (scopes,)
     wanted = {resolve_scope(scope, chain) for scope in scopes}
     return tuple(scope for scope in chain if scope in wanted)
 
@@ -111,14 +123,17 @@ def chosen_blocks(reader: Reader, layers: Layers) -> tuple[list[Block], tuple[in
     """The blocks asked for, and the layers that have no attention."""
     blocks = reader.blocks()
     skipped = tuple(number for number, block in enumerate(blocks) if block is None)
-    if layers is None:
+    numbers = layer_numbers(layers)
+    if numbers is None:
         return [block for block in blocks if block is not None], skipped
-    chosen = []
-    for layer in [layers] if isinstance(layers, int) else layers:
+    chosen: dict[int, Block] = {}
+    for layer in numbers:
         if not -len(blocks) <= layer < len(blocks):
             raise UnknownLayerError(f"there is no layer {layer}: this model has layers 0 to {len(blocks) - 1}.")
         block = blocks[layer]
         if block is None:
             raise UnknownLayerError(f"layer {layer} has no attention; these layers have none: {skipped}.")
-        chosen.append(block)
-    return chosen, ()
+        if block.layer in chosen:
+            raise UnknownLayerError(f"layers names layer {block.layer} more than once: {list(numbers)}.")
+        chosen[block.layer] = block
+    return list(chosen.values()), ()

@@ -1,84 +1,211 @@
 """What the functions return: frozen dataclasses of plain tensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .errors import MissingExtraError, UnknownScopeError
-from .linear.maps import sketch_standard_error
+from .edits import Edit
+from .errors import MissingExtraError, UnknownLayerError, UnknownScopeError
+from .existing import existing_pairs
+from .linear.measure.lengths import sketch_standard_error
 from .names import WEIGHT_NAMES, resolve_scope
-from .pairs import existing_pairs
+from .options import layer_numbers
 
 if TYPE_CHECKING:
     import pandas
 
+    from .page.text import Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class ScopeNorms:
+    """The numbers of one scope.
+
+    Attributes:
+        map: |v_ij|; None if only ratios were kept
+        mixing_ratio: |sum_{j != i} v_ij| / (|sum_{j != i} v_ij| + |v_ii|), in 0..1
+        error: relative completeness error
+        shares: the three parts of `mixing_shares`, after cross-attention
+    """
+
+    map: Float[Tensor, "layer *batch query key"] | None
+    mixing_ratio: Float[Tensor, "layer *batch query"]
+    error: Float[Tensor, " layer"]
+    shares: Float[Tensor, "3 layer *batch query"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class HeadNorms:
+    """What heads send, and how they attend.
+
+    Attributes:
+        value_norms: |f(x)|
+        patterns: the attention patterns themselves, one [batch head query key] per layer, shared with the cache; None
+            if they were not kept (`NormRecorder`)
+        attention, attention_ratio: Attn-W and its mixing ratio, where the patterns were not kept
+    """
+
+    value_norms: Float[Tensor, "layer *batch head key"]
+    patterns: tuple[Tensor, ...] | None
+    attention: Tensor | None = None
+    attention_ratio: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RunFacts:
+    """What a result is of.
+
+    Attributes:
+        layers: the layer numbers along the first axis
+        skipped: layers without attention
+        chain: all scopes this model has
+        processing: weight processing seen in the tensors, () if none
+        causal: no query sees a later key, in any layer
+        mask: True where a position is real, [batch pos], or None
+        source_mask: the same for the encoder of an encoder-decoder
+        boundary: in the decoder of an encoder-decoder, the number of its own positions: after cross-attention the key
+            axis has those first, then the encoder's; None elsewhere
+        sketch: random directions used for the scopes with `ff`, None if they are exact
+        edits: what hooks changed during the run
+    """
+
+    layers: tuple[int, ...]
+    skipped: tuple[int, ...] = ()
+    chain: tuple[str, ...] = ()
+    processing: tuple[str, ...] = ()
+    causal: bool = False
+    mask: Tensor | None = None
+    source_mask: Tensor | None = None
+    boundary: int | None = None
+    sketch: int | None = None
+    edits: tuple[Edit, ...] = ()
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class BlockNorms(Mapping[str, Tensor]):
-    """Lengths of source vectors, one map per scope; `norms[scope]` is [layer batch query key].
+    """Norms of source vectors, one map per scope; `norms[scope]` is [layer batch query key].
 
     Without a batch axis in the cache there is none here. Rows sum to nothing in particular: they are lengths, in the
-    units of the residual stream.
+    units of the residual stream. `norms["attn_res", 3]` is the map of one layer.
 
     Attributes:
-        scopes: the scopes computed, in the order of the chain
-        layers: the layer numbers along the first axis
-        maps: scope -> |v_ij|, [layer batch query key]
-        mixing_ratios: scope -> |sum_{j != i} v_ij| / (|sum_{j != i} v_ij| + |v_ii|), in 0..1, [layer batch query]
-        value_norms: |f(x)|, [layer batch head key]
-        patterns: the attention patterns themselves, one [batch head query key] per layer, shared with the cache;
-            None if they were not kept (`NormRecorder`)
-        error: scope -> relative completeness error, [layer]
-        processing: weight processing seen in the tensors, () if none
-        skipped: layers without attention
-        causal: no query sees a later key, in any layer
-        mask: True where a position is real, [batch pos], or None
-        chain: all scopes this model has
-        sketch: random directions used for the scopes with `ff`, None if they are exact
-        kept_attention, kept_attention_ratio: Attn-W and its mixing ratio, where the patterns were not kept
-        boundary: in the decoder of an encoder-decoder, the number of its own positions: behind cross-attention the key
-            axis has those first, then the encoder's; None elsewhere
-        source_mask: True where a position of the encoder is real, [batch pos], or None
-        shares: scope -> the three parts of `mixing_shares`, [part layer batch query]
+        by_scope: scope -> its numbers, in the order of the chain
+        heads: what heads send, and how they attend
+        facts: what the result is of
     """
 
-    scopes: tuple[str, ...]
-    layers: tuple[int, ...]
-    maps: dict[str, Tensor]
-    mixing_ratios: dict[str, Tensor]
-    value_norms: Float[Tensor, "layer *batch head key"]
-    patterns: tuple[Tensor, ...] | None
-    error: dict[str, Float[Tensor, " layer"]]
-    processing: tuple[str, ...]
-    skipped: tuple[int, ...]
-    causal: bool
-    mask: Tensor | None
-    chain: tuple[str, ...]
-    sketch: int | None = None
-    kept_attention: Tensor | None = None
-    kept_attention_ratio: Tensor | None = None
-    boundary: int | None = None
-    source_mask: Tensor | None = None
-    shares: dict[str, Tensor] = field(default_factory=dict)
+    by_scope: dict[str, ScopeNorms]
+    heads: HeadNorms
+    facts: RunFacts
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The scopes computed, in the order of the chain."""
+        return tuple(self.by_scope)
+
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        """scope -> |v_ij|, [layer batch query key], of the maps that were kept."""
+        return {scope: one.map for scope, one in self.by_scope.items() if one.map is not None}
+
+    @property
+    def mixing_ratios(self) -> dict[str, Tensor]:
+        """scope -> mixing ratio, [layer batch query]."""
+        return {scope: one.mixing_ratio for scope, one in self.by_scope.items()}
+
+    @property
+    def error(self) -> dict[str, Tensor]:
+        """scope -> relative completeness error, [layer]."""
+        return {scope: one.error for scope, one in self.by_scope.items()}
+
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        """scope -> the three parts of `mixing_shares`, [part layer batch query]."""
+        return {scope: one.shares for scope, one in self.by_scope.items() if one.shares is not None}
+
+    @property
+    def value_norms(self) -> Float[Tensor, "layer *batch head key"]:
+        """‖f(x)‖, the norm of what each head would send from each key."""
+        return self.heads.value_norms
+
+    @property
+    def patterns(self) -> tuple[Tensor, ...] | None:
+        """The attention patterns, one [batch head query key] per layer; None if they were not kept."""
+        return self.heads.patterns
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layer numbers along the first axis."""
+        return self.facts.layers
+
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """Layers without attention."""
+        return self.facts.skipped
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """All scopes this model has."""
+        return self.facts.chain
+
+    @property
+    def processing(self) -> tuple[str, ...]:
+        """Weight processing seen in the tensors, () if none."""
+        return self.facts.processing
+
+    @property
+    def causal(self) -> bool:
+        """No query sees a later key, in any layer."""
+        return self.facts.causal
+
+    @property
+    def mask(self) -> Tensor | None:
+        """True where a position is real, [batch pos], or None."""
+        return self.facts.mask
+
+    @property
+    def source_mask(self) -> Tensor | None:
+        """True where a position of the encoder is real, [batch pos], or None."""
+        return self.facts.source_mask
+
+    @property
+    def boundary(self) -> int | None:
+        """The number of the decoder's own positions, which come first among the keys after cross-attention."""
+        return self.facts.boundary
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What hooks changed during the run, as far as the analysis saw it."""
+        return self.facts.edits
+
+    @property
+    def sketch(self) -> int | None:
+        """Random directions used for the scopes with `ff`, None if they are exact."""
+        return self.facts.sketch
 
     __eq__ = object.__eq__  # maps are tensors: two results are the same only if they are one
 
     def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  Mapping sets it to None
         return id(self)
 
-    def __getitem__(self, scope: str) -> Float[Tensor, "layer *batch query key"]:
+    def __getitem__(self, scope: str | tuple[str, int]) -> Float[Tensor, "*layer query key"]:
+        """The map of a scope, [layer batch query key], or of `scope, layer`, [batch query key]."""
+        if isinstance(scope, tuple):
+            name, layer = scope
+            return self[name][self._row(layer)]
         if scope in WEIGHT_NAMES:
             return self.attention_residual if scope == "AttnRes-W" else self.attention
         scope = self._computed(scope)
-        if scope not in self.maps:
+        kept = self.by_scope[scope].map
+        if kept is None:
             raise UnknownScopeError(
                 f"the map of {scope!r} was not kept; record it with NormRecorder(model, keep='maps')."
             )
-        return self.maps[scope]
+        return kept
 
     def __iter__(self):
         return iter(self.scopes)
@@ -90,7 +217,7 @@ class BlockNorms(Mapping[str, Tensor]):
         if scope in WEIGHT_NAMES:
             return True
         try:
-            self._computed(str(scope))
+            self._computed(str(scope[0] if isinstance(scope, tuple) else scope))
         except UnknownScopeError:
             return False
         return True
@@ -107,7 +234,7 @@ class BlockNorms(Mapping[str, Tensor]):
         """
         if scope in WEIGHT_NAMES:
             return self.attention_mixing_ratio(residual=scope == "AttnRes-W", fill=fill)
-        return self._filled(self.mixing_ratios[self._computed(scope)], fill)
+        return self._filled(self.by_scope[self._computed(scope)].mixing_ratio, fill)
 
     def mixing_shares(self, scope: str) -> "MixingShares":
         """The mixing ratio behind cross-attention, split: the own position, the target's context, the source.
@@ -158,9 +285,9 @@ class BlockNorms(Mapping[str, Tensor]):
     def attention(self) -> Float[Tensor, "layer *batch query key"]:
         """Attn-W: the attention weights, averaged over heads."""
         if self.patterns is None:
-            if self.kept_attention is None:
+            if self.heads.attention is None:
                 raise UnknownScopeError("Attn-W was not kept; record it with NormRecorder(model, keep='maps').")
-            return self.kept_attention
+            return self.heads.attention
         rows = [self._masked_pattern(pattern).mean(-3) for pattern in self.patterns]
         return torch.stack([row.to(rows[0].device) for row in rows])
 
@@ -177,8 +304,8 @@ class BlockNorms(Mapping[str, Tensor]):
         self, *, residual: bool = False, fill: float = 0.0
     ) -> Float[Tensor, "layer *batch query"]:
         """Mixing ratio by weights alone: 1 − α_ii of Attn-W, or half of it for AttnRes-W (`residual=True`)."""
-        if self.patterns is None and self.kept_attention_ratio is not None:
-            ratio = self.kept_attention_ratio
+        if self.patterns is None and self.heads.attention_ratio is not None:
+            ratio = self.heads.attention_ratio
         else:
             attention = self.attention
             ratio = attention.sum(-1) - attention.diagonal(dim1=-2, dim2=-1)
@@ -191,8 +318,8 @@ class BlockNorms(Mapping[str, Tensor]):
         """
         scope = self._computed(scope)
         if self.sketch is None or "ff" not in scope.split("_"):
-            return torch.zeros_like(self.maps[scope])
-        error = self.maps[scope] * sketch_standard_error(self.sketch)
+            return torch.zeros_like(self[scope])
+        error = self[scope] * sketch_standard_error(self.sketch)
         error.diagonal(dim1=-2, dim2=-1).zero_()
         return error
 
@@ -242,18 +369,58 @@ class BlockNorms(Mapping[str, Tensor]):
         lines = [f"BlockNorms, {len(self.layers)} layers, maps {shape} [layer batch query key]"]
         if self.value_norms.ndim == 3:
             lines[0] = lines[0].replace("layer batch query", "layer query")
-        for scope in self.scopes:
-            ratio = self.mixing_ratios[scope]
-            keep = slice(None) if self.mask is None else self.mask.to(ratio.device)
-            mean = float(ratio[:, keep].mean()) if self.mask is not None else float(ratio.mean())
-            worst = float(self.error[scope].max()) if scope in self.error else float("nan")
-            lines.append(f"  {scope:24} mixing ratio {mean:6.1%}   completeness error {worst:.1e}")
+        for scope, one in self.by_scope.items():
+            worst = float(one.error.max())
+            lines.append(f"  {scope:24} mixing ratio {self._mean_ratio(scope):6.1%}   completeness error {worst:.1e}")
         if self.boundary is not None:
             lines.append(f"  keys behind cross-attention: {self.boundary} target tokens, then the source's")
         if self.skipped:
             lines.append(f"  layers without attention, skipped: {', '.join(map(str, self.skipped))}")
+        lines += [f"  {edit}" for edit in self.edits]
         lines.append(f"  weight processing: {', '.join(self.processing) or 'none'}")
         return "\n".join(lines)
+
+    def show(self, tokens: "Tokens | None" = None, **options: Any) -> None:
+        """Show the interactive page: below the cell of a notebook, or else in the browser.
+
+        Args:
+            tokens: the tokens of the text, or one list per text
+            **options: those of `tl_norms.page.page_of_norms`: keys, batch, model_name, text, layer, scope
+
+        Example:
+            >>> norms.show(model.to_str_tokens(text), layer=3)                  # doctest: +SKIP
+        """
+        from .page import page_of_norms, show
+
+        show(page_of_norms(self, tokens, **options))
+
+    def _repr_html_(self) -> str:
+        """The page, where the result keeps its token strings, or a table, for a notebook."""
+        from .page import notebook_view, page_of_norms
+
+        return notebook_view(lambda: page_of_norms(self), self._table())
+
+    def _table(self) -> str:
+        rows = "".join(
+            f"<tr><td><code>{scope}</code></td><td>{self._mean_ratio(scope):.1%}</td>"
+            f"<td>{float(one.error.max()):.1e}</td></tr>"
+            for scope, one in self.by_scope.items()
+        )
+        head = "<tr><th>scope</th><th>mixing ratio</th><th>completeness error</th></tr>"
+        first, *_, last = repr(self).splitlines()
+        return f"<p>{first}</p><table>{head}{rows}</table><p>{last.strip()}</p>"
+
+    def _mean_ratio(self, scope: str) -> float:
+        ratio = self.by_scope[scope].mixing_ratio
+        return float((ratio if self.mask is None else ratio[:, self.mask.to(ratio.device)]).mean())
+
+    def _row(self, layer: int) -> int:
+        (number,) = layer_numbers(layer) or (0,)
+        n_layers = len(self.layers)
+        if number not in self.layers and not -n_layers <= number < 0:
+            shown = ", ".join(map(str, self.layers))
+            raise UnknownLayerError(f"layer {number} is not in this result; it has {shown}.")
+        return self.layers.index(number) if number in self.layers else n_layers + number
 
     def _sequence(self, key: int) -> str:
         """Which sequence a key belongs to, in a decoder; its number counts on from the target's."""

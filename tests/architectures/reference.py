@@ -42,7 +42,7 @@ class Case:
         centred: the norms subtract the mean although they are no nn.LayerNorm
         float32: transformers computes the softmax in float32, TransformerLens in the model's dtype
         nodes: Gauss-Legendre nodes on the path; kinks: where on it something has no derivative
-        heads: finds pattern and values where the model does not call transformers' `eager_attention_forward`
+        heads: finds pattern and values where the installed transformers' model does not call `eager_attention_forward`
         scale: parameters (by part of their name) multiplied in both models, to reach clamps
     """
 
@@ -80,9 +80,12 @@ class Case:
 
 @contextmanager
 def overheard(attention: nn.Module):
-    """Records (pattern, values) of transformers' eager attention function while the attention runs."""
-    module = sys.modules[type(attention).__module__]
-    original, found = module.eager_attention_forward, []
+    """Records (pattern, values) of transformers' eager attention function while the attention runs, if it calls it."""
+    module, found = sys.modules[type(attention).__module__], []
+    original = getattr(module, "eager_attention_forward", None)
+    if original is None:
+        yield found
+        return
 
     def recording(this, query, key, value, *args, **options):
         output, weights = original(this, query, key, value, *args, **options)
@@ -134,14 +137,19 @@ def dense(case: Case, model: nn.Module, tokens: Tensor, extra: dict) -> dict[str
 
 
 def _heads(attention, reading, model, layer, tokens, extra) -> tuple[Tensor, Tensor]:
-    """Pattern [batch head query key] and values [batch head key d_head] of an attention."""
-    if reading is not None:
-        pattern, values = reading(attention, record(model, layer, tokens, extra))
-    else:
-        with overheard(attention) as found:
-            record(model, layer, tokens, extra)
+    """Pattern [batch head query key] and values [batch head key d_head] of an attention.
+
+    What is overheard comes first: one model after the other is rewritten to call `eager_attention_forward`.
+    """
+    with overheard(attention) as found:
+        seen = record(model, layer, tokens, extra)
+    if found:
         pattern, values = found[-1]
         values = values.repeat_interleave(pattern.shape[1] // values.shape[1], dim=1)
+    elif reading is not None:
+        pattern, values = reading(attention, seen)
+    else:
+        raise LookupError(f"{type(attention).__name__} calls no eager_attention_forward: its case needs `heads`")
     return pattern.double(), values.double()
 
 

@@ -28,9 +28,9 @@ SHORT = ("GPT2LMHeadModel", "BertForMaskedLM", "MixtralForCausalLM", "GPTJForCau
 def analysed(spec: zoo.Spec, dtype=torch.float64, **options):
     try:
         bridge = zoo.boot(spec, zoo.make(spec, dtype))
+        return bridge, zoo.run(bridge, options.pop("tokens", zoo.tokens()), spec, **options)
     except zoo.NotHere as reason:
         pytest.skip(str(reason))
-    return bridge, zoo.run(bridge, options.pop("tokens", zoo.tokens()), **options)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

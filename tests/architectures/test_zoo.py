@@ -1,7 +1,10 @@
 """Every spec of the zoo is exact at every scope, or refused with an error that names the component."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 import tl_norms
 
@@ -10,7 +13,6 @@ from . import zoo
 EXACT = [name for name, spec in zoo.SPECS.items() if spec.refused is None and spec.broken is None]
 REFUSED = [name for name, spec in zoo.SPECS.items() if spec.refused is not None]
 BROKEN = [name for name, spec in zoo.SPECS.items() if spec.broken is not None]
-FLOAT32 = 2e-5
 
 
 def cached(name: str, dtype: torch.dtype = torch.float64) -> zoo.Made:
@@ -29,6 +31,12 @@ def worst(norms: tl_norms.BlockNorms) -> float:
     return max(float(error.nan_to_num(0).max()) for error in norms.error.values())
 
 
+def near(found: Tensor, expected: Tensor, limit: float) -> bool:
+    """The largest difference is below this part of the largest number."""
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    return float((found - expected).abs().max()) < limit * float(expected.abs().max())
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_every_scope_is_complete_in_float64(name):
     spec, made = zoo.SPECS[name], cached(name)
@@ -40,7 +48,7 @@ def test_every_scope_is_complete_in_float64(name):
     assert (spec.stack == "decoder") == ("cross" in norms.scopes[-1])
     for scope, error in norms.error.items():
         assert not error.isnan().any(), f"{scope} was not compared with anything"
-        assert float(error.max()) < (FLOAT32 if spec.only_float32 else spec.tolerance), scope
+        assert float(error.max()) < spec.limit(), scope
     for scope in norms.scopes:
         ratio = norms.mixing_ratio(scope)
         assert bool(((ratio >= 0) & (ratio <= 1)).all()), scope
@@ -48,9 +56,9 @@ def test_every_scope_is_complete_in_float64(name):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_every_scope_is_complete_in_float32(name):
-    made = cached(name, torch.float32)
-    norms = tl_norms.block_norms(made.cache, "all", stack=zoo.SPECS[name].stack)
-    assert worst(norms) < FLOAT32
+    spec, made = zoo.SPECS[name], cached(name, torch.float32)
+    norms = tl_norms.block_norms(made.cache, "all", stack=spec.stack)
+    assert worst(norms) < spec.limit(torch.float32)
     assert norms["attn"].dtype == torch.float32
 
 
@@ -64,10 +72,12 @@ def test_maps_are_the_lengths_of_the_vectors_and_unseen_sources_are_zero(name):
     for scope in norms.scopes:
         parts = tl_norms.decompose(made.cache, layer=layer, scope=scope, stack=spec.stack)
         vectors = parts.vectors()
-        torch.testing.assert_close(norms[scope][-1], vectors.norm(dim=-1), rtol=1e-6, atol=1e-9)
+        lengths = vectors.norm(dim=-1)
+        rounding = 1e-9 if lengths.dtype == torch.float64 else zoo.FLOAT32  # two ways to the same number
+        assert near(norms[scope][-1], lengths, rounding), scope
         unseen = norms[scope][-1][..., : norms.boundary][~seen]
         assert not unseen.any(), f"{scope}: a source that is not attended to has a length"
-        torch.testing.assert_close(vectors.sum(-2) + parts.remainder, parts.total(), rtol=1e-6, atol=1e-7)
+        assert near(vectors.sum(-2) + parts.remainder, parts.total(), spec.limit()), scope
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -75,7 +85,7 @@ def test_biases_may_be_fixed_instead(name):
     spec, made = zoo.SPECS[name], cached(name)
     scopes = [scope for scope in tl_norms.scopes(made.bridge, stack=spec.stack) if "ff" in scope]
     norms = tl_norms.block_norms(made.cache, scopes, stack=spec.stack, bias="fixed")
-    assert worst(norms) < (FLOAT32 if spec.only_float32 else spec.tolerance)
+    assert worst(norms) < spec.limit()
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -89,11 +99,64 @@ def test_what_is_not_understood_is_refused_by_name(name):
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_transformerlens_cannot_run_still_fails_there(name):
     """If this fails, TransformerLens has fixed its bug: the spec can move to the exact ones."""
-    try:
-        with pytest.raises(Exception, match=zoo.SPECS[name].broken):
-            zoo.cached(zoo.SPECS[name])
-    except zoo.NotHere as reason:
-        pytest.skip(str(reason))
+    with pytest.raises(Exception) as raised:  # some only while the cache is made: these are known, so that will do
+        zoo.cached(zoo.SPECS[name])
+    if isinstance(raised.value, zoo.NotHere) and not isinstance(raised.value, zoo.CannotRun):
+        pytest.skip(str(raised.value))
+    assert zoo.SPECS[name].broken in str(raised.value)
+
+
+# ---- who is at fault: only what TransformerLens itself cannot run may be skipped
+
+GPT2 = zoo.SPECS["GPT2LMHeadModel"]
+
+
+def _raising(module: str):
+    """A forward pass that raises, as code of a module of that name."""
+    names = {"__name__": module}
+    exec("def forward(self, *args, **options):\n    raise RuntimeError('on purpose')", names)
+    return names["forward"]
+
+
+def _block_bridge():
+    from transformer_lens.model_bridge.generalized_components.block import BlockBridge
+
+    return BlockBridge
+
+
+def test_a_bridge_that_fails_inside_of_transformerlens_cannot_run(monkeypatch):
+    bridge = zoo.boot(GPT2, zoo.make(GPT2))
+    monkeypatch.setattr(_block_bridge(), "forward", _raising("transformer_lens.somewhere"))
+    monkeypatch.setattr(zoo, "_cannot_run", set())
+    with pytest.raises(zoo.CannotRun, match=r"transformer_lens \d.*on purpose"):
+        zoo.run(bridge, zoo.tokens(), GPT2)
+    monkeypatch.setattr(zoo, "_cannot_run", set("12345678"))
+    with pytest.raises(AssertionError, match="cannot run 9 architectures"):  # so many: not theirs
+        zoo.run(bridge, zoo.tokens(), GPT2)
+
+
+@pytest.mark.parametrize("module", ["tl_norms.hooks", "architectures.zoo_standins", "torch.nn"])
+def test_errors_of_our_own_code_are_not_put_down_to_transformerlens(module, monkeypatch):
+    bridge = zoo.boot(GPT2, zoo.make(GPT2))
+    norm = type(bridge.blocks[0].ln1)
+    monkeypatch.setattr(norm, "forward", _raising(module))
+    with pytest.raises(Exception, match="on purpose") as found:
+        zoo.run(bridge, zoo.tokens(), GPT2)
+    # torch never raises by itself: whoever called it did
+    assert isinstance(found.value, zoo.CannotRun) == (module == "torch.nn")
+
+
+def test_a_cache_that_fails_where_the_plain_pass_works_is_a_failure(monkeypatch):
+    bridge = zoo.boot(GPT2, zoo.make(GPT2))
+    monkeypatch.setattr(type(bridge), "run_with_cache", _raising("transformer_lens.somewhere"))
+    with pytest.raises(RuntimeError, match="on purpose"):
+        zoo.run(bridge, zoo.tokens(), GPT2)
+
+
+def test_a_configuration_that_transformers_cannot_run_is_a_failure():
+    small = replace(GPT2, build=lambda: zoo.from_config(GPT2.name, "GPT2Config", dict(GPT2.options, vocab_size=10)))
+    with pytest.raises(IndexError):
+        zoo.run(zoo.boot(small, zoo.make(small)), zoo.tokens(), small)
 
 
 def test_the_zoo_is_large_and_covers_what_is_registered():

@@ -2,12 +2,18 @@
 
 make(spec)          the Hugging Face model: every parameter and saved buffer jittered, eager attention and experts
 boot(spec, model)   a TransformerBridge around it
+run(bridge, ids)    the cache of a run
 cached(spec)        bridge and cache of both dtypes, made once per test run
+
+What the installed libraries do not have is NotHere; what TransformerLens itself cannot run with them is CannotRun.
+Tests skip both, with the reason, and the table of architectures shows it.
 """
 
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -18,10 +24,17 @@ VOCAB, D_MODEL, N_HEADS, D_MLP, N_LAYERS, N_CTX = 100, 32, 4, 64, 2, 64
 
 # what transformers computes in float32 whatever the model's dtype sets how exact a float64 run can be
 FLOAT64, FLOAT32_NORMS = 1e-9, 2e-6
+FLOAT32 = 2e-5  # for whole runs in float32
+LIBRARIES, OURS = ("transformers", "transformer_lens"), ("tl_norms", __name__.partition(".")[0], "tests")
+MOST_THAT_CANNOT_RUN = 8
 
 
 class NotHere(Exception):
     """This version of transformers or TransformerLens does not have the architecture."""
+
+
+class CannotRun(NotHere):
+    """The model runs by itself and TransformerLens' bridge of it does not: there is nothing for tl_norms to analyse."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,10 @@ class Spec:
     @property
     def architecture(self) -> str:
         return self.name.partition("@")[0]
+
+    def limit(self, dtype: torch.dtype = torch.float64) -> float:
+        """How exact sums are, relative to their size: as what is computed in the least exact dtype."""
+        return FLOAT32 if self.only_float32 or dtype == torch.float32 else self.tolerance
 
 
 SPECS: dict[str, Spec] = {}
@@ -116,7 +133,12 @@ def make(spec: Spec, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def boot(spec: Spec, model: nn.Module):
-    """A TransformerBridge around a model of a spec."""
+    """A TransformerBridge around a model of a spec.
+
+    Raises:
+        NotHere: the installed TransformerLens does not know the architecture
+        CannotRun: TransformerLens fails with the installed transformers, see `run`
+    """
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
@@ -127,20 +149,67 @@ def boot(spec: Spec, model: nn.Module):
         if spec.bridge is not None:
             return spec.bridge(model)
         model.config.architectures = [spec.architecture]
-        return build_bridge_from_module(model, spec.architecture, hf_config=model.config)
+        try:
+            return build_bridge_from_module(model, spec.architecture, hf_config=model.config)
+        except Exception as error:
+            raise _judged(error, spec, tokens()) from error
 
 
 def tokens(batch: int = 2, positions: int = 7, vocab: int = 90) -> Tensor:
     return torch.randint(5, vocab, (batch, positions), generator=torch.Generator().manual_seed(2))
 
 
-def run(bridge, input: Tensor, **options):
-    """run_with_cache, with a decoder's input where one is needed; the cache."""
+def run(bridge, input: Tensor, spec: Spec | None = None, **options):
+    """run_with_cache, with a decoder's input where one is needed; the cache.
+
+    Raises:
+        CannotRun: given a spec, the bridge's own plain forward pass raises inside of TransformerLens or transformers,
+            and transformers' model runs the same input. All other errors pass through.
+    """
     if hasattr(bridge, "decoder_blocks"):
         options["decoder_input"] = input[:, :5]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        return bridge.run_with_cache(input, **options)[1]
+        try:
+            return bridge.run_with_cache(input, **options)[1]
+        except Exception:
+            if spec is None:
+                raise
+            try:
+                bridge(input, **options)
+            except Exception as error:
+                raise _judged(error, spec, input) from error
+            raise  # the plain pass works: what failed is the cache, and that is to be seen
+
+
+_cannot_run: set[str] = set()
+
+
+def _judged(error: Exception, spec: Spec, input: Tensor) -> Exception:
+    """CannotRun if TransformerLens is at fault; else the error itself: a mistake of ours must not look like theirs.
+
+    At fault is who raised: the innermost frame that is neither torch's nor Python's own. Models that we wrote
+    (stand-ins) and configurations that transformers itself cannot run are ours. So are too many failures: then it is
+    this zoo that no longer knows how models are booted.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in reversed(frames)]
+    at_fault = next((name for name in packages if name in LIBRARIES + OURS), "")
+    alone = make(spec, torch.float32)
+    if at_fault not in LIBRARIES or not type(alone).__module__.startswith("transformers."):
+        return error
+    own = {"decoder_input_ids": input[:, :5]} if alone.config.is_encoder_decoder else {}
+    try:
+        with torch.no_grad():
+            alone(input, **own)
+    except Exception:
+        return error
+    if spec.broken is None:
+        _cannot_run.add(spec.architecture)
+    if len(_cannot_run) > MOST_THAT_CANNOT_RUN:
+        return AssertionError(f"TransformerLens cannot run {len(_cannot_run)} architectures: {sorted(_cannot_run)}")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("transformer_lens", "transformers"))
+    return CannotRun(f"TransformerLens cannot run it ({versions}): {error}")
 
 
 @dataclass(frozen=True)
@@ -159,11 +228,12 @@ def cached(spec: Spec, dtype: torch.dtype = torch.float64) -> Made:
 
     Raises:
         NotHere: the installed libraries do not have it
+        CannotRun: TransformerLens cannot run it with the installed transformers
     """
     key = spec.name, dtype
     if key not in _made:
         bridge = boot(spec, make(spec, dtype))
-        _made[key] = Made(bridge, run(bridge, tokens()))
+        _made[key] = Made(bridge, run(bridge, tokens(), spec))
     return _made[key]
 
 

@@ -166,6 +166,7 @@ def test_an_interrupted_run_goes_on(gpt2, task, report, tmp_path):
 
     failing.__name__ = failing.__qualname__ = "mine"
     failing.__module__ = mine.__module__
+    failing.version = mine.version = "1"  # what files to resume from know a function by that says it
     with pytest.raises(Interrupted):
         evaluate(gpt2, task, ["erasure", "recency", failing], **options)
     found = evaluate(gpt2, task, ["erasure", "recency", mine], **options)
@@ -280,3 +281,18 @@ def test_methods_are_the_same_in_every_process():
     assert repr(first) == repr(second) and "removal" in repr(first) and "0x" not in repr(first)
     named = faithfulness.Method("p", functools.partial(mine, 1))
     assert "0x" not in repr(named)
+
+
+def test_methods_of_one_example_share_a_run_and_each_pays_for_it(gpt2, task, monkeypatch):
+    runs, original = [], type(gpt2).run_with_cache
+    monkeypatch.setattr(
+        type(gpt2), "run_with_cache", lambda self, *args, **kw: (runs.append(1), original(self, *args, **kw))[1]
+    )
+    alone = evaluate(gpt2, task.first(2), ["norm-rollout"], metrics=["MRR"], removals="cut", **QUIET)
+    before = len(runs)
+    both = evaluate(gpt2, task.first(2), ["alti", "norm-rollout"], metrics=["MRR"], removals="cut", **QUIET)
+    looks = 2  # both methods at the first example, before anything is shared
+    assert len(runs) - before == looks + 2 and before == 1 + 2
+    names = list(both.methods)
+    assert (both.costs[:, names.index("norm-rollout"), 0] == alone.costs[:, 0, 0]).all()
+    assert (both.costs[:, :2, 0] == 1).all() and (both.costs[:, :2, 2] > 0).all()

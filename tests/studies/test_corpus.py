@@ -11,10 +11,11 @@ import torch
 
 from tl_norms import studies
 from tl_norms.studies.categories import token_types
-from tl_norms.studies.corpus import Corpus, Item
-from tl_norms.studies.measuring import Reading, measure_chunk
+from tl_norms.studies.engine.corpus import Corpus, Item
+from tl_norms.studies.engine.measuring import measure_chunk
+from tl_norms.studies.engine.study import Reading
+from tl_norms.studies.engine.tokens import batches, masked, special_ids, windows
 from tl_norms.studies.mixing import _Study as MixingStudy
-from tl_norms.studies.tokens import batches, masked, special_ids, windows
 
 
 def ratios(model, texts, **options) -> np.ndarray:

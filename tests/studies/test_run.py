@@ -129,7 +129,7 @@ def test_an_interrupted_share_goes_on_and_measures_nothing_else(bert, tmp_path):
 
 def test_all_shares_are_there_and_nothing_is_measured_again(bert, tmp_path, monkeypatch):
     whole, files = studies.frequency(bert, CORPUS, chunk=3), shares_of(4, studies.frequency, bert, tmp_path)
-    monkeypatch.setattr("tl_norms.studies.run.measure_chunk", lambda *given: pytest.fail("measured"))
+    monkeypatch.setattr("tl_norms.studies.engine.run.measure_chunk", lambda *given: pytest.fail("measured"))
     found = studies.frequency(bert, CORPUS, parts=(file for file in files), resume=tmp_path / "all.npz")
     assert alike(found.to_dataframe(), whole.to_dataframe())
     again = studies.frequency(bert, CORPUS, parts=tmp_path / "all.npz")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tl_norms.studies.correlation import Pairs, spearman
+from tl_norms.studies.engine.correlation import Pairs, spearman
+from tl_norms.studies.engine.moments import Moments
+from tl_norms.studies.engine.partial import Excluded, Partial, Spans
+from tl_norms.studies.engine.tallies import Rows, Tally
 from tl_norms.studies.errors import StudyInputError
-from tl_norms.studies.moments import Moments
-from tl_norms.studies.partial import Excluded, Partial, Spans
 from tl_norms.studies.ranks import counted, frequency_correlation, read_ranks
-from tl_norms.studies.tallies import Rows, Tally
 
 RNG = np.random.default_rng(0)
 

@@ -68,7 +68,7 @@ def test_shares_are_put_together(bert, corpus, texts, tmp_path, monkeypatch):
         parts.append(str(tmp_path / f"part{k}.npz"))
         assert main([*common, "--share", f"{k}/2", "--resume", parts[-1]]) == 0
     wanted = studies.frequency(bert, texts * 40).to_dataframe()
-    monkeypatch.setattr("tl_norms.studies.run.measure_chunk", lambda *given: pytest.fail("measured again"))
+    monkeypatch.setattr("tl_norms.studies.engine.run.measure_chunk", lambda *given: pytest.fail("measured again"))
     assert main([*common, "--parts", *parts, "--csv", str(tmp_path / "out.csv")]) == 0
     found = pandas.read_csv(tmp_path / "out.csv")
     pandas.testing.assert_frame_equal(found, wanted, check_dtype=False, atol=1e-9)
@@ -94,9 +94,25 @@ def test_bad_arguments(arguments, said, capsys):
 def test_bad_input_is_one_line(corpus, tmp_path, capsys):
     assert main(["study", "frequency", "--texts", str(tmp_path / "missing.txt")]) == 2
     assert capsys.readouterr().err.startswith("tl-norms: error: there is no file")
+    assert main(["study", "frequency", "--texts", str(tmp_path)]) == 2
+    assert "is a folder; give a file (--texts)" in capsys.readouterr().err
     (tmp_path / "empty.txt").write_text("\n\n")
     assert main(["study", "frequency", "--texts", str(tmp_path / "empty.txt")]) == 2
     assert "the corpus is empty" in capsys.readouterr().err
+
+
+def test_files_are_looked_at_before_a_model_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(load, "load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(load, "model_name", lambda given: pytest.fail("a model was looked for"))
+    assert main(["study", "frequency", "--texts", str(tmp_path / "missing.txt")]) == 2
+    (tmp_path / "corpus.txt").write_text("A text.")
+    parts = ["--parts", str(tmp_path / "part.npz")]
+    assert main(["study", "frequency", "--texts", str(tmp_path / "corpus.txt"), *parts]) == 2
+    assert "(--parts)" in capsys.readouterr().err
+    for option in ("--csv", "--resume"):
+        with pytest.raises(SystemExit):
+            main(["study", "frequency", "--texts", str(tmp_path / "corpus.txt"), option, str(tmp_path)])
+        assert f"{option}: {str(tmp_path)!r} is a folder" in capsys.readouterr().err
 
 
 def test_help_needs_no_torch():

@@ -4,7 +4,7 @@
     found = alignment.align(model, [("das Haus", "the house")])
     alignment.alignment_error_rate(found.links("AWI", "norm", layer=1), alignment.read_gold("gold.txt"))
 
-Links are (source word, target word), both from 0. Kobayashi et al. 2020, section 5: vector lengths of cross-attention
+Links are (source word, target word), both from 0. Kobayashi et al. 2020, section 5: vector norms of cross-attention
 find alignments that its weights miss. `tl_norms.studies.alignment` measures a whole corpus.
 """
 

@@ -53,7 +53,7 @@ def _fast(tokenizer: Any, words: Sequence[str], target: bool) -> tuple[list[int]
     text = " ".join(words)
     given = {"text_target" if target else "text": text}
     found = tokenizer(**given, return_offsets_mapping=True, return_special_tokens_mask=True)
-    at: list[int] = []  # for each character its word; a blank belongs to the word behind it
+    at: list[int] = []  # for each character its word; a blank belongs to the word after it
     for number, word in enumerate(words):
         at += [number] * (len(word) + (number > 0))
     spans = zip(found["offset_mapping"], found["special_tokens_mask"], strict=True)
@@ -82,8 +82,8 @@ def _slow(tokenizer: Any, words: Sequence[str], target: bool) -> tuple[list[int]
             f"EncodedPair with ids and word numbers in place of the sentences."
         )
     numbers = _numbers(tokenizer, words, pieces, alone)
-    behind = len(ids) - first - len(pieces)
-    return ids, [*[None] * first, *numbers, *[None] * behind]
+    after = len(ids) - first - len(pieces)
+    return ids, [*[None] * first, *numbers, *[None] * after]
 
 
 def _numbers(

@@ -1,6 +1,6 @@
 """From cross-attention maps to links between words, as Kobayashi et al. 2020 take them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -107,7 +107,7 @@ def extract(
     settings: Sequence[Setting] = SETTINGS,
     end_of_sentence: bool = True,
 ) -> WordAlignments:
-    """Word alignments from cross-attention: for each target word the source word of greatest weight or length.
+    """Word alignments from cross-attention: for each target word the source word of greatest weight or norm.
 
     Decoder positions are the start token and the target's tokens, position 0 being the start. Piece t belongs to the
     position that predicts it, t (AWO), or to the one that reads it, t + 1 (AWI). Pieces become words by `merge_words`;
@@ -162,12 +162,12 @@ def word_maps(maps: Tensor, pair: EncodedPair, setting: Setting) -> Tensor:
     """Maps between words from cross-attention maps of one pair: the setting's steps, pieces merged by `merge_words`.
 
     Args:
-        maps: [*leading query key], attention weights or vector lengths of one teacher-forced pair
+        maps: [*leading query key], attention weights or vector norms of one teacher-forced pair
         pair: its tokens, see `encode_pair`
         setting: "AWO" or "AWI"
 
     Returns:
-        [*leading target_word source_group]: the source's words, behind them each of its special tokens by itself.
+        [*leading target_word source_group]: the source's words, then each of its special tokens by itself.
 
     Raises:
         AlignmentInputError: the maps are too small for the pair.
@@ -210,10 +210,10 @@ def checked_settings(settings: Sequence[Setting] | Setting) -> tuple[Setting, ..
     Raises:
         AlignmentInputError: none, or an unknown one.
     """
-    found = tuple(dict.fromkeys((settings,) if isinstance(settings, str) else settings))
-    if not found or any(setting not in SETTINGS for setting in found):
-        raise AlignmentInputError(f"settings are {found}; expected 'AWO', 'AWI' or both.")
-    return found
+    given = (settings,) if isinstance(settings, str) or not isinstance(settings, Iterable) else tuple(settings)
+    if not given or any(setting not in SETTINGS for setting in given):
+        raise AlignmentInputError(f"settings are {given}; expected 'AWO', 'AWI' or both.")
+    return tuple(dict.fromkeys(given))
 
 
 def _stacked(maps: CrossMaps) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from ..plan import Layers
+from ..options import Layers
 from .encoding import encode_pair
 from .errors import AlignmentInputError
 from .extraction import SETTINGS, Setting, WordAlignments, checked_settings, extract
@@ -31,7 +31,7 @@ def align(
     """Word alignments of sentence pairs by a translation model's cross-attention, its weights and its norms.
 
     The decoder reads the start token and the given target (teacher forcing); for each target word the source word of
-    greatest weight alpha, or of greatest length |alpha f(x)|, is its link (Kobayashi et al. 2020, section 5).
+    greatest weight alpha, or of greatest norm |alpha f(x)|, is its link (Kobayashi et al. 2020, section 5).
 
     Args:
         model: an encoder-decoder, a TransformerBridge or a HookedEncoderDecoder, with its tokenizer
@@ -48,7 +48,7 @@ def align(
 
     Raises:
         AlignmentInputError: no pairs, a pair that is none, one too long for the model, or no encoder-decoder.
-        TokenizerSchemeError: the tokenizer's pieces cannot be told apart into words.
+        TokenizerSchemeError: the tokenizer's pieces show no word boundaries.
         whatever `cross_norms` raises
 
     Example:
@@ -138,7 +138,7 @@ def cross_maps(model: nn.Module, pairs: Sequence[EncodedPair], layers: Layers = 
             "them: TransformerLens 2 runs T5 so. Upgrade it: pip install 'transformer_lens>=3.9'"
         )
     masks = [_mask([len(pair.source) for pair in pairs]), _mask([len(decoder_input(model, pair)) for pair in pairs])]
-    return cross_norms(cache, layers=layers, mask=masks[0].to(source.device), target_mask=masks[1].to(source.device))
+    return cross_norms(cache, layers=layers, mask=masks[1].to(source.device), source_mask=masks[0].to(source.device))
 
 
 def teacher_forced(model: nn.Module, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -178,7 +178,7 @@ def check_translates(model: nn.Module) -> None:
 
 
 def decoder_input(model: nn.Module, pair: EncodedPair) -> tuple[int, ...]:
-    """The start token and the target's tokens, without a last one that is special: nothing behind it is predicted."""
+    """The start token and the target's tokens, without a last one that is special: nothing after it is predicted."""
     ends = pair.target_words[-1] is None
     return (_start(model, pair), *(pair.target[:-1] if ends else pair.target))
 

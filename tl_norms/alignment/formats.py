@@ -3,18 +3,20 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Literal
 
 from .errors import AlignmentFormatError, AlignmentInputError
 from .links import GoldLinks, Lengths, Link, check_range
+from .reading import text_of
 
 Lines = str | os.PathLike | Iterable[str]
 """The path of a file, or its lines."""
 Format = Literal["pharaoh", "naacl"]
 
-_PHARAOH = re.compile(r"(\d+)([-p])(\d+)")
-_NAACL = re.compile(r"(\d+)\s+(\d+)\s+(\d+)(?:\s+([SP]))?(?:\s+[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)?")
+_NUMBER = r"([0-9]{1,9})"  # no text has more words; Python does not read numbers of 5,000 digits
+_PHARAOH = re.compile(_NUMBER + r"([-p])" + _NUMBER)
+_MARK, _CONFIDENCE = r"(?:\s+([SP]))?", r"(?:\s+[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)?"
+_NAACL = re.compile(r"\s+".join([_NUMBER] * 3) + _MARK + _CONFIDENCE)
 
 
 def read_pharaoh(
@@ -48,7 +50,7 @@ def read_pharaoh(
             match = _PHARAOH.fullmatch(word)
             if match is None:
                 raise AlignmentFormatError(
-                    f"line {number} of {name}: {word!r} is no link; expected Pharaoh format, such as '0-0 1-2 2p3'."
+                    f"line {number} of {name}: {word[:60]!r} is no link; expected Pharaoh format: '0-0 1-2 2p3'."
                 )
             link = _link(match[1], match[3], one_based, reverse, f"line {number} of {name}: {word!r}")
             (sure if match[2] == "-" else possible).add(link)
@@ -98,7 +100,7 @@ def read_naacl(
         match = _NAACL.fullmatch(line.strip())
         if match is None:
             raise AlignmentFormatError(
-                f"{where}: {line.strip()!r} is no link; expected NAACL format 'sentence source target [S|P] "
+                f"{where}: {line.strip()[:60]!r} is no link; expected NAACL format 'sentence source target [S|P] "
                 f"[confidence]', such as '1 3 2 S'."
             )
         sentence = int(match[1])
@@ -171,15 +173,10 @@ def _lines(source: Lines) -> tuple[str, list[str]]:
     if isinstance(source, _Named):
         return source.name, source
     if not isinstance(source, str | os.PathLike):
+        if not isinstance(source, Iterable) or isinstance(source, bytes):
+            raise AlignmentInputError(f"the alignment is {type(source).__name__}; expected a file, or a list of lines.")
         return "the alignment", [str(line) for line in source]
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise AlignmentInputError(f"there is no file {str(path)!r} with alignments. (For lines, pass a list of them.)")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise AlignmentFormatError(f"{str(path)!r} is no text in UTF-8 (byte {error.start}).") from error
-    return repr(str(path)), text.splitlines()
+    return repr(str(source)), text_of(source, "alignments", " (For lines, pass a list of them.)").splitlines()
 
 
 def _link(source: str, target: str, one_based: bool, reverse: bool, where: str, hint: str = "") -> Link:

@@ -46,8 +46,8 @@ def link_set(links: Iterable[Link], of: str = "a sentence") -> Links:
     try:
         given = list(links)
         found = frozenset((int(source), int(target)) for source, target in given)
-        whole = all(number == int(number) and number >= 0 for link in given for number in link)
-    except (TypeError, ValueError):
+        whole = all(number == int(number) and 0 <= number < 10**9 for link in given for number in link)
+    except (TypeError, ValueError, OverflowError):
         given, found, whole = links, frozenset(), False
     if not whole:
         raise AlignmentInputError(
@@ -61,7 +61,7 @@ def check_range(links: Iterable[Link], n_source: int, n_target: int, where: str,
     """Refuse links to words that the sentences do not have.
 
     Raises:
-        AlignmentInputError: with `where` in front of its message and `hint` behind it.
+        AlignmentInputError: its message begins with `where` and ends with `hint`.
     """
     for source, target in sorted(links):
         if source >= n_source or target >= n_target:
@@ -72,5 +72,8 @@ def check_range(links: Iterable[Link], n_source: int, n_target: int, where: str,
 
 
 def _shown(links: object) -> str:
-    shown = repr(links)
+    try:
+        shown = repr(links)
+    except ValueError:  # numbers of 5,000 digits have no repr
+        shown = f"{type(links).__name__} with a number of thousands of digits"
     return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -25,13 +25,13 @@ def merge_words(
     takes from a word whole; the mean keeps rows of long words comparable.
 
     Args:
-        map: [*leading target_piece source_piece], attention weights or vector lengths
+        map: [*leading target_piece source_piece], attention weights or vector norms
         source_words: for each column the number of its word, from 0; None for a special token
         target_words: for each row likewise
         n_source, n_target: how many words there are; None for as many as are numbered. A word without a piece gets 0.
 
     Returns:
-        [*leading target_group source_group]: words in their order, behind them each special token by itself, in order.
+        [*leading target_group source_group]: words in their order, then each special token by itself, in order.
 
     Raises:
         AlignmentInputError: the map has other axes than the words given.
@@ -54,7 +54,7 @@ def merge_words(
 
 
 def groups(words: Words, n_words: int | None = None) -> list[int]:
-    """The number of each piece's group: its word, or a number behind all words for each special token."""
+    """The number of each piece's group: its word, or a number after all words for each special token."""
     n = n_words if n_words is not None else max((word for word in words if word is not None), default=-1) + 1
     found, n_special = [], 0
     for word in words:

@@ -3,11 +3,11 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .errors import AlignmentFormatError, AlignmentInputError
 from .merging import Words, groups
+from .reading import text_of
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,8 @@ def read_pairs(path: str | os.PathLike) -> list[SentencePair]:
         AlignmentInputError: there is no such file.
         AlignmentFormatError: a line without two sentences on it; the message has its number.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise AlignmentInputError(f"there is no file {str(path)!r} with sentence pairs.")
-    try:
-        lines = file.read_bytes().decode("utf-8-sig").rstrip().split("\n")
-    except UnicodeDecodeError as error:
-        raise AlignmentFormatError(f"{str(path)!r} is no text in UTF-8 (byte {error.start}).") from error
     found = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text_of(path, "sentence pairs").rstrip().split("\n"), start=1):
         parts = line.split("|||" if "|||" in line else "\t")
         if len(parts) != 2 or not all(part.split() for part in parts):
             raise AlignmentFormatError(

@@ -9,8 +9,8 @@ Scheme = Literal["▁", "Ġ", "##", "@@", "</w>", "word"]
 """How pieces show word boundaries.
 
 "▁": SentencePiece, at the beginning of a word. "Ġ": byte-level BPE, likewise. "##": WordPiece, at the beginning of a
-piece that goes on with a word. "@@": subword-nmt and fairseq, at the end of a piece that a word goes on behind. "</w>":
-at the end of a word. "word": every piece is a word.
+piece that goes on with a word. "@@": subword-nmt and fairseq, at the end of a piece that is not its word's last.
+"</w>": at the end of a word. "word": every piece is a word.
 """
 
 

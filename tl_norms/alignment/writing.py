@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from .errors import AlignmentInputError
 from .links import GoldLinks, Link, link_set
 
 
@@ -56,6 +57,10 @@ def _marked(sentence: Iterable[Link] | GoldLinks, number: int, first: int, rever
 
 
 def _written(text: str, path: str | os.PathLike | None) -> str:
-    if path is not None:
+    if path is None:
+        return text
+    try:
         Path(path).expanduser().write_text(text, encoding="utf-8")
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise AlignmentInputError(f"{str(path)[:200]!r} cannot be written: {error}.") from error
     return text

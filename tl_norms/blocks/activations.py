@@ -1,15 +1,29 @@
-"""What is needed of a cache: tensors by hook name, with a batch axis, in the arithmetic's dtype, padding zeroed."""
+"""What is needed of a cache: activations by hook name, with a batch axis, in the dtype computed in, padding zeroed."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ..errors import AttentionPatternError, MaskError, MissingActivationError, NonFiniteError, NotACacheError
+from ..errors import (
+    AttentionPatternError,
+    CacheShapeError,
+    MaskError,
+    MissingActivationError,
+    NonFiniteError,
+    NotACacheError,
+)
 from .attention_layout import arrange_values, gate_values
+from .masks import checked_mask, fitting
 from .structure import Attention, CrossAttention, Reader, Truth
 
 _EXACT = {torch.float64: torch.float64}  # everything else is computed in float32
+_ODD_CACHES = (
+    "Caches of whole runs are analysed: run model.run_with_cache(tokens) without pos_slice and past_kv_cache, for one "
+    "batch, and with has_batch_dim as the tensors are."
+)
+# squares of numbers outside of these overflow, or vanish
+_RANGE = {torch.float32: (1e-17, 1e17), torch.float64: (1e-140, 1e140)}
 
 
 class Activations:
@@ -25,25 +39,16 @@ class Activations:
     ):
         self._tensors, self._reader = tensors, reader
         self.has_batch = bool(has_batch)
-        self.coarsest = torch.float64  # the least exact dtype met: tolerances follow it
-        self.mask = None if mask is None else self._checked_mask(mask)
-        self.source_mask = None if source_mask is None else self._checked_mask(source_mask)
+        self.axes: tuple[int, int] | None = None  # texts and positions, from the first pattern read
+        self.coarsest = torch.float64  # the least precise dtype met: tolerances follow it
+        self.mask = None if mask is None else checked_mask(mask, "mask", self.has_batch)
+        self.source_mask = None if source_mask is None else checked_mask(source_mask, "source_mask", self.has_batch)
 
     def emptied(self) -> "Activations":
-        """The same without its tensors: axes and mask only."""
+        """The same without activations: axes and masks only."""
         emptied = Activations({}, self.has_batch, self._reader)
         emptied.mask, emptied.source_mask = self.mask, self.source_mask
         return emptied
-
-    def _checked_mask(self, mask: Tensor) -> Tensor:
-        mask = torch.as_tensor(mask)
-        wanted = 2 if self.has_batch else 1
-        if mask.ndim != wanted:
-            shape = "[batch, pos]" if self.has_batch else "[pos]"
-            raise MaskError(
-                f"the mask has shape {list(mask.shape)}; this cache takes {shape}: pass tokenizer(...).attention_mask."
-            )
-        return (mask if self.has_batch else mask[None]).bool()
 
     def tensor(self, hook: str) -> Tensor:
         """One activation with a batch axis, as it was cached."""
@@ -53,13 +58,19 @@ class Activations:
                 value = self._tensors[name]
                 if value.dtype.is_floating_point and torch.finfo(value.dtype).eps > torch.finfo(self.coarsest).eps:
                     self.coarsest = value.dtype
-                return value if self.has_batch else value[None]
+                return value.detach() if self.has_batch else value.detach()[None]
         if hook.endswith("hook_pattern"):
             raise AttentionPatternError(
                 f"the cache has no {hook!r}: it was left out of names_filter, or the model runs fused attention, "
                 f"which never forms the pattern. boot_transformers(name) loads with eager attention; a model of your "
                 f"own needs AutoModel.from_pretrained(name, attn_implementation='eager'). Cache with "
                 f"names_filter=tl_norms.required_hooks(model)."
+            )
+        if hook.endswith(".o.hook_out") and getattr(self._reader.model.cfg, "use_attn_result", False):
+            raise MissingActivationError(
+                f"the cache has no {hook!r}: with set_use_attn_result(True) TransformerLens adds up the heads itself "
+                f"and never runs the output projection that has this hook. Call model.set_use_attn_result(False) and "
+                f"run the model again; tl_norms.value_vectors(cache, layer) gives the heads' vectors."
             )
         raise MissingActivationError(
             f"the cache has no {hook!r}. Run the model again with "
@@ -68,27 +79,66 @@ class Activations:
 
     def vectors(self, hook: str) -> Tensor:
         """[batch pos ...] with padded positions zero."""
-        return self._clean(self.tensor(hook), hook, self.mask)
+        value = self.tensor(hook)
+        if self.axes is not None and tuple(value.shape[:2]) != self.axes:
+            raise CacheShapeError(
+                f"{hook} has shape {list(value.shape)}, but attention has {self.axes[0]} texts of {self.axes[1]} "
+                f"positions. {_ODD_CACHES}"
+            )
+        return self._clean(value, hook, self.mask)
 
     def _clean(self, value: Tensor, hook: str, mask: Tensor | None) -> Tensor:
         value = value.to(_EXACT.get(value.dtype, torch.float32))
         if mask is not None:
-            mask = _fitting(mask, value.shape[0], value.shape[1], value.device)
+            mask = fitting(mask, value.shape[0], value.shape[1], value.device)
             value = value.masked_fill(~mask.reshape(*mask.shape, *[1] * (value.ndim - 2)), 0)
-        # a sum is finite unless a part is not (or it overflows): cheaper than looking at every number
-        if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
-            where = (~torch.isfinite(value)).nonzero()[0].tolist()
+        if not value.numel():
+            raise CacheShapeError(f"{hook} has shape {list(value.shape)}: there is nothing in it.")
+        top, (least, most) = float(value.abs().amax()), _RANGE[value.dtype]
+        if not top <= most:
+            self._refuse_size(value, hook, most)
+        if 0 < top < least:
             raise NonFiniteError(
-                f"{hook} holds NaN or infinity, first at batch {where[0]}, position {where[1]}. If that position is "
-                f"padding, pass mask=attention_mask; otherwise load the model in float32."
+                f"{hook} holds nothing above {top:.1e}, whose squares vanish in {value.dtype}: norms of it would be "
+                f"zero. Run the model in float64."
             )
         return value
 
+    @staticmethod
+    def _refuse_size(value: Tensor, hook: str, most: float) -> None:
+        where = (~(value.abs() <= most)).nonzero()[0].tolist()
+        what = "a number whose square overflows" if bool(torch.isfinite(value).all()) else "NaN or infinity"
+        raise NonFiniteError(
+            f"{hook} holds {what}, first at batch {where[0]}, position {where[1]}. If that position is "
+            f"padding, pass mask=attention_mask; otherwise load the model in float32."
+        )
+
+    def source(self, hook: str) -> Tensor:
+        """[batch source_pos ...] of the encoder's positions, padded ones zero."""
+        return self._clean(self.tensor(hook), hook, self.source_mask)
+
+    def of_source(self, reader: Reader) -> "Activations":
+        """The same run, for the encoder's stack."""
+        mask = self.source_mask
+        mask = mask if mask is None or self.has_batch else mask[0]
+        return Activations(self._tensors, self.has_batch, reader, mask)
+
+    def real_keys(self, step: Attention, like: Tensor) -> Tensor:
+        """Which of the keys that an attention reads are not padding, [batch key]."""
+        mask = self.source_mask if isinstance(step, CrossAttention) else self.mask
+        if mask is None:
+            return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
+        return fitting(mask, like.shape[0], like.shape[1], like.device)
+
     def real(self, like: Tensor) -> Tensor:
-        """Which positions are not padding, [batch pos], for a tensor [batch pos ...]."""
+        """Which positions are not padding, [batch pos], for an activation [batch pos ...]."""
         if self.mask is None:
             return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
-        return _fitting(self.mask, like.shape[0], like.shape[1], like.device)
+        return fitting(self.mask, like.shape[0], like.shape[1], like.device)
+
+    def has(self, truth: Truth) -> bool:
+        """Whether all activations that a truth names are here."""
+        return all(any(n in self._tensors for n in (hook, *self._reader.equivalents(hook))) for hook in truth.hooks)
 
     def truth(self, truth: Truth) -> Tensor:
         """The activation that a truth names."""
@@ -100,16 +150,31 @@ class Activations:
         return value
 
     def attention(self, step: Attention, d_in: int) -> tuple[Tensor, Tensor]:
-        """Pattern [b h q k] and values [b k h d_head], grouped heads repeated; d_in is the width of all heads."""
+        """Pattern [b h q k] and values [b k h d_head], grouped heads repeated; d_in is h * d_head."""
         pattern = self.tensor(step.pattern)
         pattern = pattern.to(_EXACT.get(pattern.dtype, torch.float32))
+        if pattern.ndim != 4 or not pattern.numel():
+            raise CacheShapeError(
+                f"{step.pattern} has shape {list(pattern.shape)}; expected [batch, head, query, key]. {_ODD_CACHES}"
+            )
         n_batch, n_heads, n_queries, n_keys = pattern.shape
+        crossed = isinstance(step, CrossAttention)
+        if not crossed and n_queries != n_keys:
+            raise CacheShapeError(
+                f"{step.pattern} has {n_queries} queries and {n_keys} keys; expected as many of both. {_ODD_CACHES}"
+            )
+        if self.axes is not None and self.axes != (n_batch, n_queries):
+            raise CacheShapeError(
+                f"{step.pattern} has {n_batch} texts of {n_queries} positions, another layer {self.axes[0]} of "
+                f"{self.axes[1]}. {_ODD_CACHES}"
+            )
+        self.axes = (n_batch, n_queries)
         keys = self.source_mask if isinstance(step, CrossAttention) else self.mask
         if self.mask is not None:
-            mask = _fitting(self.mask, n_batch, n_queries, pattern.device)
+            mask = fitting(self.mask, n_batch, n_queries, pattern.device)
             pattern = pattern.masked_fill(~mask[:, None, :, None], 0)
         if keys is not None:
-            mask = _fitting(keys, n_batch, n_keys, pattern.device)
+            mask = fitting(keys, n_batch, n_keys, pattern.device)
             hidden = pattern.masked_fill(mask[:, None, None, :], 0)
             if float(hidden.max()) > 1e-4:
                 raise MaskError(
@@ -122,22 +187,21 @@ class Activations:
                 f"{step.pattern} holds NaN or infinity. If the batch is padded, pass mask=attention_mask; "
                 f"otherwise load the model in float32."
             )
-        values = arrange_values(step, self.tensor(step.values), n_heads, d_in // n_heads)
+        cached = self.tensor(step.values)
+        try:
+            values = arrange_values(step, cached, n_heads, d_in // n_heads)
+        except RuntimeError:
+            values = cached
+        if tuple(values.shape[:3]) != (n_batch, n_keys, n_heads):
+            raise CacheShapeError(
+                f"{step.values} has shape {list(cached.shape)}, but {step.pattern} has {n_batch} texts, {n_keys} keys "
+                f"and {n_heads} heads. {_ODD_CACHES}"
+            )
         return pattern, self._clean(values, step.values, keys)
 
     def gate(self, step: Attention, like: Tensor) -> Tensor | None:
-        """The factor of the mixed values, [b q h d_head] or [b q h 1], if there is one."""
+        """What the mixed values are multiplied with, [b q h d_head] or [b q h 1]; None without a gate."""
         return None if step.gate is None else gate_values(step.gate, self.vectors(step.gate.hook), like)
-
-
-def _fitting(mask: Tensor, batch: int, positions: int, device: torch.device) -> Tensor:
-    if tuple(mask.shape) != (batch, positions):
-        raise MaskError(
-            f"the mask has shape {list(mask.shape)}, the cache {[batch, positions]}; "
-            f"pass the attention_mask the model was run with (of a decoder: mask= for its own positions, "
-            f"source_mask= for the encoder's)."
-        )
-    return mask.to(device)
 
 
 def check_cache(cache) -> None:

@@ -1,6 +1,6 @@
-"""What stands between the values' hook and the output projection of an attention: read off a short run.
+"""What is between the values' hook and the output projection of an attention: read off a short run.
 
-The mixed values are recorded in front of the output projection (`o.hook_in`). If they are not pattern @ values, then a
+The mixed values are recorded before the output projection (`o.hook_in`). If they are not pattern @ values, then a
 clamp, another tensor holding the values, a gate or a norm is looked for that makes them so.
 """
 
@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
+from .forms import decided_norm, norm_kind
 from .modules import unwrap
-from .structure import Attention, Gate
-from .trace import Trace, distance, rounding, same
+from .structure import Attention, Gate, NormKind
+from .trace import Trace, same
 
 
-def read_attention(module: nn.Module, trace: Trace, name: str, kind: type[Attention] = Attention) -> Attention:
+def read_attention(
+    module: nn.Module, trace: Trace, name: str, eps: float, kind: type[Attention] = Attention
+) -> Attention:
     """An attention step of a block; its plainest form if the short run cannot tell (the cache will)."""
     at = f"{trace.prefix}.{name}"
     pattern, mixed = trace(f"{name}.hook_pattern"), trace(f"{name}.o.hook_in")
@@ -24,41 +27,68 @@ def read_attention(module: nn.Module, trace: Trace, name: str, kind: type[Attent
     heads_first = False
     if trace(values) is None:
         values = f"{name}.hook_v"
-        found = trace(values)
-        heads_first = found is not None and mixed is not None and found.ndim == 4 and found.shape[1] != mixed.shape[1]
+        hooked = trace(values)
+        if hooked is not None and mixed is not None:
+            heads_first = hooked.ndim == 4 and hooked.shape[1] != mixed.shape[1]
     if trace(values) is None:
         values = f"{name}.v_norm.hook_out"
-    plain = kind(at, f"{at}.hook_pattern", f"{trace.prefix}.{values}", heads_first, output=f"{at}.o.hook_out")
+    plain = kind(
+        at,
+        f"{at}.hook_pattern",
+        f"{trace.prefix}.{values}",
+        heads_first,
+        output=f"{at}.o.hook_out",
+        mixed=f"{at}.o.hook_in",
+    )
     eager = getattr(getattr(unwrap(module), "config", None), "_attn_implementation", None) == "eager"
     if pattern is None and eager:
         raise UnsupportedArchitectureError(
             f"{at} ({type(unwrap(module)).__name__}) exposes no attention pattern although it runs eager attention: "
             f"TransformerLens does not hook it (or the attention never forms one)."
         )
+    clip = _configured_clip(module)
     if pattern is None or mixed is None or pattern.ndim != 4:
-        return plain
-    for candidate in _candidates(module, plain, trace, name):
-        if _explains(candidate, module, trace, name, pattern, mixed):
+        return replace(plain, clip=clip)
+    for candidate in _candidates(module, plain, trace, name, clip):
+        made = _mixed(candidate, trace, pattern, mixed)
+        if made is None:
+            continue
+        if candidate.inner_norm is not None:
+            try:
+                inner = getattr(unwrap(module), candidate.inner_norm.rpartition(".")[2])
+                return replace(candidate, inner_kind=_inner_kind(inner, made.flatten(2), mixed, eps))
+            except UnsupportedArchitectureError:
+                continue
+        if same(made.flatten(), mixed.flatten().to(made.dtype)):
             return candidate
-    if mixed.element_size() <= 2:  # half precision is too coarse to rule anything out here; the cache will be checked
-        return plain
     raise UnsupportedArchitectureError(
         f"{at} ({type(unwrap(module)).__name__}): what enters its output projection is not its pattern applied to its "
-        f"values, nor that behind a clamp, a gate or a norm that is understood. Either its hook_pattern or hook_v does "
+        f"values, nor that after a clamp, a gate or a norm that is understood. Either its hook_pattern or hook_v does "
         f"not hold what attention used, or the attention is of a new kind."
     )
 
 
-def _candidates(module: nn.Module, plain: Attention, trace: Trace, name: str) -> Iterator[Attention]:
+def _configured_clip(module: nn.Module) -> float | None:
+    """What a model's configuration bounds the values by: a few tokens may never reach it."""
+    inner = unwrap(module)
+    config = getattr(inner, "config", None)
+    owners = (config, getattr(config, "attn_config", None), inner)
+    clips = [getattr(owner, "clip_qkv", None) for owner in owners]
+    return next((float(clip) for clip in clips if isinstance(clip, (int, float)) and clip), None)
+
+
+def _candidates(
+    module: nn.Module, plain: Attention, trace: Trace, name: str, clip: float | None
+) -> Iterator[Attention]:
+    if clip is not None:  # before the plain ones: values that do not reach the clip look the same without it
+        yield replace(plain, clip=clip)
+        yield replace(plain, clip=clip, heads_first=not plain.heads_first)
     yield plain
     yield replace(plain, heads_first=not plain.heads_first)
     if trace(f"{name}.v_norm.hook_out") is not None:
         yield replace(plain, values=f"{trace.prefix}.{name}.v_norm.hook_out")
     for hook in trace.elsewhere(f"{name}.v_norm.hook_out"):  # values shared between layers: the last one's first
         yield replace(plain, values=hook)
-    clip = getattr(getattr(unwrap(module), "config", None), "clip_qkv", None)
-    if clip:
-        yield replace(plain, clip=float(clip))
     for hook in ("hook_q_gate", "gate.hook_out", "hook_gate"):
         if trace(f"{name}.{hook}") is not None:
             for function in ("sigmoid", "softplus", "silu", "tanh"):
@@ -68,29 +98,26 @@ def _candidates(module: nn.Module, plain: Attention, trace: Trace, name: str) ->
             yield replace(plain, inner_norm=f"{plain.module}.original_component.{child}")
 
 
-def _explains(candidate: Attention, module: nn.Module, trace: Trace, name: str, pattern: Tensor, mixed: Tensor) -> bool:
+def _mixed(candidate: Attention, trace: Trace, pattern: Tensor, mixed: Tensor) -> Tensor | None:
+    """The mixed values by this candidate, before its inner norm: [b q h d_head]; None if shapes do not fit."""
     values = trace.anywhere(candidate.values)
-    if values is None:
-        return False
+    gate = None if candidate.gate is None else trace.anywhere(candidate.gate.hook)
+    if values is None or (candidate.gate is not None and gate is None):
+        return None
     n_batch, n_heads, n_queries, n_keys = pattern.shape
     d_head = mixed.numel() // (n_batch * n_queries * n_heads)
     try:
         arranged = arrange_values(candidate, values, n_heads, d_head)
         made = torch.einsum("bhqk,bkhd->bqhd", pattern.to(arranged.dtype), arranged)
+        return made if candidate.gate is None else made * gate_values(candidate.gate, gate, made)
     except RuntimeError:  # shapes that do not belong together: not this candidate
-        return False
-    if candidate.gate is not None:
-        gate = trace.anywhere(candidate.gate.hook)
-        assert gate is not None
-        made = made * gate_values(candidate.gate, gate, made)
-    if candidate.inner_norm is not None:
-        inner = getattr(unwrap(module), candidate.inner_norm.rpartition(".")[2])
-        made = inner(made.flatten(2))
-    if candidate.gate is None and candidate.inner_norm is None:
-        return same(made.flatten(), mixed.flatten().to(made.dtype))
-    # transformers may compute these two in float32 whatever the model's dtype
-    coarse = max(rounding(made.dtype), rounding(torch.float32))
-    return distance(made.flatten(), mixed.flatten().to(made.dtype)) <= coarse
+        return None
+
+
+def _inner_kind(inner: nn.Module, made: Tensor, mixed: Tensor, eps: float) -> NormKind:
+    """The form of a norm before the output projection, if that norm makes what enters it of these mixed values."""
+    decided_norm(inner, made, mixed.reshape(made.shape), eps)
+    return norm_kind(inner, eps, made.shape[-1], made.dtype, made.device)
 
 
 def arrange_values(step: Attention, values: Tensor, n_heads: int, d_head: int) -> Tensor:

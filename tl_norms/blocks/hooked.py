@@ -3,10 +3,12 @@
 Their blocks are known from the configuration.
 """
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
 from .modules import is_elementwise
+from .short_run import without_user_hooks
 from .structure import (
     Add,
     Affine,
@@ -20,6 +22,7 @@ from .structure import (
     NormForm,
     Truth,
 )
+from .value_weights import value_weights
 
 try:
     from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
@@ -50,13 +53,14 @@ class HookedReader:
         attn = chain.add(self._attention(at), 0, "attn", Truth((at + "hook_attn_out",)))
         mid, scope, norm = chain.add(Add(0), attn, "attn_res", Truth((at + "hook_resid_mid",))), "attn_res", "ln2"
         if decoder:
-            crossed = CrossAttention(at + "cross_attn", at + "cross_attn.hook_pattern", at + "cross_attn.hook_v")
+            names = (at + "cross_attn", at + "cross_attn.hook_pattern", at + "cross_attn.hook_v")
+            crossed = CrossAttention(*names, mixed=at + "cross_attn.hook_z")
             scope, norm = scope + "_cross", "ln3"
             cross = chain.add(crossed, 0, scope, Truth((at + "hook_cross_attn_out",)))
             scope += "_res"
             mid = chain.add(Add(mid), cross, scope, Truth((at + "hook_resid_mid_cross",)))
         scope += "_ln"
-        inner = self._norm_in_front(chain, at, mid, scope, norm)
+        inner = self._norm_before(chain, at, mid, scope, norm)
         ff = chain.add(FeedForward(at + "mlp"), inner, scope + "_ff", Truth((at + "hook_mlp_out",)))
         chain.add(Add(mid), ff, scope + "_ff_res", Truth((at + "hook_resid_post",)))
         return Block(layer, at + "hook_resid_pre", tuple(chain.steps))
@@ -76,44 +80,48 @@ class HookedReader:
         return Block(layer, at + "hook_resid_pre", tuple(chain.steps))
 
     def _pre_norm(self, layer: int) -> Block:
-        """HookedTransformer: sequential or parallel, with or without norms behind the branches."""
+        """HookedTransformer: sequential or parallel, with or without norms after the branches."""
         at, block = f"blocks.{layer}.", self.model.blocks[layer]
         attn_out, mlp_out = Truth((at + "hook_attn_out",)), Truth((at + "hook_mlp_out",))
         resid_post = Truth((at + "hook_resid_post",))
-        # in OLMo 2 and 3 ln1 and ln2 stand behind their branches, which only the architecture's name tells
-        behind = getattr(self.cfg, "original_architecture", None) in POST_NORM_ARCHITECTURES
-        after_attn = "ln1" if behind else "ln1_post" if hasattr(block, "ln1_post") else None
-        after_mlp = "ln2" if behind else "ln2_post" if hasattr(block, "ln2_post") else None
+        # in OLMo 2 and 3 ln1 and ln2 stand after their branches, which only the architecture's name tells
+        after = getattr(self.cfg, "original_architecture", None) in POST_NORM_ARCHITECTURES
+        after_attn = "ln1" if after else "ln1_post" if hasattr(block, "ln1_post") else None
+        after_mlp = "ln2" if after else "ln2_post" if hasattr(block, "ln2_post") else None
         chain = Chain()
         scope = "attn"
-        branch = chain.add(self._attention(at), 0, scope, None if after_attn else attn_out)
+        mixed = Truth((at + "attn.hook_z",), sent_by=at + "attn")
+        branch = chain.add(self._attention(at), 0, scope, mixed if after_attn else attn_out)
         if after_attn:
             scope += "_ln"
             branch = chain.add(Norm(at + after_attn, None), branch, scope, attn_out)
         if self.cfg.attn_only:
             chain.add(Add(0), branch, scope + "_res", resid_post)
         elif self.cfg.parallel_attn_mlp:
-            inner = self._norm_in_front(chain, at, 0, None)
+            inner = self._norm_before(chain, at, 0, None)
             hidden = chain.add(FeedForward(at + "mlp"), inner)
+            if after_mlp:
+                hidden = chain.add(Norm(at + after_mlp, None), hidden)
             both = chain.add(Add(hidden), branch, scope + "_ff", Truth(attn_out.plus + mlp_out.plus))
             chain.add(Add(0), both, scope + "_ff_res", resid_post)
         else:
             scope += "_res"
             mid = chain.add(Add(0), branch, scope, Truth((at + "hook_resid_mid",)))
             inner = mid
-            if not behind and type(block.ln2) is not nn.Identity:
+            if not after and type(block.ln2) is not nn.Identity:
                 scope += "_ln"
-                inner = self._norm_in_front(chain, at, mid, scope)
+                inner = self._norm_before(chain, at, mid, scope)
             scope += "_ff"
-            hidden = chain.add(FeedForward(at + "mlp"), inner, scope, None if after_mlp else mlp_out)
+            neurons = Truth((at + "mlp.hook_post",), sent_by=at + "mlp")
+            hidden = chain.add(FeedForward(at + "mlp"), inner, scope, neurons if after_mlp else mlp_out)
             if after_mlp:
                 scope += "_ln"
                 hidden = chain.add(Norm(at + after_mlp, None), hidden, scope, mlp_out)
             chain.add(Add(mid), hidden, scope + "_res", resid_post)
         return Block(layer, at + "hook_resid_pre", tuple(chain.steps))
 
-    def _norm_in_front(self, chain: Chain, at: str, reads: int, scope: str | None, name: str = "ln2") -> int:
-        """The feed-forward's: no hook behind it (hook_normalized is before the gain), but behind W_in there is."""
+    def _norm_before(self, chain: Chain, at: str, reads: int, scope: str | None, name: str = "ln2") -> int:
+        """The feed-forward's: hook_normalized is before the gain, so only what W_in makes of its output is hooked."""
         if self.cfg.normalization_type is None:
             return reads
         hooked = hasattr(self._find(at + "mlp"), "hook_pre")
@@ -121,16 +129,20 @@ class HookedReader:
         return chain.add(Norm(at + name, None), reads, scope, truth)
 
     def _attention(self, at: str) -> Attention:
-        return Attention(at + "attn", at + "attn.hook_pattern", at + "attn.hook_v")
+        names = (at + "attn", at + "attn.hook_pattern", at + "attn.hook_v")
+        return Attention(*names, mixed=at + "attn.hook_z")
 
     def attention_output(self, step: Attention) -> Affine:
         attn = self._find(step.module)
         return Affine(attn.W_O.flatten(0, 1), attn.b_O)
 
+    def attention_values(self, step: Attention) -> Affine:
+        return value_weights(self._find(step.module), step.module, len(self.attention_output(step).weight))
+
     def value_bias(self, step: Attention) -> Tensor | None:
         return self._find(step.module).b_V
 
-    def norm_forms(self, step: Norm) -> tuple[NormForm, ...]:
+    def norm(self, step: Norm) -> NormForm:
         norm = self._find(step.module)
         kind = type(norm).__name__
         centers = {"LayerNorm": True, "LayerNormPre": True, "RMSNorm": False, "RMSNormPre": False}
@@ -141,12 +153,12 @@ class HookedReader:
             )
         eps = float(norm.eps) if hasattr(norm, "eps") else float(self.cfg.eps)
         gain, beta = getattr(norm, "w", None), getattr(norm, "b", None)
-        return (NormForm(centers[kind], eps, gain, beta, folded=kind.endswith("Pre")),)
+        return NormForm(centers[kind], eps, gain, beta, folded=kind.endswith("Pre"))
 
-    def inner_norm(self, step: Attention) -> tuple[NormForm, ...]:
-        raise NotImplementedError("the classes of TransformerLens itself have no norm inside attention")
+    def inner_norm(self, step: Attention) -> NormForm:
+        raise UnsupportedArchitectureError(f"{step.module} has no norm before its output projection.")
 
-    def feed_forward(self, step: FeedForward, x: Tensor, y: Tensor | None) -> tuple[FeedForwardWeights, ...]:
+    def feed_forward(self, step: FeedForward, x: Tensor) -> tuple[FeedForwardWeights, ...]:
         mlp = self._find(step.module)
         if not hasattr(mlp, "W_in"):
             raise UnsupportedArchitectureError(
@@ -162,7 +174,7 @@ class HookedReader:
         out = Affine(mlp.W_out, mlp.b_out)
         if getattr(mlp, "W_gate", None) is None:
             return (FeedForwardWeights(Affine(mlp.W_in, mlp.b_in), None, out, activation),)
-        # a GatedMLP adds b_in to the neurons, behind the product: it is a bias of the output
+        # a GatedMLP adds b_in to the neurons, after the product: it is a bias of the output
         out = Affine(mlp.W_out, mlp.b_out + mlp.b_in @ mlp.W_out)
         return (FeedForwardWeights(Affine(mlp.W_gate, None), Affine(mlp.W_in, None), out, activation),)
 
@@ -170,6 +182,18 @@ class HookedReader:
         mlp = self._find(name)
         gate = getattr(mlp, "W_gate", None)
         return Affine(mlp.W_in, mlp.b_in) if gate is None else Affine(gate, None)
+
+    def output_projection(self, name: str) -> Affine:
+        module = self._find(name)
+        if hasattr(module, "W_O"):
+            return Affine(module.W_O.flatten(0, 1), module.b_O)
+        return Affine(module.W_out, module.b_out)
+
+    @torch.no_grad()
+    def recompute(self, step: Norm | FeedForward, x: Tensor) -> Tensor:
+        module = self._find(step.module)
+        with without_user_hooks(self.model):
+            return module(x.to(self.cfg.dtype)).to(x)
 
     def equivalents(self, hook: str) -> tuple[str, ...]:
         return (hook,)

@@ -1,14 +1,14 @@
 """Weights out of modules, whichever way round a library stores them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
-from .structure import Affine, NormForm
+from .structure import Affine
 
-_ACTIVATION_NAMES = (
+ACTIVATION_NAMES = (
     "act",
     "act_fn",
     "activation_fn",
@@ -23,6 +23,19 @@ def unwrap(module: nn.Module) -> nn.Module:
     """The innermost module that a bridge component wraps."""
     inner = getattr(module, "original_component", None)
     return module if inner is None or inner is module else unwrap(inner)
+
+
+def component(model: nn.Module, path: str) -> nn.Module:
+    """The part of a model at a dotted path."""
+    module = model
+    for name in path.split("."):
+        module = module[int(name)] if name.isdigit() else getattr(module, name)
+    return module
+
+
+def default_eps(model: nn.Module) -> float:
+    """The epsilon of a bridge's norms that do not hold their own."""
+    return float(getattr(model.cfg, "eps", 1e-5))
 
 
 def affine(module: nn.Module, name: str) -> Affine:
@@ -51,28 +64,20 @@ def _by_computing(inner: nn.Module) -> Affine | None:
         return None
     tensors = [*inner.parameters(), *inner.buffers()]
     device = next((t.device for t in tensors if not t.is_meta), torch.device("cpu"))
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):  # float64: while a layout is read
+        wide = torch.promote_types(dtype, torch.float32)
         try:
             with torch.no_grad():
                 inputs = torch.eye(width, device=device, dtype=dtype)
-                bias = inner(torch.zeros_like(inputs[:1]))[0].float()
-                weight = inner(inputs).float() - bias
+                bias = inner(torch.zeros_like(inputs[:1]))[0].to(wide)
+                weight = inner(inputs).to(wide) - bias
                 probe = torch.linspace(-1, 1, width, device=device, dtype=dtype).cos()[None]
-                off = inner(probe).float() - (probe.float() @ weight + bias)
+                off = inner(probe).to(wide) - (probe.to(wide) @ weight + bias)
         except Exception:  # not in this dtype
             continue
         if off.abs().max() <= 32 * torch.finfo(dtype).eps * (weight.abs().sum(0).max() + bias.abs().max()):
             return Affine(weight, bias if bool(bias.any()) else None)
     return None
-
-
-def activations(module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Candidates for the activation function that a module applies, its own attributes first."""
-    for part in module.modules():
-        for name in _ACTIVATION_NAMES:
-            candidate = getattr(part, name, None)
-            if callable(candidate):
-                yield candidate
 
 
 def is_elementwise(activation: Callable[[Tensor], Tensor], device: torch.device) -> bool:
@@ -88,31 +93,19 @@ def is_elementwise(activation: Callable[[Tensor], Tensor], device: torch.device)
 
 def float_attributes(*owners: object) -> list[float]:
     """Numbers that modules and configurations hold by name: multipliers of residuals, gates and branches."""
-    found: list[float] = []
+    numbers: list[float] = []
     for owner in owners:
-        for value in vars(owner).values() if owner is not None else ():
-            found += [float(v) for v in (value if isinstance(value, (list, tuple)) else [value]) if _is_multiplier(v)]
-    return list(dict.fromkeys(found))
+        values = list(vars(owner).values()) if owner is not None else []
+        if isinstance(owner, nn.Module):  # learned scalars
+            values += [float(t) for t in (*owner.parameters(False), *owner.buffers(False)) if _is_scalar(t)]
+        for value in values:
+            numbers += [float(v) for v in (value if isinstance(value, (list, tuple)) else [value]) if _is_multiplier(v)]
+    return list(dict.fromkeys(numbers))
+
+
+def _is_scalar(tensor: Tensor) -> bool:
+    return tensor.numel() == 1 and tensor.is_floating_point() and not tensor.is_meta
 
 
 def _is_multiplier(value: object) -> bool:
     return isinstance(value, float) and value not in (0.0, 1.0) and abs(value) < 1e3
-
-
-def norm_forms(norm: nn.Module, default_eps: float) -> tuple[NormForm, ...]:
-    """The forms a norm module may take, likeliest first; the cached numbers decide."""
-    inner = unwrap(norm)
-    weight, beta = getattr(inner, "weight", None), getattr(inner, "bias", None)
-    if weight is not None and weight.is_meta:
-        raise UnsupportedArchitectureError(
-            f"the weights of a {type(inner).__name__} are offloaded; load the model without disk or CPU offload."
-        )
-    declared = [getattr(inner, name, None) for name in ("eps", "variance_epsilon", "epsilon", "norm_eps")]
-    epsilons = [float(value) for value in (*declared, default_eps) if isinstance(value, (int, float))]
-    if type(inner) is nn.LayerNorm:
-        return (NormForm(True, epsilons[0], weight, beta),)
-    gains = [None] if weight is None else [weight, 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))]
-    centers = (True, False) if "layernorm" in type(inner).__name__.lower() else (False, True)
-    return tuple(
-        NormForm(center, eps, gain, beta) for eps in dict.fromkeys(epsilons) for center in centers for gain in gains
-    )

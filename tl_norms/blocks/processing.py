@@ -1,4 +1,4 @@
-"""Which weight processing a model went through, told from its tensors: flags of the bridge do not say."""
+"""Which weight processing a model went through, detected from parameters: bridge flags are unreliable."""
 
 import sys
 import warnings
@@ -24,25 +24,25 @@ def detect(reader: Reader, blocks: list[Block]) -> tuple[str, ...]:
         return ()
     steps = [step.operation for block in blocks for step in block.steps]
     attentions = [step for step in steps if isinstance(step, Attention)]
-    norms = [reader.norm_forms(step) for step in steps if isinstance(step, Norm)]
+    norms = [reader.norm(step) for step in steps if isinstance(step, Norm) and not step.refused]
     outputs = [reader.attention_output(step) for step in attentions]
     biases = [reader.value_bias(step) for step in attentions]
-    found = []
-    telling = [forms for forms in norms if any(form.folded or form.gain is not None for form in forms)]
-    if telling and all(_plain(forms) for forms in telling):
-        found.append("fold_ln")
+    processing = []
+    with_gains = [form for form in norms if form.folded or form.gain is not None]
+    if with_gains and all(_plain(form) for form in with_gains):
+        processing.append("fold_ln")
     if all(_centered(output.weight) for output in outputs):
-        found.append("center_writing_weights")
+        processing.append("center_writing_weights")
     if all(b is not None and not bool(b.any()) for b in biases) and any(
         output.bias is not None and bool(output.bias.any()) for output in outputs
     ):
-        found.append("fold_value_biases")
-    return tuple(found)
+        processing.append("fold_value_biases")
+    return tuple(processing)
 
 
-def warn_once(model: nn.Module, found: tuple[str, ...]) -> None:
+def warn_once(model: nn.Module, processing: tuple[str, ...]) -> None:
     """Say once per model that its norms are not those of the trained weights."""
-    if not found or model in _warned:
+    if not processing or model in _warned:
         return
     _warned.add(model)
     bridge = hasattr(model, "enable_compatibility_mode")
@@ -52,7 +52,7 @@ def warn_once(model: nn.Module, found: tuple[str, ...]) -> None:
         else "HookedTransformer.from_pretrained_no_processing(name)"
     )
     warnings.warn(
-        f"the weights of this model look processed ({', '.join(found)}). Predictions are the same, norms are not: "
+        f"the weights of this model look processed ({', '.join(processing)}). Predictions are the same, norms are not: "
         f"value-weighted norms, mixing ratios and maps are those of the processed weights. "
         f"To analyse the trained weights load with {cure}.",
         WeightProcessingWarning,
@@ -61,24 +61,22 @@ def warn_once(model: nn.Module, found: tuple[str, ...]) -> None:
 
 
 def _callers_depth() -> int:
-    """How far up the line is that called this package, so that the warning points there."""
+    """How many frames up the caller of this package is, so that the warning points at the caller's line."""
     depth, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("tl_norms", "torch"):
         depth, frame = depth + 1, frame.f_back
     return depth
 
 
-def _plain(forms: tuple[NormForm, ...]) -> bool:
-    """Some form of this norm multiplies by exactly one and adds exactly zero."""
-    return any(
-        form.folded
-        or (form.gain is not None and bool((form.gain == 1).all()) and (form.beta is None or not bool(form.beta.any())))
-        for form in forms
-    )
+def _plain(form: NormForm) -> bool:
+    """This norm multiplies by exactly one and adds exactly zero."""
+    if form.folded or form.gain is None:
+        return form.folded
+    return bool((form.gain == 1).all()) and (form.beta is None or not bool(form.beta.any()))
 
 
 def _centered(weight: Tensor) -> bool:
-    """Whether the mean of every row is as small as rounding leaves it; a few rows tell most weights that are not."""
+    """Whether the mean of every row is zero up to rounding; a few rows are enough to rule most weights out."""
     return _rows_centered(weight[:8]) and _rows_centered(weight) and bool(weight.any())
 
 

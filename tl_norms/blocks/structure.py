@@ -23,16 +23,54 @@ from ..errors import UnknownScopeError
 class Truth:
     """An activation of the model, as hook names: the sum of `plus` less the sum of `minus`.
 
-    `through` names a projection that the total must go through first, where only its image is hooked.
+    `through` names a projection that the total must go through first, where only its image is hooked; `sent_by` a
+    module whose output projection the hooked tensor has still to go through.
     """
 
     plus: tuple[str, ...]
     minus: tuple[str, ...] = ()
     through: str | None = None
+    sent_by: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the activation itself is hooked."""
+        return self.through is None and self.sent_by is None and not self.minus
 
     @property
     def hooks(self) -> tuple[str, ...]:
         return self.plus + self.minus
+
+
+@dataclass(frozen=True)
+class NormKind:
+    """Which of the forms that norm modules take this one has; its weights are read afresh by it."""
+
+    center: bool  # LayerNorm subtracts the mean, RMSNorm does not
+    eps: str  # the attribute that holds epsilon; "" for the configuration's
+    gain: str = "weight"  # "weight", "1 + weight" or "" for none
+
+
+@dataclass(frozen=True)
+class FeedForwardKind:
+    """Which of the forms that feed-forwards take this one has."""
+
+    activation: str  # where the function is: see forms.activation
+    swapped: bool = False  # the activation acts on the second of two projections
+    factor: float = 1.0  # multiplies the input of the activation
+    inner: tuple[str, NormKind] | None = None  # a norm before the output projection: its name in the module
+
+
+@dataclass(frozen=True)
+class MixtureKind:
+    """How a mixture adds up: its experts' activation, and the factors of the routed sum and of each shared expert.
+
+    No factors: the shared expert is multiplied by the sigmoid of its own gate.
+    """
+
+    activation: str
+    factors: tuple[float, ...] | None
+    shared: tuple[tuple[str, FeedForwardKind], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,7 +85,7 @@ class Gate:
 class Attention:
     """Mix values by the pattern, then project out. `module` is the attention's path in the model.
 
-    Between the two a gate or a norm may stand; both are held fixed. `clip` bounds the values behind their hook.
+    Between the two there may be a gate or a norm; both are held fixed. `clip` bounds the values after their hook.
     """
 
     module: str
@@ -57,7 +95,9 @@ class Attention:
     clip: float | None = None
     gate: Gate | None = None
     inner_norm: str | None = None  # a module path
-    output: str = ""  # hook name of what it writes, which decides between the forms of an inner norm
+    output: str = ""  # hook name of what it writes
+    mixed: str = ""  # hook name of what enters the output projection
+    inner_kind: NormKind | None = None
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -74,8 +114,8 @@ class CrossAttention(Attention):
 class Add:
     """scale * the point read + other_scale * another point + what other branches of the block wrote.
 
-    Those other branches (a state-space mixer beside the attention) mix positions in ways that no source can be told
-    apart in: they belong to the remainder.
+    Those other branches (a state-space mixer beside the attention) mix positions in a way that keeps no sources apart:
+    they belong to the remainder.
     """
 
     other: int
@@ -90,10 +130,12 @@ class Add:
 
 @dataclass(frozen=True)
 class Norm:
-    """A layer norm. Its output hook decides between the forms that a norm of this kind can take."""
+    """A layer norm, with the hook of its output. `refused` says why its form is not known, if it is not."""
 
     module: str
     output: Truth | None
+    kind: NormKind | None = None
+    refused: str = ""
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -102,10 +144,12 @@ class Norm:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """A feed-forward. Its output hook decides between the forms that a feed-forward of this kind can take."""
+    """A feed-forward, with the hook of its output. `refused` says why its form is not known, if it is not."""
 
     module: str
     output: Truth | None = None
+    kind: FeedForwardKind | MixtureKind | None = None
+    refused: str = ""
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -144,9 +188,17 @@ class Block:
                 return number
         raise UnknownScopeError(f"layer {self.layer} has no scope {scope!r}; it has {', '.join(self.scopes)}.")
 
+    def crosses(self, number: int) -> bool:
+        """Whether a step is cross-attention."""
+        return isinstance(self.steps[number - 1].operation, CrossAttention)
+
     def needed(self, scopes: tuple[str, ...]) -> tuple[int, ...]:
         """The points to make, in order, for these scopes."""
-        wanted = {self.point(scope) for scope in scopes}
+        return self.needed_up_to(*(self.point(scope) for scope in scopes))
+
+    def needed_up_to(self, *points: int) -> tuple[int, ...]:
+        """The points to make, in order, for these points."""
+        wanted = set(points)
         for number in range(len(self.steps), 0, -1):
             if number in wanted:
                 step = self.steps[number - 1]
@@ -169,16 +221,24 @@ class Block:
 
     def cross(self) -> tuple[int, CrossAttention] | None:
         """The cross-attention step and the number of its point, in the decoder of an encoder-decoder."""
-        found = ((n, s.operation) for n, s in enumerate(self.steps, start=1) if isinstance(s.operation, CrossAttention))
-        return next(found, None)
+        crossed = (
+            (n, s.operation) for n, s in enumerate(self.steps, start=1) if isinstance(s.operation, CrossAttention)
+        )
+        return next(crossed, None)
 
-    def hooks(self, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        """The activations that these scopes need, each once; self-attention's always, for value norms and weights."""
+    def hooks(self, scopes: tuple[str, ...], *, edits: bool = False) -> tuple[str, ...]:
+        """The activations that these scopes need, each once; self-attention's always, for value norms and weights.
+
+        With `edits`, also those in which a hook's change of the run would show.
+        """
         names = [self.stream] if self.reads_stream(scopes) else []
         names += self.attention()[1].hooks
         for step in self._chosen(scopes):
             names += step.operation.hooks
-            if step.scope in scopes and step.truth is not None:
+            checked = edits or step.scope in scopes or isinstance(step.operation, Attention)
+            if edits and isinstance(step.operation, Attention) and step.operation.mixed:
+                names.append(step.operation.mixed)
+            if checked and step.truth is not None:
                 names += step.truth.hooks
         return tuple(dict.fromkeys(names))
 
@@ -196,9 +256,10 @@ class Affine:
 
 @dataclass(frozen=True)
 class NormForm:
-    """One form a norm may take: centred (LayerNorm) or not (RMSNorm), with its effective gain and bias.
+    """A norm: centred (LayerNorm) or not (RMSNorm), with its effective gain and bias.
 
-    `folded`: it had a gain that TransformerLens moved into the next weights; without it no gain means none ever was.
+    `folded`: it had a gain that TransformerLens moved into the next weights; otherwise no gain means that it never had
+    one.
     """
 
     center: bool
@@ -212,8 +273,8 @@ class NormForm:
 class FeedForwardWeights:
     """y = act(into(x)) out, or gated (act(into(x)) * (up(x) + up_offset)) out; one expert of a mixture likewise.
 
-    `limit` bounds the gate from above and |up|; `inner` is a norm in front of `out`; `scale_in` and `scale_out` are
-    what a router multiplies the input and the output with, [batch pos], held fixed.
+    `limit` bounds the gate from above and |up|; `inner` is a norm before `out`; `scale_in` and `scale_out` are the
+    router's weights on input and output, [batch pos], held fixed.
     """
 
     into: Affine
@@ -229,7 +290,10 @@ class FeedForwardWeights:
 
 @runtime_checkable
 class Reader(Protocol):
-    """What a kind of model must tell: its blocks, and the weights behind their steps."""
+    """What a kind of model must tell: its blocks, and the weights of their steps.
+
+    Forms are decided once per model and kept in the steps; weights are read afresh at every call.
+    """
 
     model: nn.Module
     stack: str  # the attribute of the model that holds the blocks
@@ -240,15 +304,27 @@ class Reader(Protocol):
 
     def attention_output(self, step: Attention) -> Affine: ...
 
-    def norm_forms(self, step: Norm) -> tuple[NormForm, ...]: ...
+    def attention_values(self, step: Attention) -> Affine:
+        """The values of all heads side by side, one for each input of the output projection."""
+        ...
 
-    def inner_norm(self, step: Attention) -> tuple[NormForm, ...]: ...
+    def norm(self, step: Norm) -> NormForm: ...
 
-    def feed_forward(self, step: FeedForward, x: Tensor, y: Tensor | None) -> tuple[FeedForwardWeights, ...]:
-        """Its experts, or itself alone, for this input [batch pos d_model]; y is what the model made of it."""
+    def inner_norm(self, step: Attention) -> NormForm: ...
+
+    def feed_forward(self, step: FeedForward, x: Tensor) -> tuple[FeedForwardWeights, ...]:
+        """Its experts, or itself alone, for this input [batch pos d_model]; routing is that of the model's own call."""
         ...
 
     def projection(self, name: str) -> Affine: ...
+
+    def output_projection(self, name: str) -> Affine:
+        """That of an attention or a feed-forward, as it is."""
+        ...
+
+    def recompute(self, step: Norm | FeedForward, x: Tensor) -> Tensor:
+        """What the model's own module makes of an input, with no user hook firing."""
+        ...
 
     def value_bias(self, step: Attention) -> Tensor | None: ...
 

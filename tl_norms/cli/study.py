@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import unreadable, unwritable
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -16,15 +18,18 @@ _SHOWN = 40  # rows of a table in a terminal; a file gets all
 _STUDIES = {  # name -> what it tells, its tables (names of methods), the first by default
     "value-norm-dispersion": ("spread of |f(x)| per head (EMNLP 2020)", {"heads": "to_dataframe"}),
     "weight-against-norm": (
-        "attention weights against vector lengths per kind of token (EMNLP 2020)",
+        "attention weights against norms per category of token (EMNLP 2020)",
         {"correlations": "correlations", "heads": "to_dataframe"},
     ),
-    "frequency": ("frequency rank against lengths and weights (EMNLP 2020)", {"summary": "to_dataframe"}),
+    "frequency": ("frequency rank against norms and weights (EMNLP 2020)", {"summary": "to_dataframe"}),
     "mixing-ratio": (
         "how much comes from other tokens, by five methods (EMNLP 2021)",
         {"summary": "to_dataframe", "layers": "layers_to_dataframe"},
     ),
-    "expansion-rate": ("how much longer than x f(x) is; needs no texts (EMNLP 2021)", {"layers": "to_dataframe"}),
+    "expansion-rate": (
+        "the norm of f(x) relative to x; needs no texts (EMNLP 2021)",
+        {"layers": "to_dataframe"},
+    ),
     "contextualization-change": (
         "how much each component changes the maps (ICLR 2024)",
         {"mean": "to_dataframe", "texts": "texts_to_dataframe"},
@@ -47,7 +52,7 @@ _STUDIES = {  # name -> what it tells, its tables (names of methods), the first 
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments behind `study`; exits with status 2 and a message if they are bad."""
+    """The arguments after `study`; exits with status 2 and a message if they are bad."""
     parser = argparse.ArgumentParser(
         prog="tl-norms study",
         description="The papers' measurements over a corpus.",
@@ -62,7 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         else:
             add("--model", metavar="NAME_OR_FOLDER", help="Hugging Face name, folder or .gguf file; default: MiniLM")
         add("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
-        add("--layer", type=int, action="append", metavar="N", help="layer, may be repeated; default: all")
+        add("--layer", type=_number, action="append", metavar="N", help="layer, may be repeated; default: all")
         add("--table", choices=tuple(tables), default=next(iter(tables)), help="which table of the result")
         add("--csv", metavar="FILE", help="write the whole table there")
         add("--quiet", action="store_true", help="no table, no progress bar and no notices")
@@ -81,15 +86,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             )
         if name == "mixing-ratio":
             add("--mask-tokens", type=float, metavar="SHARE", help="share of masked tokens; 0.12 in the paper")
-            add("--seed", type=int, default=0, help="of the choice of masked tokens")
+            add("--seed", type=_number, default=0, help="of the choice of masked tokens")
         if name == "amplified-pairs":
             add("--k", type=_positive, default=50, help="pairs per text and layer")
         if name in ("amplified-pairs", "contextualization-change"):
-            add("--sketch", type=_positive, metavar="N", help="estimate lengths by N random directions: faster")
+            add("--sketch", type=_positive, metavar="N", help="estimate norms by N random directions: faster")
     found = parser.parse_args(argv)
-    if found.csv is not None and not Path(found.csv).expanduser().parent.is_dir():
-        parser.error(f"--csv: there is no folder {str(Path(found.csv).expanduser().parent)!r} to write to")
+    for option in ("csv", "resume"):
+        if problem := unwritable(getattr(found, option, None)):
+            parser.error(f"--{option}: {problem}")
     return found
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Files that are to be read, looked at before a model is loaded.
+
+    Raises:
+        StudyInputError: one is missing, a folder, or cannot be read.
+    """
+    from ..studies import StudyInputError
+
+    for option in ("texts", "pairs", "gold", "parts"):
+        given = getattr(options, option, None) or ()
+        for file in [given] if isinstance(given, str) else given:
+            if problem := unreadable(file):
+                raise StudyInputError(f"{problem} (--{option})")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -97,6 +118,7 @@ def run(options: argparse.Namespace) -> int:
     from .. import studies
     from . import load
 
+    _check_files(options)
     name = load.model_name(options.model)
     study = getattr(studies, options.study.replace("-", "_"))
     with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
@@ -115,7 +137,10 @@ def run(options: argparse.Namespace) -> int:
         print(f"tl-norms: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)
     table = getattr(result, _STUDIES[options.study][1][options.table])()
     if options.csv is not None:
-        table.to_csv(Path(options.csv).expanduser(), index=False)
+        try:
+            table.to_csv(Path(options.csv).expanduser(), index=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise studies.StudyInputError(f"--csv: {options.csv[:200]!r} cannot be written: {error}.") from error
     if not options.quiet:
         print(table.head(_SHOWN).to_string(index=False))
         if len(table) > _SHOWN:
@@ -137,7 +162,7 @@ def model(name: str, dtype: str) -> "nn.Module":
 
 
 def _processes(workers: int):
-    """Processes of their own, that share the machine's threads."""
+    """Worker processes, which share the machine's threads."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
@@ -151,7 +176,7 @@ def _processes(workers: int):
 
 def _texts(add) -> None:
     add("--texts", required=True, metavar="FILE", help="one text a line, or .jsonl with one object a line")
-    add("--field", default="text", help="key of the text in a .jsonl file")
+    add("--field", type=_text, default="text", help="key of the text in a .jsonl file")
     add("--max-length", type=_positive, metavar="N", help="tokens per text, at most the model's context")
     add("--stride", type=_positive, metavar="N", help="cut long texts into windows this far apart, not off")
 
@@ -159,12 +184,12 @@ def _texts(add) -> None:
 def _pairs(add) -> None:
     add("--pairs", required=True, metavar="FILE", help="'source ||| target' or source, tab, target; words by blanks")
     add("--gold", required=True, metavar="FILE", help="gold links, Pharaoh ('0-0 1p2') or NAACL ('1 3 2 S') format")
-    add("--gold-format", choices=("pharaoh", "naacl"), help="default: told by the content")
+    add("--gold-format", choices=("pharaoh", "naacl"), help="default: detected from the content")
     add("--one-based", action="store_true", help="words of a Pharaoh file are numbered from 1 (NAACL's always are)")
     add("--reverse", action="store_true", help="the gold file has the target word before the source word")
     add("--setting", action="append", choices=("AWO", "AWI"), help="may be repeated; default: both")
     add("--words-only", action="store_true", help="the end of sentence does not compete for links, unlike in the paper")
-    add("--source-prefix", default="", metavar="TEXT", help="put before every source: a task or a language code")
+    add("--source-prefix", type=_text, default="", metavar="TEXT", help="put before every source: a task, a language")
 
 
 def _corpus(add) -> None:
@@ -207,12 +232,32 @@ def _options(options: argparse.Namespace) -> dict[str, Any]:
 
 def _share(value: str) -> tuple[int, int]:
     k, _, n = value.partition("/")
-    if not (k.isdigit() and n.isdigit() and int(k) < int(n)):
-        raise argparse.ArgumentTypeError(f"expected K/N with K from 0 to N - 1, not {value!r}")
+    if not (_is_number(k) and _is_number(n) and int(k) < int(n)):
+        raise argparse.ArgumentTypeError(f"expected K/N with K from 0 to N - 1, not {value[:40]!r}")
     return int(k), int(n)
 
 
 def _positive(value: str) -> int:
-    if not value.isdigit() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {value!r}")
+    if not _is_number(value) or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {value[:40]!r}")
     return int(value)
+
+
+def _number(value: str) -> int:
+    if not _is_number(value.removeprefix("-")):
+        raise argparse.ArgumentTypeError(f"expected a whole number, not {value[:40]!r}")
+    return int(value)
+
+
+def _is_number(value: str) -> bool:
+    """Digits, and few enough for a number of texts or tokens."""
+    return value.isascii() and value.isdecimal() and len(value) < 16
+
+
+def _text(value: str) -> str:
+    """What the shell gave as an argument, if it is text."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"expected text in UTF-8, not {value[:40]!r}") from None
+    return value

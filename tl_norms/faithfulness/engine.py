@@ -1,14 +1,16 @@
 """All that is used of the engine of `tl_norms.studies`, imported in this one place."""
 
-from ..studies.corpus import Item, Made
-from ..studies.correlation import spearman
+from ..studies.engine.corpus import Item, Made
+from ..studies.engine.correlation import spearman
+from ..studies.engine.executors import Model
+from ..studies.engine.options import made
+from ..studies.engine.partial import Mergeable
+from ..studies.engine.run import run
+from ..studies.engine.study import Reading, Study
+from ..studies.engine.tallies import Rows
+from ..studies.engine.tokens import Batch, Window, special_ids
 from ..studies.errors import ExcludedTextWarning, UnfitTextError
-from ..studies.frames import frame
-from ..studies.partial import Mergeable
-from ..studies.pool import Model
-from ..studies.run import made, run
-from ..studies.tallies import Rows
-from ..studies.tokens import Batch, Window, special_ids
+from ..studies.tables import frame
 
 __all__ = [
     "Batch",
@@ -17,7 +19,9 @@ __all__ = [
     "Made",
     "Mergeable",
     "Model",
+    "Reading",
     "Rows",
+    "Study",
     "UnfitTextError",
     "Window",
     "frame",

@@ -4,6 +4,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,10 +135,14 @@ class Passes:
     seconds: float = 0.0
 
 
+_counting: "ContextVar[Passes | None]" = ContextVar("passes", default=None)
+
+
 @contextmanager
 def counted(model: nn.Module) -> Iterator[Passes]:
     """Count rows behind the last block: whatever a method does inside, a pass is a pass."""
     passes = Passes()
+    outer = _counting.set(passes)
 
     def count(x: Tensor) -> None:
         passes.forward += len(x)
@@ -145,9 +150,20 @@ def counted(model: nn.Module) -> Iterator[Passes]:
             x.register_hook(lambda gradient: _add_backward(passes, len(gradient)))
 
     started = time.perf_counter()
-    with edited(model, {last_states_hook(model): count}):
-        yield passes
-    passes.seconds = time.perf_counter() - started
+    try:
+        with edited(model, {last_states_hook(model): count}):
+            yield passes
+    finally:
+        _counting.reset(outer)
+    passes.seconds += time.perf_counter() - started
+
+
+def pass_on(forward: int, seconds: float) -> None:
+    """Count a run that was made for another method and is read again: every method is charged for all it needs."""
+    passes = _counting.get()
+    if passes is not None:
+        passes.forward += forward
+        passes.seconds += seconds
 
 
 def _add_backward(passes: Passes, n: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -9,9 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import TLNormsError
-from .engine import Batch, Item, Mergeable, Rows, UnfitTextError, Window, special_ids
+from .engine import Batch, Item, Mergeable, Reading, Rows, Study, UnfitTextError, Window, special_ids
 from .errors import MethodOutputError
 from .methods import Method, explained
+from .methods.package import shared_runs
 from .metrics import METRICS, Metric, Scored
 from .removals import Replacement, Subsets
 from .running import counted, device_of, is_causal
@@ -35,7 +37,7 @@ class _Row(Window):
 
 
 @dataclass(frozen=True)
-class Judge:
+class Judge(Study):
     """The options of `evaluate`, as a study of the engine.
 
     Attributes:
@@ -50,6 +52,8 @@ class Judge:
         batch_tokens: positions per run of removals
     """
 
+    name: ClassVar[str] = "judge"
+
     methods: tuple[Method, ...]
     metrics: tuple[str, ...]
     removals: tuple[str, ...]
@@ -59,10 +63,6 @@ class Judge:
     seed: int = 0
     soft_draws: int = 8
     batch_tokens: int = 1024
-
-    @property
-    def name(self) -> str:
-        return "judge"
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -79,7 +79,7 @@ class Judge:
         """(method, draw) of every column of values."""
         return tuple((number, draw) for number, method in enumerate(self.methods) for draw in range(method.draws))
 
-    def windows(self, model: nn.Module, item: Item) -> list[Window]:
+    def windows(self, model: nn.Module, item: Item, reading: Reading) -> list[Window]:
         """The example, if its positions can be removed."""
         task, example = item.content
         n_ctx = int(getattr(model.cfg, "n_ctx", 0) or 0)
@@ -107,11 +107,12 @@ class Judge:
         view = _View(self, model, row.example, target)
         tokens = torch.tensor([row.example.tokens], device=device_of(model))
         values, costs = [], []
-        for method in self.methods:
-            with counted(model) as passes:
-                scores = self._scores(method, model, tokens, target)
-            costs.append((passes.forward, passes.backward, passes.seconds))
-            values += [[view.measured(one, cell) for cell in self.cells] for one in scores]
+        with shared_runs():
+            for method in self.methods:
+                with counted(model) as passes:
+                    scores = self._scores(method, model, tokens, target)
+                costs.append((passes.forward, passes.backward, passes.seconds))
+                values += [[view.measured(one, cell) for cell in self.cells] for one in scores]
         full = view.full
         facts = np.array([names.index(row.task), full, full > 0, len(view.places)], np.float64)
         return np.array(values), facts, np.array(costs, np.float64)

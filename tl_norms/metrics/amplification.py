@@ -1,4 +1,4 @@
-"""Which pairs the feed-forward makes stronger: the map behind it minus the map in front of it."""
+"""Which pairs the feed-forward makes stronger: the map after it minus the map before it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class FFAmplification:
 
         Args:
             k: pairs per layer (the papers' tables use 50)
-            tokens: the tokens of the text, or one list per text, as from `model.to_str_tokens(text)`; behind
+            tokens: the tokens of the text, or one list per text, as from `model.to_str_tokens(text)`; after
                 cross-attention the target's, then the source's
             largest: False for the pairs that are weakened most
             diagonal: False to leave out what a position gets from itself
@@ -124,14 +124,14 @@ class FFAmplification:
 
 
 def ff_amplification(norms: BlockNorms, *, normalize: Normalize = None) -> FFAmplification:
-    """The map behind the feed-forward minus the map in front of it, |v_ij| after - |v_ij| before.
+    """The map after the feed-forward minus the map before it, |v_ij| after - |v_ij| before.
 
     Whether the paper normalises maps before it subtracts them could not be verified; both readings are here. A
-    feed-forward that makes every vector longer amplifies everything unless maps are normalised.
+    feed-forward that makes every norm larger amplifies everything unless maps are normalised.
 
     Args:
         norms: a result that holds the scope ending in `ff` and the one before, for instance of `ffn_maps`
-        normalize: None: lengths as they are. "row": each query's row sums to one in both maps, so that the difference
+        normalize: None: norms as they are. "row": each query's row sums to one in both maps, so that the difference
             is one of shares. "map": both maps have mean one over the pairs that exist, per layer and text.
 
     Returns:

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import Unpack
 
-from ..blocks.activations import Activations, check_cache
-from ..blocks.structure import Add, Block, FeedForward, Norm, NormForm, Reader, Truth
+from ..blocks.activations import Activations
+from ..blocks.structure import Add, Block, FeedForward, Norm
+from ..complete import completed
 from ..errors import MissingExtraError, UnknownScopeError, UnsupportedArchitectureError
-from ..linear import steps
-from ..linear.maps import Shared, source_norms
-from ..linear.sources import Sources
-from ..plan import Layers, chosen_blocks, reader_of
-from ..walk import Walk
+from ..freeze import FrozenBlock
+from ..linear.carry.pairs import Sources
+from ..linear.measure.lengths import Shared, source_norms
+from ..linear.operators import HeldNorm
+from ..options import AnalysisOptions
+from ..plan import Plan
 from .change import MetricsInputError, contextualization_change
 
 if TYPE_CHECKING:
@@ -81,17 +84,8 @@ class Cancellation:
         return "\n".join(lines)
 
 
-def cancellation(
-    cache,
-    *,
-    layers: Layers = None,
-    mask: Tensor | None = None,
-    source_mask: Tensor | None = None,
-    bias: steps.Bias = "player",
-    leave_out: int | None = None,
-    max_memory: int | None = None,
-    stack: str | None = None,
-) -> Cancellation:
+@torch.no_grad()
+def cancellation(cache, *, leave_out: int | None = None, **options: Unpack[AnalysisOptions]) -> Cancellation:
     """Whether the residual connection and the layer norm undo what the feed-forward does (Kobayashi et al. 2024).
 
     change(step) = 1 - Spearman(map of the attention block, map after the step), cumulated: through FF, FF + RES,
@@ -100,15 +94,15 @@ def cancellation(
 
     Two mechanisms are looked at: a residual connection that overwrites (`output_norm` against `stream_norm`), and a
     layer norm that shrinks the dimensions in which the feed-forward is large. For the latter the same changes are
-    computed with k dimensions left out of every vector, in front of and behind each step alike: those in which the
+    computed with k dimensions left out of every vector, before and after each step alike: those in which the
     feed-forward's output is largest (mean magnitude over real positions), and those with the smallest gains |gamma| of
-    the last layer norm of the feed-forward block (the one in front of it in pre-norm models). Statistics of layer
+    the last layer norm of the feed-forward block (the one before it in pre-norm models). Statistics of layer
     norms stay those of the full vectors. Details of the published protocol could not be verified; these are ours.
 
     Args:
         cache: an ActivationCache
-        layers, mask, source_mask, bias, max_memory, stack: as for `tl_norms.ffn_maps`
         leave_out: k; None for 1 % of d_model (at least one); 0 for neither of the two variants, three times faster
+        **options: as for `tl_norms.ffn_maps`, but no sketch
 
     Returns:
         Cancellation: `.changes["all"]["ff"]` [layer batch], `.output_norm` [layer batch], `.to_dataframe()`, ...
@@ -121,18 +115,17 @@ def cancellation(
         >>> cancellation(cache, layers=[3])                                             # doctest: +SKIP
         >>> cancellation(cache, leave_out=3).to_dataframe()                             # doctest: +SKIP
     """
-    check_cache(cache)
-    reader = reader_of(cache.model, stack)
-    activations = Activations(cache.cache_dict, cache.has_batch_dim, reader, mask, source_mask)
-    blocks, _ = chosen_blocks(reader, layers)
-    base, later = _base(blocks[0])
+    if options.get("sketch") is not None:
+        raise MetricsInputError("cancellation takes no sketch=: rank correlations need exact maps.")
+    plan, activations = Plan.of_cache(cache, None, **options)
+    base, later = _base(plan.blocks[0])
     changes, dimensions, outputs, streams = [], [], [], []
-    for block in blocks:
-        walk = Walk(reader, activations, block, bias)
-        parts = {scope: sources for scope, sources, _ in walk.decomposed((base, *later), True)}
+    for block in plan.blocks:
+        frozen = FrozenBlock(plan.reader, activations, block, plan.options.bias, plan.options.edits)
+        parts = {one.scope: one.sources for one in completed(frozen, (base, *later), plan.options.check)}
         output, stream = _summands(block, parts)
-        left_out = _left_out(reader, activations, block, output, _checked(leave_out, output.shape[-1]))
-        changes.append(_changes(parts, activations, left_out, max_memory))
+        left_out = _left_out(frozen, output, _checked(leave_out, output.shape[-1]))
+        changes.append(_changes(parts, activations, left_out, plan.options.max_memory))
         dimensions.append(left_out)
         outputs.append(_mean_length(output, activations.mask))
         streams.append(_mean_length(stream, activations.mask))
@@ -143,7 +136,7 @@ def cancellation(
     return Cancellation(
         base=base,
         steps=tuple(scope.removeprefix(base + "_") for scope in later),
-        layers=tuple(block.layer for block in blocks),
+        layers=tuple(block.layer for block in plan.blocks),
         changes={
             variant: {
                 scope.removeprefix(base + "_"): collected([layer[variant][scope] for layer in changes])
@@ -189,7 +182,8 @@ def _summands(block: Block, parts: dict[str, Sources]) -> tuple[Tensor, Tensor]:
     """What the feed-forward adds to the stream, and the stream it is added to, [b q d]."""
     number, add = _residual(block)
     branch, total = _scope(block, block.steps[number - 1].reads), _scope(block, number)
-    assert branch is not None and total is not None
+    if branch is None or total is None:
+        raise UnsupportedArchitectureError(f"layer {block.layer}: its feed-forward ends at no scope of its own.")
     output = parts[branch].total * add.scale
     bypassed = _scope(block, add.other)
     if bypassed is not None:
@@ -198,38 +192,28 @@ def _summands(block: Block, parts: dict[str, Sources]) -> tuple[Tensor, Tensor]:
     return output - parts[branch.removesuffix("_ff")].total * add.scale, stream  # without the attention
 
 
-def _left_out(reader: Reader, activations: Activations, block: Block, output: Tensor, k: int) -> dict[str, Tensor]:
+def _left_out(frozen: FrozenBlock, output: Tensor, k: int) -> dict[str, Tensor]:
     """The dimensions that each variant leaves out, [k]."""
     if k == 0:
         return {}
-    gain = _gain(reader, activations, block)
-    size = output.abs() if activations.mask is None else output.abs()[activations.mask.to(output.device)]
+    mask = frozen.activations.mask
+    size = output.abs() if mask is None else output.abs()[mask.to(output.device)]
     return {
         "without_large_outputs": size.flatten(0, -2).mean(0).topk(k).indices,
-        "without_small_gains": gain.abs().topk(k, largest=False).indices.to(output.device),
+        "without_small_gains": _gain(frozen).abs().topk(k, largest=False).indices.to(output.device),
     }
 
 
-def _gain(reader: Reader, activations: Activations, block: Block) -> Tensor:
-    """The gains of the block's last layer norm; where a norm may take several forms, those its output shows."""
-    norms = [(step.reads, step.operation) for step in block.steps if isinstance(step.operation, Norm)]
-    reads, norm = norms[-1] if norms else (0, None)
-    forms = () if norm is None else reader.norm_forms(norm)
-    before = block.steps[reads - 1].truth if reads else Truth((block.stream,))
-    if len(forms) > 1 and norm is not None and norm.output is not None and before is not None:
-        full, truth = activations.truth(before), activations.truth(norm.output)
-        forms = sorted(forms, key=lambda form: float((_normalised(full, form) - truth).norm()))
-    if not forms or forms[0].gain is None:
+def _gain(frozen: FrozenBlock) -> Tensor:
+    """The gains of the block's last layer norm."""
+    norms = [n for n, step in enumerate(frozen.block.steps, start=1) if isinstance(step.operation, Norm)]
+    held = frozen.step(norms[-1]).operator if norms else None
+    if not isinstance(held, HeldNorm) or held.gain is None:
         raise UnsupportedArchitectureError(
-            f"layer {block.layer} has no layer norm with gains behind its attention, so there are no smallest gains to "
-            f"leave out: pass leave_out=0."
+            f"layer {frozen.block.layer} has no layer norm with gains after its attention, so there are no smallest "
+            f"gains to leave out: pass leave_out=0."
         )
-    return forms[0].gain.detach()
-
-
-def _normalised(full: Tensor, form: NormForm) -> Tensor:
-    gain, beta = (None if value is None else value.detach().to(full) for value in (form.gain, form.beta))
-    return steps.normalise(steps.start(full), full, center=form.center, eps=form.eps, gain=gain, beta=beta).total
+    return held.gain
 
 
 def _changes(
@@ -261,7 +245,17 @@ def _without(sources: Sources, dimensions: Tensor | None) -> Sources:
         return sources
     keep = torch.ones(sources.own.shape[-1], dtype=torch.bool, device=sources.own.device)
     keep[dimensions] = False
-    return sources.mapped(lambda x: x[..., keep.to(x.device)])
+    return sources.mapped(Kept(keep))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """x -> some of its dimensions."""
+
+    dimensions: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x[..., self.dimensions.to(x.device)]
 
 
 def _mean_length(vectors: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,13 +1,12 @@
 """How much a component changes a map: 1 - Spearman (Kobayashi et al. 2024)."""
 
-import warnings
-
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import MaskError, MissingExtraError, TLNormsError
-from ..pairs import existing_pairs
+from ..existing import existing_pairs
 from ..results import BlockNorms
 
 
@@ -29,10 +28,10 @@ def contextualization_change(
 
     Args:
         before, after: maps, [layer batch query key] or with any other leading axes. Keys beyond the queries are those
-            of the encoder, behind cross-attention.
+            of the encoder, after cross-attention.
         causal: use pairs with key <= query only. A causal model has zeros above the diagonal in both maps; those
             ties agree perfectly and would inflate the correlation, the more the longer the text is.
-        mask: True or 1 at real tokens, [batch pos] (or [pos]), where batch is the axis in front of query; pairs
+        mask: True or 1 at real tokens, [batch pos] (or [pos]), where batch is the axis before query; pairs
             that touch padding are left out, for the same reason
         source_mask: the same for the encoder's positions
 
@@ -48,22 +47,14 @@ def contextualization_change(
     Example:
         >>> contextualization_change(maps["ATB"], maps["ATBFF"], causal=maps.causal)   # doctest: +SKIP
     """
-    spearmanr = _spearmanr()
+    rankdata = _rankdata()
     if before.shape != after.shape or before.ndim < 2 or before.shape[-1] < before.shape[-2]:
         raise MetricsInputError(
             f"expected two maps of one shape [... query key], no fewer keys than queries, got {list(before.shape)} and "
             f"{list(after.shape)}. Take both from one result: norms[scope]."
         )
-    n_queries, n_keys = before.shape[-2:]
-    left, right = (value.detach().double().cpu().reshape(-1, n_queries, n_keys) for value in (before, after))
-    masks = _fitting(mask, before.shape, n_queries), _fitting(source_mask, before.shape, n_keys - n_queries)
-    keeps = existing_pairs(n_queries, n_keys, causal=causal, mask=masks[0], source_mask=masks[1])  # [text query key]
-    changes = []
-    for row in range(len(left)):
-        pairs = keeps[row % len(keeps)]
-        changes.append(1 - _correlation(spearmanr, left[row][pairs], right[row][pairs]))
-    dtype = torch.float64 if before.dtype == torch.float64 else torch.float32
-    return torch.tensor(changes, dtype=dtype, device=before.device).reshape(before.shape[:-2])
+    keeps = _existing(before.shape, causal, mask, source_mask)
+    return _changes(_ranks(rankdata, before, keeps), _ranks(rankdata, after, keeps), before)
 
 
 def component_changes(norms: BlockNorms) -> dict[str, Float[Tensor, "layer *batch"]]:
@@ -83,18 +74,57 @@ def component_changes(norms: BlockNorms) -> dict[str, Float[Tensor, "layer *batc
     Example:
         >>> component_changes(tl_norms.ffn_maps(cache))["attn_res_ln_ff"].mean(-1)      # doctest: +SKIP
     """
-    changes = {}
+    rankdata, changes = _rankdata(), {}
+    ranks: dict[str, list[tuple[list[int], np.ndarray]]] = {}
     for previous, scope in zip(norms.chain, norms.chain[1:], strict=False):
         both = previous in norms.maps and scope in norms.maps
-        if both and norms[previous].shape == norms[scope].shape:
-            changes[scope] = contextualization_change(
-                norms[previous],
-                norms[scope],
-                causal=norms.causal,
-                mask=norms.mask,
-                source_mask=norms.source_mask if norms[scope].shape[-1] > norms[scope].shape[-2] else None,
-            )
+        if not both or norms[previous].shape != norms[scope].shape:
+            continue
+        for one in (previous, scope):  # the map after one step is the map before the next
+            if one not in ranks:
+                across = norms[one].shape[-1] > norms[one].shape[-2]
+                source_mask = norms.source_mask if across else None
+                keeps = _existing(norms[one].shape, norms.causal, norms.mask, source_mask)
+                ranks[one] = _ranks(rankdata, norms[one], keeps)
+        changes[scope] = _changes(ranks[previous], ranks[scope], norms[previous])
     return changes
+
+
+def _existing(shape: torch.Size, causal: bool, mask: Tensor | None, source_mask: Tensor | None) -> Tensor:
+    """The pairs that exist, [text query key]; one text if all have the same."""
+    n_queries, n_keys = shape[-2:]
+    masks = _fitting(mask, shape, n_queries), _fitting(source_mask, shape, n_keys - n_queries)
+    keeps = existing_pairs(n_queries, n_keys, causal=causal, mask=masks[0], source_mask=masks[1])
+    return keeps[:1] if (keeps == keeps[:1]).all() else keeps
+
+
+def _ranks(rankdata, map: Tensor, keeps: Tensor) -> list[tuple[list[int], np.ndarray]]:
+    """(numbers of maps, their ranks [map pair] with mean 0 and norm 1) for each text; nan where there is no order."""
+    flat = map.detach().double().cpu().reshape(-1, *map.shape[-2:])
+    found = []
+    for text, pairs in enumerate(keeps):
+        rows = list(range(text, len(flat), len(keeps)))
+        values = flat[text :: len(keeps)][:, pairs].numpy()
+        if values.shape[1] < 2:
+            found.append((rows, np.full((len(rows), 1), np.nan)))
+            continue
+        ranks = rankdata(values, axis=-1)  # ties get their mean rank
+        ranks = ranks - ranks.mean(-1, keepdims=True)
+        scale = np.sqrt((ranks**2).sum(-1, keepdims=True))
+        scale[(scale == 0) | np.isnan(values).any(-1, keepdims=True)] = np.nan
+        found.append((rows, ranks / scale))
+    return found
+
+
+def _changes(
+    before: list[tuple[list[int], np.ndarray]], after: list[tuple[list[int], np.ndarray]], of: Tensor
+) -> Tensor:
+    """1 - Spearman of each map, in the shape of the maps `of` without their last two axes."""
+    changes = np.empty(of.shape[:-2]).reshape(-1)
+    for (rows, left), (_, right) in zip(before, after, strict=True):
+        changes[rows] = 1 - np.clip((left * right).sum(-1), -1, 1)
+    dtype = torch.float64 if of.dtype == torch.float64 else torch.float32
+    return torch.from_numpy(changes).to(of.device, dtype).reshape(of.shape[:-2])
 
 
 def _fitting(mask: Tensor | None, shape: torch.Size, n: int) -> Tensor | None:
@@ -106,22 +136,14 @@ def _fitting(mask: Tensor | None, shape: torch.Size, n: int) -> Tensor | None:
     if not fits or mask.shape[-1] != n:
         raise MaskError(
             f"the mask has shape {list(mask.shape)}, the maps {list(shape)}: expected [pos] or [batch pos] with the "
-            f"batch axis in front of query. Pass norms.mask."
+            f"batch axis before query. Pass norms.mask."
         )
     return mask.reshape(-1, n)
 
 
-def _correlation(spearmanr, left: Tensor, right: Tensor) -> float:
-    if len(left) < 2:
-        return float("nan")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns of constant input; the nan that it returns is documented here
-        return float(spearmanr(left.numpy(), right.numpy())[0])
-
-
-def _spearmanr():
+def _rankdata():
     try:
-        from scipy.stats import spearmanr
+        from scipy.stats import rankdata
     except ImportError as error:
         raise MissingExtraError("Spearman correlations need scipy: pip install 'tl_norms[metrics]'") from error
-    return spearmanr
+    return rankdata

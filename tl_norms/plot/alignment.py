@@ -1,16 +1,21 @@
 """Maps of cross-attention with the links of a gold alignment drawn in."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from .draw import Figure, drawn
 from .errors import PlotInputError
-from .maps import LENGTH, WEIGHT_NAMES, ScaleOf
-from .select import Numbers, Tokens, chosen_heads, chosen_layers, is_cross, one_text
-from .spec import Axis, Backend, Link, Maps, Panel, Scale, visible
+from .layout import fitting_columns
+from .panels import ScaleOf, coloured
+from .picture import Axis, Link, Look, LookOptions, Picture
+from .select import Numbers, Tokens, chosen_heads, chosen_layers, one_text
+from .subjects import NORM, WEIGHTS, is_cross
+from .words import visible
 
 Links = Iterable[tuple[int, int]]
 
@@ -29,7 +34,7 @@ def alignment_maps(
     batch: int | None = None,
     scale: ScaleOf = "panel",
     columns: int | None = None,
-    backend: Backend = "plotly",
+    **look: Unpack[LookOptions],
 ) -> Figure:
     """Cross-attention of a pair of sentences, with gold links outlined (Kobayashi et al. 2020, §5).
 
@@ -38,8 +43,8 @@ def alignment_maps(
         source, target: the words (or tokens) of the two sentences, as many as columns and rows
         sure, possible: gold links (source, target), counted from 0; a link that is both is drawn as sure
         predicted: links (source, target) that were extracted, drawn as circles
-        layers, batch, scale, columns, backend: as for `layer_maps`
-        heads: of a CrossNorms: None for all heads together, |sum_h alpha f(x)|; "all", one or several for a panel each
+        layers, batch, scale, columns, **look: as for `layer_maps`
+        heads: of a CrossNorms: None for all heads together, ‖Σ_h αf(x)‖; "all", one or several for a panel each
         weights: True for attention weights, their mean over heads if heads is None
         A matrix takes none of layers, heads, weights and batch.
 
@@ -65,13 +70,13 @@ def alignment_maps(
         ("predicted", _checked(predicted, rows, across, "predicted")),
     )
     links = tuple((kind, found) for kind, found in kinds if found)
-    if scale not in ("figure", "panel"):
-        raise PlotInputError(f"scale is {scale!r}: expected 'figure' (one for all panels) or 'panel' (one each).")
-    name, one = WEIGHT_NAMES["Attn-W"] if weights else LENGTH, scale == "figure"
-    name = name if is_cross(result) else ""
-    scales = [Scale.of([value for _, value in panels], name)] if one else [Scale.of([v], name) for _, v in panels]
-    made = [Panel(title, v, rows, across, 0 if one else n, links) for n, (title, v) in enumerate(panels)]
-    return drawn(Maps(tuple(made), min(columns or 3, len(made)), tuple(scales)), backend)
+    unit = (WEIGHTS["Attn-W"] if weights else NORM) if is_cross(result) else "value"
+    signed = any(bool((value[np.isfinite(value)] < 0).any()) for _, value in panels)
+    made = coloured(panels, rows, across, unit, signed, scale)
+    title = f"Word alignment by cross-attention: {unit}" if is_cross(result) else "Word alignment"
+    shown = tuple(replace(panel, links=links) for panel in made.panels)
+    row = min(columns or fitting_columns(len(shown), max(len(rows), len(across)), Look(**look).width), len(shown))
+    return drawn(Picture(shown, row, tuple(made.scales), title, tuple(made.notes), Look(**look)))
 
 
 def _of_result(

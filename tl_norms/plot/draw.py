@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import PlotInputError
-from .spec import Backend, Lines, Maps, Table
+from .picture import Picture
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -14,19 +14,19 @@ else:
     Figure: TypeAlias = Any
 
 
-def drawn(content: Maps | Lines | Table, backend: Backend) -> Figure:
+def drawn(picture: Picture) -> Figure:
     """The figure, by plotly or matplotlib.
 
     Raises:
         PlotInputError: another backend.
         MissingExtraError: the library is not installed.
     """
-    if backend == "plotly":
-        from . import with_plotly as library
-    elif backend == "matplotlib":
-        from . import with_matplotlib as library
+    if picture.look.backend == "plotly":
+        from .with_plotly import draw
+    elif picture.look.backend == "matplotlib":
+        from .with_matplotlib import draw
     else:
-        raise PlotInputError(f"backend is {backend!r}: expected 'plotly' (to look into) or 'matplotlib' (to print).")
-    if isinstance(content, Maps):
-        return library.draw_maps(content)
-    return library.draw_lines(content) if isinstance(content, Lines) else library.draw_table(content)
+        raise PlotInputError(
+            f"backend is {picture.look.backend!r}: expected 'plotly' (interactive) or 'matplotlib' (for papers)."
+        )
+    return draw(picture)

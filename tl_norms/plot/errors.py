@@ -1,4 +1,4 @@
-"""What a picture can be refused for, and the libraries it needs."""
+"""Why a figure can be refused, and the libraries it needs."""
 
 import importlib
 from types import ModuleType
@@ -7,11 +7,11 @@ from ..errors import MissingExtraError, TLNormsError
 
 
 class PlotInputError(TLNormsError, ValueError):
-    """The result, the tokens or the options of a picture do not fit together."""
+    """The result, the tokens or the options of a figure do not fit together."""
 
 
 def needed(module: str, extra: str = "plot") -> ModuleType:
-    """A library of an extra, imported when the first picture is drawn.
+    """A library of an extra, imported when the first figure is drawn.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -20,4 +20,4 @@ def needed(module: str, extra: str = "plot") -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         library = module.partition(".")[0]
-        raise MissingExtraError(f"this picture needs {library}: pip install 'tl_norms[{extra}]'") from error
+        raise MissingExtraError(f"this figure needs {library}: pip install 'tl_norms[{extra}]'") from error

@@ -3,38 +3,45 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from typing_extensions import Unpack
+
 from ..metrics.amplification import FFAmplification, Normalize, ff_amplification
 from ..results import BlockNorms
 from .draw import Figure, drawn
 from .errors import PlotInputError
-from .maps import LENGTH, ScaleOf
-from .select import Numbers, Text, Tokens, chosen_layers, one_text
-from .spec import Backend, Maps, Panel, Scale, Table, visible
+from .layout import side_by_side
+from .panels import ScaleOf, coloured, without_diagonal
+from .picture import Look, LookOptions, Picture, Table
+from .select import Numbers, Text, Tokens, about, chosen_layers, one_text
+from .subjects import NORM
+from .words import visible
 
-_UNITS = {None: LENGTH, "row": "share of row", "map": "times the mean"}
+_UNITS = {None: NORM, "row": "share of row", "map": "times the mean"}
 
 
 def feed_forward(
-    norms: BlockNorms | FFAmplification,
-    tokens: Tokens,
+    result: BlockNorms | FFAmplification,
+    tokens: Tokens | None = None,
     *,
     layers: Numbers = None,
     normalize: Normalize = None,
     batch: int | None = None,
     keys: Tokens | None = None,
-    diagonal: bool = True,
+    diagonal: bool | None = None,
     scale: ScaleOf = "panel",
-    backend: Backend = "plotly",
+    **look: Unpack[LookOptions],
 ) -> Figure:
-    """The map in front of the feed-forward, the one behind it, and the difference: a row per layer.
+    """The map before the feed-forward, the one after it, and the difference: a row per layer.
 
-    difference[i, j] = |v_ij| after - |v_ij| before, on a scale with 0 in the middle (Kobayashi et al. 2024).
+    difference[i, j] = ‖v_ij‖ after - ‖v_ij‖ before, on a scale with 0 in the middle (Kobayashi et al. 2024).
 
     Args:
-        norms: a BlockNorms of `ffn_maps`, or an FFAmplification
-        tokens, layers, batch, keys, diagonal, backend: as for `layer_maps`
-        normalize: of a BlockNorms: None for lengths, "row" or "map", see `tl_norms.metrics.ff_amplification`
-        scale: "panel" for scales of each layer's own, "figure" for common ones. Before and after always share one.
+        result: a BlockNorms of `ffn_maps`, or an FFAmplification
+        tokens, layers, batch, keys, **look: as for `layer_maps`
+        normalize: of a BlockNorms: None for norms, "row" or "map", see `tl_norms.metrics.ff_amplification`
+        diagonal: as for `layer_maps`; decided for all three together
+        scale: "panel" for scales of each layer's own, "shared" for common ones. Before and after always share one.
 
     Returns:
         A Figure, three panels per layer.
@@ -45,22 +52,39 @@ def feed_forward(
     Example:
         >>> plot.feed_forward(tl_norms.ffn_maps(cache, layers=3), tokens)               # doctest: +SKIP
     """
-    found, text = _of_one_text(norms, tokens, normalize, batch, keys)
-    if scale not in ("figure", "panel"):
-        raise PlotInputError(f"scale is {scale!r}: expected 'figure' (one for all layers) or 'panel' (one each).")
+    found, text = _of_one_text(result, tokens, normalize, batch, keys)
+    if scale not in ("shared", "panel"):
+        raise PlotInputError(f"scale is {scale!r}: expected 'shared' (one for all layers) or 'panel' (one each).")
     places, unit = chosen_layers(found, layers), _UNITS[found.normalize]
-    before, after, change = (text.map(v, diagonal) for v in (found.before, found.after, found.difference))
+    maps = [text.map(value)[places] for value in (found.before, found.after, found.difference)]
+    _, left_out = without_diagonal(text, [*maps[0], *maps[1]], diagonal)
+    if left_out is not None:
+        maps = [np.stack(without_diagonal(text, list(value), False)[0]) for value in maps]
     across, panels, scales = text.key_axis(found.before.shape[-1]), [], []
-    groups = [places] if scale == "figure" else [[place] for place in places]
+    groups = [range(len(places))] if scale == "shared" else [[row] for row in range(len(places))]
     for group in groups:
-        scales.append(Scale.of([maps[place] for maps in (before, after) for place in group], unit))
-        scales.append(Scale.of([change[place] for place in group], f"change of {unit}", diverging=True))
-        for place in group:
-            layer, lengths = found.layers[place], len(scales) - 2
-            panels.append(Panel(f"layer {layer}: before", before[place], text.queries, across, lengths))
-            panels.append(Panel("after the feed-forward", after[place], text.queries, across, lengths))
-            panels.append(Panel("after − before", change[place], text.queries, across, lengths + 1))
-    return drawn(Maps(tuple(panels), 3, tuple(scales)), backend)
+        sides = [(title, maps[n][row]) for row in group for n, title in enumerate(("before", "after"))]
+        lengths = coloured(sides, text.queries, across, unit, False, "shared", bars="own")
+        changes = coloured([("after − before", maps[2][row]) for row in group], text.queries, across,
+                           f"change of {unit}", True, "shared", bars="own")  # fmt: skip
+        for n, row in enumerate(group):
+            layer = f"layer {found.layers[places[row]]} · " if len(places) > 1 else ""
+            three = (*lengths.panels[2 * n : 2 * n + 2], changes.panels[n])
+            panels += [
+                replace(panel, title=layer + panel.title, scale=len(scales) + int(kind == 2))
+                for kind, panel in enumerate(three)
+            ]
+        scales += lengths.scales + changes.scales
+    title, notes = f"Feed-forward, {found.scope.removesuffix('_ff')} to {found.scope}: {unit}", []
+    if len(places) == 1:
+        title = f"Layer {found.layers[places[0]]}: f{title[1:]}"
+    if left_out is not None:
+        title += ", without the diagonal"
+        notes = [f"left out: what each position gets from itself, up to {left_out:.3g}"]
+    notes = [about(result, text.words), *notes]
+    style = Look(**look)
+    across = side_by_side(3, style.width)
+    return drawn(Picture(tuple(panels), across, tuple(scales), title, tuple(filter(None, notes)), style))
 
 
 def top_pairs(
@@ -74,7 +98,7 @@ def top_pairs(
     diagonal: bool = False,
     batch: int | None = None,
     keys: Tokens | None = None,
-    backend: Backend = "plotly",
+    **look: Unpack[LookOptions],
 ) -> Figure:
     """The pairs that the feed-forward changes most, as a table (Kobayashi et al. 2024, Table 1).
 
@@ -82,7 +106,7 @@ def top_pairs(
         result: a BlockNorms of `ffn_maps`, an FFAmplification, or the AmplifiedPairs of a study (most frequent first)
         tokens: those of the text; not for a study, which knows its own
         k: pairs per layer
-        layers, batch, keys, backend: as for `layer_maps`
+        layers, batch, keys, **look: as for `layer_maps`
         normalize: as for `feed_forward`
         largest: False for the pairs that are weakened most (a study has its own choice)
         diagonal: True to list what a position gets from itself (a study has its own choice)
@@ -98,12 +122,12 @@ def top_pairs(
     """
     if k < 1:
         raise PlotInputError(f"k is {k}: expected at least 1 pair per layer.")
+    change = "amplifies" if largest else "weakens"
     if hasattr(result, "query_token"):
         if tokens is not None:
             raise PlotInputError("a study knows the tokens of its pairs: leave tokens out.")
-        return drawn(_of_study(result, k, layers), backend)
-    if tokens is None:
-        raise PlotInputError("expected tokens, those of the text: model.to_str_tokens(text).")
+        title = "Pairs of tokens that the feed-forward changes most, over a corpus"
+        return drawn(Picture((_of_study(result, k, layers),), title=title, look=Look(**look)))
     found, text = _of_one_text(result, tokens, normalize, batch, keys)
     across = text.key_axis(found.before.shape[-1])
     at = {int(name.split()[0]): name for name in across.places}  # the queries are the first of the keys
@@ -118,7 +142,10 @@ def top_pairs(
         tuple(f"{value:+.3g}" for value in rows["difference"]),
     )
     names = ("layer", "query", "key", "before", "after", "difference")
-    return drawn(Table(names, columns, (True, False, False, True, True, True)), backend)
+    table = Table(names, columns, (True, False, False, True, True, True))
+    title = f"Pairs that the feed-forward {change} most: {_UNITS[found.normalize]} before and after"
+    notes = tuple(filter(None, [about(result, text.words)]))
+    return drawn(Picture((table,), title=title, notes=notes, look=Look(**look)))
 
 
 def _of_study(result: Any, k: int, layers: Numbers) -> Table:
@@ -138,12 +165,18 @@ def _of_study(result: Any, k: int, layers: Numbers) -> Table:
 
 
 def _of_one_text(
-    norms: BlockNorms | FFAmplification, tokens: Tokens, normalize: Normalize, batch: int | None, keys: Tokens | None
+    norms: BlockNorms | FFAmplification,
+    tokens: Tokens | None,
+    normalize: Normalize,
+    batch: int | None,
+    keys: Tokens | None,
 ) -> tuple[FFAmplification, Text]:
     """The amplification of one text, without a batch axis."""
     if isinstance(norms, FFAmplification):
         if normalize not in (None, norms.normalize):
-            raise PlotInputError(f"this result was made with normalize={norms.normalize!r}: make it anew.")
+            raise PlotInputError(
+                f"this result was made with normalize={norms.normalize!r}: make it again, with the normalize you want."
+            )
         found = norms
     elif isinstance(norms, BlockNorms):
         found = ff_amplification(norms, normalize=normalize)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..errors import UnknownLayerError
 from .errors import PlotInputError
-from .spec import Axis, visible
+from .picture import Axis
+from .subjects import is_cross
+from .words import sentence, visible
 
 Tokens = Sequence[str] | Sequence[Sequence[str]]
 Numbers = int | Sequence[int] | None
@@ -27,6 +29,7 @@ class Text:
         keys: the tokens of a longer key axis as they were given, or None
         causal: no query sees a later key of its own sequence
         own: the keys of a map are these queries first; False in cross-attention
+        words: the tokens of the queries as they are, for the text in the title
     """
 
     batch: int | None
@@ -36,12 +39,18 @@ class Text:
     keys: tuple[str, ...] | None
     causal: bool
     own: bool
+    words: tuple[str, ...] = ()
 
     def values(self, value: Tensor) -> np.ndarray:
         """[layer *batch ...] without the batch axis, on the CPU."""
         value = value.detach().cpu()
         value = value if value.dtype in (torch.float32, torch.float64) else value.float()
         return (value if self.batch is None else value[:, self.batch]).numpy()
+
+    def diagonal(self, value: np.ndarray) -> np.ndarray:
+        """What positions get from themselves, [... query], of a map made by `map`."""
+        n = min(value.shape[-2:])
+        return value[..., range(n), range(n)] if self.own else value[..., :0, 0]
 
     def map(self, value: Tensor, diagonal: bool = True) -> np.ndarray:
         """[layer *batch (head) query key] as [layer (head) query key]: padding dropped, nan where there is no pair."""
@@ -71,7 +80,8 @@ class Text:
         words = _fitted(keys, source, "keys")
         where = [str(place + own) + (f" (source {place})" if own else "") for place in np.flatnonzero(source)]
         if not own:
-            return Axis("key", tuple(words), tuple(where))
+            return Axis("key", tuple(map(visible, words)), tuple(where))
+        words = list(map(visible, words))
         return Axis("key", (*self.queries.tokens, *words), (*self.queries.positions, *where), int(kept[:own].sum()))
 
     def _kept(self, n: int) -> np.ndarray:
@@ -81,16 +91,25 @@ class Text:
 
 
 def one_text(
-    result: Any, value: Tensor, ndim: int, tokens: Tokens, *, batch: int | None, keys: Tokens | None = None
+    result: Any,
+    value: Tensor,
+    ndim: int,
+    tokens: Tokens | None,
+    *,
+    batch: int | None,
+    keys: Tokens | None = None,
+    causal: bool | None = None,
 ) -> Text:
     """The text of `result` that a picture shows; `value` has `ndim` axes where there is no batch axis.
 
     Raises:
-        PlotInputError: several texts and no `batch`, a text that does not exist, or tokens that do not fit.
+        PlotInputError: several texts and no `batch`, a text that does not exist, no tokens where the result keeps none,
+            or tokens that do not fit.
     """
     has_batch, own = value.ndim > ndim, not is_cross(result)
     batch = chosen_text(value.shape[1] if has_batch else None, batch)
-    pairs, causal = getattr(result, "pairs", None), bool(getattr(result, "causal", False))
+    pairs = getattr(result, "pairs", None)
+    causal = bool(getattr(result, "causal", False)) if causal is None else causal
     if isinstance(pairs, Tensor):  # an FFAmplification, which knows its pairs and nothing else
         exists: np.ndarray = (pairs if batch is None else pairs[batch]).cpu().numpy()
         n = len(exists)
@@ -98,20 +117,35 @@ def one_text(
         source_kept = np.any(exists[:, n:], axis=0, keepdims=True)[0]
         causal = not np.triu(exists[:, :n], 1).any()
     else:
-        mask = result.mask if own else getattr(result, "target_mask", None)
-        source_mask = getattr(result, "source_mask", None) if own else getattr(result, "mask", None)
+        mask, source_mask = getattr(result, "mask", None), getattr(result, "source_mask", None)
         kept, source_kept = _row(mask, batch), _row(source_mask, batch)
     if kept is None:
         kept = np.ones(value.shape[-2], bool)
-    words = _fitted(_of_text(tokens, batch), kept, "tokens")
-    queries = Axis("query", tuple(words), tuple(map(str, np.flatnonzero(kept))))
-    given = None if keys is None else tuple(_of_text(keys, batch))
-    return Text(batch, queries, kept, source_kept, given, causal, own)
+    given = of_text(tokens_of(result) if tokens is None else tokens, batch)
+    words = _fitted(given, kept, "tokens")
+    queries = Axis("query", tuple(map(visible, words)), tuple(map(str, np.flatnonzero(kept))))
+    others = None if keys is None else tuple(of_text(keys, batch))
+    return Text(batch, queries, kept, source_kept, others, causal, own, tuple(words))
 
 
-def is_cross(result: Any) -> bool:
-    """Whether the queries of a result are the decoder's and its keys the encoder's."""
-    return hasattr(result, "norms") and hasattr(result, "attention")
+def tokens_of(result: Any) -> Any:
+    """The tokens that a result keeps.
+
+    Raises:
+        PlotInputError: it keeps none.
+    """
+    for name in ("token_strings", "tokens"):
+        found = getattr(result, name, None)
+        if isinstance(found, list | tuple) and found:
+            return found
+    raise PlotInputError("expected tokens, those of the text: model.to_str_tokens(text).")
+
+
+def about(result: Any, words: Sequence[str]) -> str:
+    """Which model and which text, as far as they are known, for the line below a title."""
+    model = str(getattr(result, "model_name", None) or "").rstrip("/").rpartition("/")[2]
+    text = sentence(words)
+    return " · ".join(part for part in (model, f"“{text}”" if text else "") if part)
 
 
 def chosen_text(n_texts: int | None, batch: int | None) -> int | None:
@@ -130,7 +164,7 @@ def chosen_text(n_texts: int | None, batch: int | None) -> int | None:
 
 
 def chosen_layers(result: Any, layers: Numbers) -> list[int]:
-    """Where the layers asked for stand along the first axis of a result."""
+    """Where the layers asked for stand along the first axis of a result (or of anything that has `layers`)."""
     there = list(result.layers)
     wanted = there if layers is None else [layers] if isinstance(layers, int) else list(layers)
     for layer in wanted:
@@ -156,7 +190,7 @@ def _row(mask: Any, batch: int | None) -> np.ndarray | None:
     return found.reshape(-1, found.shape[-1])[0 if batch is None else batch]
 
 
-def _of_text(tokens: Any, batch: int | None) -> list[str]:
+def of_text(tokens: Any, batch: int | None) -> list[str]:
     """The tokens of one text, out of a list per text."""
     found = [tokens] if isinstance(tokens, str) else list(tokens)
     if found and not isinstance(found[0], str) and isinstance(found[0], Sequence):
@@ -172,7 +206,7 @@ def _of_text(tokens: Any, batch: int | None) -> list[str]:
 
 
 def _fitted(tokens: Sequence[str], kept: np.ndarray, what: str) -> list[str]:
-    """The visible tokens at real positions, from those of all positions or of the real ones."""
+    """The tokens at real positions, from those of all positions or of the real ones."""
     if len(tokens) == len(kept):
         tokens = [token for token, real in zip(tokens, kept, strict=True) if real]
     elif len(tokens) != kept.sum():
@@ -181,4 +215,4 @@ def _fitted(tokens: Sequence[str], kept: np.ndarray, what: str) -> list[str]:
             f"the maps have {len(kept)} positions{real}, {what} has {len(tokens)}: pass model.to_str_tokens(text) of "
             f"the text the model was run with."
         )
-    return [visible(token) for token in tokens]
+    return list(tokens)

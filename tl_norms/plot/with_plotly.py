@@ -1,234 +1,296 @@
-"""Figures by plotly, to look into: hover shows tokens, positions and value.
+"""A picture by plotly: interactive; hover shows tokens, positions and values.
 
-Rows and columns are places on a category axis, named by position and token, so that equal tokens stay apart and hover
-needs no copy of the tokens per cell. Shapes and annotations may use numbers there: 0 is the first row or column.
+Rows and columns of cells are places on a category axis, named by position and token, so that equal tokens stay apart
+and hover needs no copy of the tokens per cell. Shapes and annotations use numbers there: 0 is the first row or column.
+Text has no colour of its own, so that templates can be exchanged.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from . import colours
 from .errors import needed
-from .spec import Axis, Lines, Maps, Panel, Table
+from .layout import LINE, Box, Layout, column_widths, has_labels, laid_out, titled, turned
+from .picture import Axis, Cells, Curves, Picture, Scale, Table
+from .plotly_shapes import draw_shapes
+from .plotly_text import GREY, escaped
 
-SEQUENTIAL, DIVERGING = "Viridis", "RdBu_r"
-LINE = 11  # pixels that a label needs
-WIDEST = 1080  # pixels of all panels of a row
-SMALLEST = 60  # pixels of a panel below which it gets no labels
-LINKS = {"sure": ("#ff2d6f", "solid"), "possible": ("#ff2d6f", "dot"), "predicted": ("#ff2d6f", "solid")}
+DASHES = {"sure": "solid", "possible": "dot", "predicted": "solid"}
 
 
-def draw_maps(maps: Maps) -> Any:
-    """A go.Figure: one heatmap trace per panel, one coloraxis per scale."""
-    go, subplots = needed("plotly.graph_objects"), needed("plotly.subplots")
-    wide = [max(len(maps.panels[n].columns) for n in _column(maps, column)) for column in range(maps.n_columns)]
-    high = [max(len(maps.panels[n].rows) for n in _row(maps, row)) for row in range(maps.n_rows)]
-    labels = max(len(label) for panel in maps.panels for label in (*panel.rows.labels, *panel.columns.labels))
-    labels = 8 + 6.5 * labels
-    across = 78 if len(maps.scales) > 1 else 16
-    room = WIDEST - across * (maps.n_columns - 1)
-    cell = max(1.5, min(30, 300 / max(*wide, *high), room / sum(wide)))
-    repeated = any(maps.has_labels_below(n) for n in range((maps.n_rows - 1) * maps.n_columns) if n in _inner(maps))
-    down = 34 + (labels if repeated else 0)
-    width = sum(wide) * cell + across * (maps.n_columns - 1)
-    height = sum(high) * cell + down * (maps.n_rows - 1)
-    there = [[row * maps.n_columns + column < len(maps.panels) for column in range(maps.n_columns)]
-             for row in range(maps.n_rows)]  # fmt: skip
-    figure = subplots.make_subplots(
-        rows=maps.n_rows,
-        cols=maps.n_columns,
-        specs=[[{} if one else None for one in row] for row in there],
-        column_widths=wide,
-        row_heights=high,
-        horizontal_spacing=across / width if maps.n_columns > 1 else 0,
-        vertical_spacing=down / height if maps.n_rows > 1 else 0,
-        subplot_titles=[_escaped(panel.title) for panel in maps.panels],
-    )
-    for number, panel in enumerate(maps.panels):
-        _draw_panel(figure, go, maps, number, panel, cell)
-    left, right, top = labels + 22, 92, 40
-    bottom = labels + 26
-    for number, scale in enumerate(maps.scales):
-        x, y, length = _beside(figure, maps, number)
-        colorbar = {"title": {"text": scale.name, "side": "right"}, "x": x, "xanchor": "left", "xpad": 6, "y": y}
-        colorbar |= {"len": length, "thickness": 10, "outlinewidth": 0, "nticks": 6}
-        colours = {"cmin": scale.lowest, "cmax": scale.limit, "colorbar": colorbar}
-        colours["colorscale"] = DIVERGING if scale.diverging else SEQUENTIAL
-        figure.update_layout({f"coloraxis{number + 1 if number else ''}": colours})
-    figure.update_annotations(font_size=12)
+def draw(picture: Picture) -> Any:
+    """A go.Figure."""
+    go, templates = needed("plotly.graph_objects"), needed("plotly.io").templates
+    layout, figure = laid_out(picture), go.Figure()
+    dark = "dark" in str(templates.default)
+    margin = _margins(layout)
     figure.update_layout(
-        width=max(380, width + left + right),
-        height=max(240, height + top + bottom),
-        margin={"l": left, "r": right, "t": top, "b": bottom},
+        width=layout.width,
+        height=layout.height,
+        margin=dict(zip("ltrb", margin, strict=True)) | {"autoexpand": False},
         font={"size": 11},
+        plot_bgcolor="rgba(0,0,0,0)",
     )
-    if any(panel.links for panel in maps.panels):
-        figure.update_layout(margin={"b": bottom + 30}, height=max(240, height + top + bottom + 30))
-        figure.update_layout(legend={"orientation": "h", "y": 0.01, "yanchor": "bottom", "yref": "container", "x": 0})
+    for number, panel in enumerate(picture.panels):
+        box = layout.panels[number]
+        if isinstance(panel, Cells):
+            _draw_cells(figure, go, picture, layout, number, panel)
+        elif isinstance(panel, Curves):
+            _draw_curves(figure, go, picture, layout, number, panel)
+        elif isinstance(panel, Table):
+            x, y = _domain(layout, box)
+            figure.add_trace(_table(go, panel).update(domain={"x": x, "y": y}))
+        else:
+            x, y = _axes(number)
+            across, down = _domain(layout, box)
+            hidden = {"visible": False, "fixedrange": True}
+            axes = {
+                _layout_name(x): {"anchor": y, "domain": across, "range": [0, panel.width]} | hidden,
+                _layout_name(y): {"anchor": x, "domain": down, "range": [panel.height, 0]} | hidden,
+            }
+            draw_shapes(figure.update_layout(axes), go, panel, x, y, _palette(picture, True, dark))
+        if panel.title:
+            _text(figure, layout, box.x + box.width / 2, box.y - 4, panel.title, size=12, yanchor="bottom")
+    for number, scale in enumerate(picture.scales):
+        figure.update_layout({_coloraxis(number): _colours(picture, layout, number, scale, dark)})
+    y = 7.0
+    for lines, size, step in ((layout.title, 14, 22), (layout.notes, 11, 16)):
+        for line in lines:
+            bold = f"<b>{escaped(line)}</b>" if size == 14 else escaped(line)
+            _text(figure, layout, 10, y, bold, size=size, yanchor="top", xanchor="left", raw=True, faint=size == 11)
+            y += step
+    if any(isinstance(panel, Cells) and panel.links for panel in picture.panels):
+        place = {"x": 10 / layout.width, "xref": "container", "xanchor": "left", "yref": "container"}
+        place |= {"y": 1 - layout.heading / layout.height}
+        figure.update_layout(legend={"orientation": "h", "yanchor": "top"} | place)
     return figure
 
 
-def draw_lines(lines: Lines) -> Any:
-    """A go.Figure: one scatter trace per curve, and one per band."""
-    go, subplots = needed("plotly.graph_objects"), needed("plotly.subplots")
-    across = min(3, len(lines.panels)) if len(lines.panels) != 4 else 2
-    down = -(-len(lines.panels) // across)
-    figure = subplots.make_subplots(
-        rows=down,
-        cols=across,
-        shared_xaxes=False,
-        shared_yaxes=True,
-        subplot_titles=[_escaped(title) for title, _ in lines.panels],
-        horizontal_spacing=0.04,
-        vertical_spacing=62 / (270 * down) if down > 1 else 0,
-    )
-    colours = dict(zip(lines.names, _colours(len(lines.names)), strict=True))
-    seen: set[str] = set()
-    for number, (_, curves) in enumerate(lines.panels):
-        row, column = divmod(number, across)
-        for curve in curves:
-            name = _escaped(curve.name)
-            at = {"row": row + 1, "col": column + 1}
-            if curve.low is not None and curve.high is not None:
-                band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-                band |= {"x": curve.x, "legendgroup": name}
-                figure.add_trace(go.Scatter(y=curve.high, **band), **at)
-                shade = f"rgba{tuple(int(colours[curve.name][i : i + 2], 16) for i in (1, 3, 5)) + (0.18,)}"
-                figure.add_trace(go.Scatter(y=curve.low, fill="tonexty", fillcolor=shade, **band), **at)
-            figure.add_trace(
-                go.Scatter(
-                    x=curve.x,
-                    y=curve.y,
-                    name=name,
-                    mode="lines+markers",
-                    line={"color": colours[curve.name]},
-                    legendgroup=name,
-                    showlegend=curve.name not in seen,
-                    hovertemplate=f"{lines.x_name} %{{x}}<br>%{{y:.4g}}<extra>{name}</extra>",
-                ),
-                **at,
-            )
-            seen.add(curve.name)
-        if number + across >= len(lines.panels):
-            figure.update_xaxes(title_text=lines.x_name, row=row + 1, col=column + 1)
-        if column == 0:
-            figure.update_yaxes(title_text=lines.y_name, row=row + 1, col=1)
-    layers = sorted({layer for _, curves in lines.panels for curve in curves for layer in curve.x})
-    figure.update_xaxes(tickvals=layers[:: max(1, len(layers) // 12)])
-    figure.update_yaxes(range=list(lines.limits))
-    figure.update_annotations(font_size=12)
-    width, margin = 140 + 300 * across if across > 1 else 640, {"l": 60, "r": 20, "t": 40, "b": 50}
-    figure.update_layout(width=width, height=90 + 270 * down, margin=margin, font={"size": 11})
-    return figure
+def _margins(layout: Layout) -> tuple[float, float, float, float]:
+    left = min(box.x for box in layout.panels)
+    top = min(box.y for box in layout.panels)
+    right = layout.width - max(box.x + box.width for box in layout.panels)
+    return left, top, right, layout.height - max(box.y + box.height for box in layout.panels)
 
 
-def draw_table(table: Table) -> Any:
-    """A go.Figure with one table."""
-    go = needed("plotly.graph_objects")
-    align = ["right" if right else "left" for right in table.right]
-    longest = [max(map(len, (name, *column))) for name, column in zip(table.names, table.columns, strict=True)]
-    trace = go.Table(
-        columnwidth=[max(8, n) for n in longest],
-        header={"values": [f"<b>{_escaped(name)}</b>" for name in table.names], "align": align, "height": 26},
-        cells={"values": [list(map(_escaped, column)) for column in table.columns], "align": align, "height": 24},
-    )
-    # A table keeps its own light cells in every template, so its text stays dark in a dark one too.
-    trace.header.update(fill_color="#dbe3ee", font_color="#1b1f27", line_color="#c2cbd8")
-    trace.cells.update(fill_color="#ffffff", font_color="#1b1f27", line_color="#dfe4eb")
-    rows = len(table.columns[0])
-    figure = go.Figure(trace)
-    width = 40 + 9 * sum(max(8, n) for n in longest)
-    return figure.update_layout(width=width, height=min(800, 60 + 25 * rows), margin=dict.fromkeys("lrtb", 14))
+def _domain(layout: Layout, box: Box) -> tuple[list[float], list[float]]:
+    """A box in parts of the area inside the margins, from its lower left corner."""
+    left, top, right, bottom = _margins(layout)
+    width, height = layout.width - left - right, layout.height - top - bottom
+    x, y = (box.x - left) / width, 1 - (box.y - top) / height
+    x_end, y_end = x + box.width / width, y - box.height / height
+    return [max(0.0, x), min(1.0, x_end)], [max(0.0, y_end), min(1.0, y)]
 
 
-def _draw_panel(figure: Any, go: Any, maps: Maps, number: int, panel: Panel, cell: float) -> None:
-    row, column = (place + 1 for place in maps.at(number))
-    at = {"row": row, "col": column}
-    heading = panel.title and f"<extra>{_escaped(panel.title)}</extra>" or "<extra></extra>"
+def _text(
+    figure: Any, layout: Layout, x: float, y: float, text: str, *, size: int, raw: bool = False, faint: bool = False,
+    xanchor: str = "center", yanchor: str,
+) -> None:  # fmt: skip
+    (px, _), (_, py) = _domain_of_point(layout, x, y)
+    text = text if raw else escaped(text).replace("\n", "<br>")
+    figure.add_annotation(
+        x=px, y=py, xref="paper", yref="paper", xanchor=xanchor, yanchor=yanchor, text=text, showarrow=False,
+        font={"size": size}, opacity=0.72 if faint else None, align="left" if xanchor == "left" else "center",
+    )  # fmt: skip
+
+
+def _domain_of_point(layout: Layout, x: float, y: float) -> tuple[list[float], list[float]]:
+    left, top, right, bottom = _margins(layout)
+    px, py = (x - left) / (layout.width - left - right), 1 - (y - top) / (layout.height - top - bottom)
+    return [px, px], [py, py]
+
+
+def _axes(number: int) -> tuple[str, str]:
+    """The names of a panel's axes: ("x2", "y2")."""
+    return f"x{number + 1 if number else ''}", f"y{number + 1 if number else ''}"
+
+
+def _layout_name(axis: str) -> str:
+    return f"{axis[0]}axis{axis[1:]}"
+
+
+def _coloraxis(number: int) -> str:
+    return f"coloraxis{number + 1 if number else ''}"
+
+
+def _colours(picture: Picture, layout: Layout, number: int, scale: Scale, dark: bool) -> dict[str, Any]:
+    """A coloraxis, with its bar where it has one."""
+    box, found = layout.bars[number], {"cmin": scale.lowest, "cmax": scale.limit, "showscale": False}
+    palette = _palette(picture, scale.diverging, dark)
+    found["colorscale"] = [[n / (len(palette) - 1), colour] for n, colour in enumerate(palette)]
+    if box is None:
+        return found
+    x, y = _domain(layout, box)
+    height = layout.height - sum(_margins(layout)[1::2])
+    (px, _), _ = _domain_of_point(layout, box.x, 0)
+    bar = {"title": {"text": escaped(scale.name), "side": "right"}, "x": px, "xanchor": "left", "xpad": 0}
+    bar |= {"y": y[1], "yanchor": "top", "ypad": 0, "len": box.height / height, "thickness": box.width}
+    bar |= {"outlinewidth": 0, "nticks": 6}
+    if scale.bar == "common":
+        ends = [scale.lowest, 0, scale.limit] if scale.diverging else [0, scale.limit]
+        names = ["−max", "0", "max"] if scale.diverging else ["0", "max"]
+        bar |= {"tickmode": "array", "tickvals": ends, "ticktext": names}
+    return found | {"showscale": True, "colorbar": bar}
+
+
+def _palette(picture: Picture, diverging: bool, dark: bool) -> Sequence[str]:
+    """The colours of a map, from lowest to highest."""
+
+    def named(name: str) -> Sequence[str]:
+        known = needed("plotly.colors")
+        found = known.sample_colorscale(known.get_colorscale(name), 33, colortype="tuple")
+        return ["#" + "".join(f"{round(255 * channel):02x}" for channel in one) for one in found]
+
+    return colours.chosen(picture.look.cmap, diverging, dark, named)
+
+
+def _draw_cells(figure: Any, go: Any, picture: Picture, layout: Layout, number: int, panel: Cells) -> None:
+    x, y = _axes(number)
+    domain, cell = _domain(layout, layout.panels[number]), layout.cells[number]
+    heading = f"<extra>{escaped(panel.title).replace(chr(10), ', ')}</extra>" if panel.title else "<extra></extra>"
+    rows, columns = panel.rows.name or "row", panel.columns.name or "column"
+    shown = "%{z:.4g}" if panel.told is None else "%{customdata:.4g}"
     figure.add_trace(
         go.Heatmap(
             z=panel.values,
-            x=[_escaped(place) for place in panel.columns.places],
-            y=[_escaped(place) for place in panel.rows.places],
-            coloraxis=f"coloraxis{panel.scale + 1 if panel.scale else ''}",
-            name=_escaped(panel.title),
+            x=[escaped(place) for place in panel.columns.places],
+            y=[escaped(place) for place in panel.rows.places],
+            customdata=panel.told,
+            coloraxis=_coloraxis(panel.scale),
+            name=escaped(panel.title),
+            xaxis=x,
+            yaxis=y,
+            xgap=1 if cell[0] >= 7 else 0,
+            ygap=1 if cell[1] >= 7 else 0,
             hoverongaps=False,
-            hovertemplate=f"{panel.rows.name} %{{y}}<br>{panel.columns.name} %{{x}}<br>%{{z:.4g}}{heading}",
-        ),
-        **at,
+            hovertemplate=f"{rows} %{{y}}<br>{columns} %{{x}}<br>{shown}{heading}",
+        )
     )
-    figure.update_xaxes(**_axis(panel.columns, cell, maps.has_labels_below(number)), tickangle=-90, **at)
-    figure.update_yaxes(**_axis(panel.rows, cell, column == 1), autorange="reversed", **at)
-    axes = figure.get_subplot(**at)
-    names = [axes.xaxis.plotly_name, axes.yaxis.plotly_name]
-    for axis, first, name in ((axes.xaxis, _first(maps, panel, "columns"), "x"), (axes.yaxis, 0, "y")):
-        if first != number:
-            there = figure.get_subplot(*(place + 1 for place in maps.at(first)))
-            axis.matches = (there.xaxis if name == "x" else there.yaxis).plotly_name.replace("axis", "")
-    x, y = (name.replace("axis", "") for name in names)
+    options = {
+        x: _axis(
+            panel.columns,
+            cell[0],
+            picture.labels_below(number),
+            turned(panel, cell[0]),
+            titled(picture, number, "columns"),
+        )
+        | {"anchor": y},
+        y: _axis(panel.rows, cell[1], picture.labels_left(number), False, titled(picture, number, "rows"))
+        | {"anchor": x, "autorange": "reversed"},
+    }
+    for axis, side, place in ((x, "columns", domain[0]), (y, "rows", domain[1])):
+        first = next(n for n, other in enumerate(picture.panels) if getattr(other, side, None) == getattr(panel, side))
+        if first != number:  # panels with the same tokens zoom together
+            options[axis]["matches"] = _axes(first)["xy".index(axis[0])]
+        figure.update_layout({_layout_name(axis): options[axis] | {"domain": place}})
+    _fill_gaps(figure, panel, x, y)
     if panel.columns.boundary is not None:
-        where = panel.columns.boundary - 0.5
-        line = {"color": "#ff2d6f", "width": 1.5}
-        figure.add_shape(type="line", x0=where, x1=where, y0=-0.5, y1=len(panel.rows) - 0.5, line=line, xref=x, yref=y)
+        at, line = panel.columns.boundary - 0.5, {"color": GREY.format(0.9), "width": 1.5}
+        ends = {"y0": -0.5, "y1": len(panel.rows) - 0.5}
+        figure.add_shape(type="line", x0=at, x1=at, **ends, line=line, xref=x, yref=y)
     for kind, cells in panel.links:
-        colour, dash = LINKS[kind]
         inner = 0.3 if kind == "predicted" else 0.46
         for place, (query, key) in enumerate(cells):
             figure.add_shape(
                 type="circle" if kind == "predicted" else "rect",
                 x0=key - inner, x1=key + inner, y0=query - inner, y1=query + inner, xref=x, yref=y,
-                line={"color": colour, "width": 2, "dash": dash}, name=kind, legendgroup=kind,
+                line={"color": colours.LINK, "width": 2, "dash": DASHES[kind]}, name=kind, legendgroup=kind,
                 showlegend=number == 0 and place == 0,
             )  # fmt: skip
 
 
-def _axis(axis: Axis, cell: float, labelled: bool) -> dict[str, Any]:
-    shown = axis.ticks(cell, LINE) if labelled and (cell >= LINE or cell * len(axis) >= SMALLEST) else []
+def _fill_gaps(figure: Any, panel: Cells, x: str, y: str) -> None:
+    """One grey shape for all cells without a number."""
+    missing = ~np.isfinite(panel.values)
+    if not missing.any():
+        return
+    path = []
+    for row in range(len(missing)):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], missing[row].astype(int), [0]])))
+        for first, last in zip(edges[::2], edges[1::2], strict=True):
+            left, right, top, bottom = first - 0.5, last - 0.5, row - 0.5, row + 0.5
+            path.append(f"M{left},{top}H{right}V{bottom}H{left}Z")
+    figure.add_shape(
+        type="path", path=" ".join(path), xref=x, yref=y, layer="below", line={"width": 0},
+        fillcolor=GREY.format(colours.MISSING[-1]),
+    )  # fmt: skip
+
+
+def _axis(axis: Axis, cell: float, labelled: bool, upwards: bool, named: bool) -> dict[str, Any]:
+    shown = axis.ticks(cell, LINE) if labelled and has_labels(cell, len(axis)) else []
     places = axis.places
     return {
         "type": "category",
         "categoryorder": "array",
-        "categoryarray": [_escaped(place) for place in places],
+        "categoryarray": [escaped(place) for place in places],
         "tickmode": "array",
-        "tickvals": [_escaped(places[n]) for n in shown],
-        "ticktext": [_escaped(axis.labels[n]) for n in shown],
-        "title": {"text": axis.name if labelled else None, "standoff": 6},
+        "tickvals": [escaped(places[n]) for n in shown],
+        "ticktext": [escaped(axis.labels[n]) for n in shown],
+        "tickangle": -90 if upwards else 0,
+        "title": {"text": axis.label if named else None, "standoff": 6},
         "showgrid": False,
         "zeroline": False,
         "ticks": "",
     }
 
 
-def _first(maps: Maps, panel: Panel, side: str) -> int:
-    """The first panel with the same tokens at this side: it and all the others zoom together."""
-    return next(n for n, other in enumerate(maps.panels) if getattr(other, side) == getattr(panel, side))
+def _draw_curves(figure: Any, go: Any, picture: Picture, layout: Layout, number: int, panel: Curves) -> None:
+    x, y = _axes(number)
+    names = list(dict.fromkeys(line.name for p in picture.panels if isinstance(p, Curves) for line in p.lines))
+    seen = {line.name for p in picture.panels[:number] if isinstance(p, Curves) for line in p.lines}
+    domain = _domain(layout, layout.panels[number])
+    for curve in panel.lines:
+        colour, name = colours.CURVES[names.index(curve.name) % len(colours.CURVES)], escaped(curve.name)
+        if curve.low is not None and curve.high is not None:
+            band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+            band |= {"x": curve.x, "legendgroup": name, "xaxis": x, "yaxis": y}
+            figure.add_trace(go.Scatter(y=curve.high, **band))
+            shade = f"rgba{(*colours.channels(colour), 0.18)}"
+            figure.add_trace(go.Scatter(y=curve.low, fill="tonexty", fillcolor=shade, **band))
+        figure.add_trace(
+            go.Scatter(
+                x=curve.x,
+                y=curve.y,
+                name=name,
+                mode="lines+markers",
+                line={"color": colour},
+                marker={"size": 5},
+                legendgroup=name,
+                showlegend=curve.name not in seen,
+                hovertemplate=f"{panel.x_name} %{{x}}<br>%{{y:.4g}}<extra>{name}</extra>",
+                xaxis=x,
+                yaxis=y,
+            )
+        )
+    layers = sorted({layer for curve in panel.lines for layer in curve.x})
+    last, first = number + picture.n_columns >= len(picture.panels), number % picture.n_columns == 0
+    grid = {"gridcolor": GREY.format(0.2), "zeroline": False}
+    axes = {
+        x: {"tickvals": layers[:: max(1, -(-len(layers) // 9))], "title": {"text": panel.x_name if last else None}},
+        y: {"range": list(panel.limits), "title": {"text": panel.y_name if first else None}, "showticklabels": first},
+    }
+    figure.update_layout(
+        {
+            _layout_name(x): {"anchor": y, "domain": domain[0]} | grid | axes[x],
+            _layout_name(y): {"anchor": x, "domain": domain[1]} | grid | axes[y],
+        }
+    )
 
 
-def _beside(figure: Any, maps: Maps, scale: int) -> tuple[float, float, float]:
-    """Where the colour bar of a scale stands, in parts of the plot: right of its panels, as high as they are."""
-    subplots = [figure.get_subplot(*(place + 1 for place in maps.at(number))) for number in maps.members(scale)]
-    low = min(subplot.yaxis.domain[0] for subplot in subplots)
-    high = max(subplot.yaxis.domain[1] for subplot in subplots)
-    return max(subplot.xaxis.domain[1] for subplot in subplots), (low + high) / 2, high - low
-
-
-def _row(maps: Maps, row: int) -> range:
-    return range(row * maps.n_columns, min((row + 1) * maps.n_columns, len(maps.panels)))
-
-
-def _column(maps: Maps, column: int) -> range:
-    return range(column, len(maps.panels), maps.n_columns)
-
-
-def _inner(maps: Maps) -> set[int]:
-    """The panels that have one below."""
-    return {number for number in range(len(maps.panels)) if number + maps.n_columns < len(maps.panels)}
-
-
-def _colours(n: int) -> list[str]:
-    """Colours for curves that can be told apart, also without red and green (Okabe and Ito)."""
-    known = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#808080"]
-    return [known[number % len(known)] for number in range(n)]
-
-
-def _escaped(text: str) -> str:
-    """Text that plotly takes for text: not as markup (`<s>` is a token), nor as a formula between dollars."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
+def _table(go: Any, table: Table) -> Any:
+    align = ["right" if right else "left" for right in table.right]
+    columns = [
+        [f"<b>{escaped(text)}</b>" if (row, n) in table.strong else escaped(text) for row, text in enumerate(column)]
+        for n, column in enumerate(table.columns)
+    ]
+    trace = go.Table(
+        columnwidth=column_widths(table),
+        header={"values": [f"<b>{escaped(name)}</b>" for name in table.names], "align": align, "height": 27},
+        cells={"values": columns, "align": align, "height": 25},
+    )
+    # A table keeps its own light cells in every template, so its text stays dark in a dark one too.
+    trace.header.update(fill_color="#dbe3ee", font_color="#1b1f27", line_color="#c2cbd8")
+    trace.cells.update(fill_color="#ffffff", font_color="#1b1f27", line_color="#dfe4eb")
+    return trace

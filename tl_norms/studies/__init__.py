@@ -9,19 +9,21 @@ Each study takes a model and texts and returns a frozen dataclass. Options that 
 
 from .alignment import alignment
 from .amplified import AmplifiedPairs, amplified_pairs
+from .cancellation import cancellation
 from .categories import token_categories, token_types
-from .change import Changes, cancellation, contextualization_change
-from .correlation import Spearman
+from .change import Changes, contextualization_change
 from .dispersion import ValueNormDispersion, value_norm_dispersion
+from .engine.correlation import Spearman
+from .engine.lines import TextFile
+from .engine.options import RunOptions
+from .engine.partial import Excluded, Partial
+from .engine.run import CorpusFacts
 from .error_rates import Alignments
 from .errors import ExcludedTextWarning, ResumeError, StudyFailedError, StudyInputError, TruncatedTextWarning
 from .expansion import ExpansionRates, expansion_rate
 from .frequency import Frequency, frequency
-from .lines import TextFile
 from .mixing import MixingRatios, mixing_ratio
-from .partial import Excluded, Partial
 from .ranks import read_ranks
-from .run import CorpusFacts, RunOptions
 from .weight import WeightAgainstNorm, weight_against_norm
 
 __all__ = [

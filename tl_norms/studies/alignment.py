@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -14,17 +14,19 @@ from ..alignment.extraction import SETTINGS, Setting, WordAlignments, checked_se
 from ..alignment.forcing import check_translates, cross_maps, decoder_input, encoded_pair, misfit
 from ..alignment.links import GoldLinks, check_range, link_set
 from ..alignment.pairs import EncodedPair, SentencePair, as_pair
-from ..plan import Layers
-from .corpus import Item, Made
+from ..options import Layers
+from .engine.corpus import Item, Made
+from .engine.executors import Model
+from .engine.moments import Moments
+from .engine.options import RunOptions, chosen, one_of
+from .engine.partial import Mergeable
+from .engine.recording import layer_numbers, numbers
+from .engine.run import run
+from .engine.study import Reading, Study
+from .engine.tallies import Totals
+from .engine.tokens import Batch, Window
 from .error_rates import Alignments
 from .errors import StudyInputError, UnfitTextError
-from .moments import Moments
-from .partial import Mergeable
-from .pool import Model
-from .recording import chosen, layer_numbers, numbers
-from .run import RunOptions, run
-from .tallies import Totals
-from .tokens import Batch, Window
 
 _MISSING: Any = object()
 
@@ -50,15 +52,17 @@ class _PairWindow(Window):
 
 
 @dataclass(frozen=True)
-class _Study:
+class _Study(Study):
     layers: tuple[int, ...] | None
     settings: tuple[Setting, ...]
     end_of_sentence: bool
     source_prefix: str
-    name: str = "alignment"
+    name: ClassVar[str] = "alignment"
 
-    def windows(self, model: nn.Module, item: Item) -> list[Window]:
+    def check(self, model: nn.Module) -> None:
         check_translates(model)
+
+    def windows(self, model: nn.Module, item: Item, reading: Reading) -> list[Window]:
         given = item.content
         try:
             pair = encoded_pair(model, given.pair, source_prefix=self.source_prefix)
@@ -103,7 +107,7 @@ def alignment(
     """Alignment error rate of every layer and head of a translation model, by attention weights and by norms.
 
     Kobayashi et al. 2020, section 5: |sum_h alpha f(x)| finds word alignments that the weights miss. The decoder reads
-    the given targets; each target word is linked to the source word of greatest weight or length
+    the given targets; each target word is linked to the source word of greatest weight or norm
     (`tl_norms.alignment.extract`), and the links of all sentences are compared with the gold standard.
 
     Args:
@@ -130,7 +134,10 @@ def alignment(
     for name in ("max_length", "stride"):
         if options.get(name) is not None:
             raise StudyInputError(f"{name} is {options[name]}, but sentence pairs are not cut: leave it out.")  # type: ignore[literal-required]
-    study = _Study(chosen(layers), checked_settings(settings), end_of_sentence, source_prefix)
+    if not isinstance(source_prefix, str):
+        raise StudyInputError(f"source_prefix is {type(source_prefix).__name__}; expected a string.")
+    ends = one_of("end_of_sentence", end_of_sentence, (True, False))
+    study = _Study(chosen(layers), checked_settings(settings), ends, source_prefix)
     own, partial, facts = run(model, study, _Pairs(pairs, gold), **options)
     found: dict[str, Any] = partial.values
     return Alignments(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,21 +10,21 @@ from torch import nn
 from typing_extensions import Unpack
 
 from ..errors import UnknownScopeError
-from ..linear.steps import Bias
+from ..linear.hold import Bias
 from ..metrics import ff_amplification
 from ..metrics.amplification import Normalize
 from ..norms import scopes
-from ..plan import Layers
+from ..options import Layers
 from ..results import BlockNorms
-from .errors import StudyInputError
-from .frames import frame
-from .measuring import Reading
-from .partial import Mergeable
-from .pool import Model
-from .recording import chosen, layer_numbers, per_layer
-from .run import CorpusFacts, RunOptions, run
-from .tallies import Tally
-from .tokens import Batch
+from .engine.executors import Model
+from .engine.options import BIASES, RunOptions, chosen, one_of, whole
+from .engine.partial import Mergeable
+from .engine.recording import layer_numbers, per_layer
+from .engine.run import CorpusFacts, run
+from .engine.study import Reading, Study
+from .engine.tallies import Tally
+from .engine.tokens import Batch
+from .tables import frame
 
 if TYPE_CHECKING:
     import pandas
@@ -41,7 +41,7 @@ class AmplifiedPairs:
         query, key: [pair], token ids
         query_token, key_token: [pair], the tokens ("" without a tokenizer)
         count: [pair], how often it was among the k
-        mean, max: [pair], its difference of lengths, after minus before the feed-forward, in these cases
+        mean, max: [pair], its difference of norms, after minus before the feed-forward, in these cases
         corpus: what was measured
     """
 
@@ -64,7 +64,7 @@ class AmplifiedPairs:
 
 
 @dataclass(frozen=True)
-class _Study:
+class _Study(Study):
     layers: tuple[int, ...] | None
     k: int
     largest: bool
@@ -72,7 +72,7 @@ class _Study:
     normalize: Normalize
     bias: Bias
     sketch: int | None
-    name: str = "amplified-pairs"
+    name: ClassVar[str] = "amplified-pairs"
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Mergeable]:
         options = {"bias": self.bias, "sketch": self.sketch}
@@ -112,7 +112,7 @@ def amplified_pairs(
 ) -> AmplifiedPairs:
     """Which pairs of tokens (query, key) the feed-forward amplifies most, and how often.
 
-    Per text and layer the k pairs with the largest positive difference |v_ij| behind - in front of it, counted
+    Per text and layer the k pairs with the largest positive difference, |v_ij| after it minus |v_ij| before it, counted
     per pair of tokens over the corpus (Kobayashi et al. 2024, section 4.3; `tl_norms.metrics.ff_amplification`).
 
     Args:
@@ -136,9 +136,15 @@ def amplified_pairs(
     Example:
         >>> studies.amplified_pairs(model, texts, k=10).to_dataframe().head()   # doctest: +SKIP
     """
-    if k < 1:
-        raise StudyInputError(f"k is {k}; expected at least 1 pair per text and layer.")
-    study = _Study(chosen(layers), k, largest, diagonal, normalize, bias, sketch)
+    study = _Study(
+        chosen(layers),
+        whole("k", k, 1),
+        one_of("largest", largest, (True, False)),
+        one_of("diagonal", diagonal, (True, False)),
+        one_of("normalize", normalize, (None, "row", "map")),
+        one_of("bias", bias, BIASES),
+        None if sketch is None else whole("sketch", sketch, 1, or_none=True),
+    )
     own, partial, facts = run(model, study, texts, reading=Reading(pad=False), **options)
     found: Any = partial.values["pairs"]
     order = np.lexsort((found.keys[:, 2], found.keys[:, 1], -found.count, found.keys[:, 0]))

@@ -1,12 +1,12 @@
-"""What kind of token stands at each position, from the tokenizer and the ids."""
+"""The category of the token at each position, from the tokenizer and the ids."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from .engine.tokens import Batch, special_ids
 from .errors import StudyInputError
-from .tokens import Batch, special_ids
 
 Categories = Callable[[Any, Sequence[int]], Sequence[str]]
 """(tokenizer or None, token ids of one text) -> a name for each token."""
@@ -39,6 +39,8 @@ def category_masks(categories: Categories, tokenizer: Any, batch: Batch) -> dict
     found: dict[str, np.ndarray] = {}
     for row, window in enumerate(batch.windows):
         names = categories(tokenizer, window.ids)
+        if not isinstance(names, Sequence) or isinstance(names, str):
+            raise StudyInputError(f"categories gave {type(names).__name__}; expected a list with a name per token.")
         if len(names) != len(window.ids):
             raise StudyInputError(
                 f"categories gave {len(names)} names for {len(window.ids)} tokens; expected one each."

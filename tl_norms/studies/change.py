@@ -1,26 +1,26 @@
-"""What each component changes, and what of it the later ones take back, over a corpus (ICLR 2024)."""
+"""How much each component changes the maps, over a corpus (ICLR 2024)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import nn
 from typing_extensions import Unpack
 
-from ..linear.steps import Bias
-from ..metrics import cancellation as cancellation_of
+from ..linear.hold import Bias
 from ..metrics import component_changes
-from ..norms import required_hooks, scopes
-from ..plan import Layers
-from .frames import long
-from .measuring import Reading
-from .partial import Mergeable
-from .pool import Model
-from .recording import arguments, chosen, index, layer_numbers, numbers, per_layer
-from .run import CorpusFacts, RunOptions, run
-from .tallies import Rows
-from .tokens import Batch
+from ..norms import scopes
+from ..options import Layers
+from .engine.executors import Model
+from .engine.options import BIASES, RunOptions, chosen, one_of, whole
+from .engine.partial import Mergeable, Partial
+from .engine.recording import index, layer_numbers, numbers, per_layer
+from .engine.run import CorpusFacts, run
+from .engine.study import Reading, Study
+from .engine.tallies import Rows
+from .engine.tokens import Batch
+from .tables import long
 
 if TYPE_CHECKING:
     import pandas
@@ -32,11 +32,11 @@ class Changes:
 
     Attributes:
         components: along the first axis. Of `contextualization_change`: the scopes, whose last word is the component
-            that changes the map before it. Of `cancellation`: the steps behind the attention block, cumulated.
+            that changes the map before it. Of `cancellation`: the steps after the attention block, cumulated.
         layers: the layer numbers along the second axis
         texts: (text, window) along the last axis, [text 2]
         values: [component layer text]; nan where a map has no order (one token, or constant)
-        norms: of `cancellation`: "output_norm" and "stream_norm" -> mean length of what the feed-forward adds and of
+        norms: of `cancellation`: "output_norm" and "stream_norm" -> mean norm of what the feed-forward adds and of
             the stream it is added to, [layer text]; else empty
         corpus: what was measured
     """
@@ -56,10 +56,10 @@ class Changes:
             return np.where(seen, self.values, 0).sum(-1) / seen.sum(-1)
 
     def to_dataframe(self) -> "pandas.DataFrame":
-        """One row per component and layer: the mean over texts, and mean lengths if there are any."""
+        """One row per component and layer: the mean over texts, and mean norms if there are any."""
         shape = self.mean.shape
-        lengths = {name: np.broadcast_to(value.mean(-1), shape) for name, value in self.norms.items()}
-        return long({"component": self.components, "layer": self.layers}, {"change": self.mean, **lengths})
+        norms = {name: np.broadcast_to(value.mean(-1), shape) for name, value in self.norms.items()}
+        return long({"component": self.components, "layer": self.layers}, {"change": self.mean, **norms})
 
     def texts_to_dataframe(self) -> "pandas.DataFrame":
         """One row per component, layer and text: change."""
@@ -71,11 +71,11 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class _ChangeStudy:
+class _Study(Study):
     layers: tuple[int, ...] | None
     bias: Bias
     sketch: int | None
-    name: str = "contextualization-change"
+    name: ClassVar[str] = "contextualization-change"
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Mergeable]:
         options = {"bias": self.bias, "sketch": self.sketch}
@@ -83,22 +83,6 @@ class _ChangeStudy:
         names = next(iter(layers))
         values = np.stack([[numbers(layer[name][0]) for layer in layers] for name in names])
         return {"change": Rows(index(batch), values.transpose(2, 0, 1))}
-
-
-@dataclass(frozen=True)
-class _CancellationStudy:
-    layers: tuple[int, ...] | None
-    bias: Bias
-    name: str = "cancellation"
-
-    def measure(self, model: nn.Module, batch: Batch) -> dict[str, Mergeable]:
-        ids, options = arguments(model, batch)
-        hooks = required_hooks(model, "all", self.layers)
-        lens: Any = model  # torch's stubs do not know it
-        _, cache = lens.run_with_cache(ids, names_filter=hooks, **options)
-        found = cancellation_of(cache, layers=self.layers, mask=batch.mask, bias=self.bias, leave_out=0)
-        rows = [*found.changes["all"].values(), found.output_norm, found.stream_norm]
-        return {"change": Rows(index(batch), np.stack([numbers(row) for row in rows]).transpose(2, 0, 1))}
 
 
 def contextualization_change(
@@ -131,51 +115,20 @@ def contextualization_change(
     Example:
         >>> studies.contextualization_change(model, texts).to_dataframe()       # doctest: +SKIP
     """
-    study = _ChangeStudy(chosen(layers), bias, sketch)
+    directions = None if sketch is None else whole("sketch", sketch, 1, or_none=True)
+    study = _Study(chosen(layers), one_of("bias", bias, BIASES), directions)
     own, partial, facts = run(model, study, texts, reading=Reading(pad=False), **options)
-    return _changes(own, study.layers, partial, scopes(own)[1:], facts)
+    return changes_of(own, study.layers, partial, scopes(own)[1:], facts)
 
 
-def cancellation(
-    model: Model,
-    texts: Iterable[Any],
-    *,
-    layers: Layers = None,
-    bias: Bias = "player",
-    **options: Unpack[RunOptions],
+def changes_of(
+    model: nn.Module,
+    layers: tuple[int, ...] | None,
+    partial: Partial,
+    components: tuple[str, ...],
+    facts: CorpusFacts,
 ) -> Changes:
-    """Whether the residual connection and the layer norm undo what the feed-forward does, over a corpus.
-
-    Changes against the map of the attention block, cumulated: where they shrink from one step to the next, that step
-    cancels (Kobayashi et al. 2024, section 5; `tl_norms.metrics.cancellation` of every text).
-
-    Args:
-        model: the model, or a function without arguments that makes it
-        texts: an iterable of texts or token ids
-        layers: one layer, several, or None for all
-        bias: as for `tl_norms.block_norms`
-        **options: see `RunOptions`
-
-    Returns:
-        Changes: `.values` [component layer text], `.norms["output_norm"]` [layer text], ...
-
-    Raises:
-        StudyInputError: no text can be measured. Otherwise as `tl_norms.metrics.cancellation`.
-
-    Example:
-        >>> studies.cancellation(model, texts).to_dataframe()                   # doctest: +SKIP
-    """
-    study = _CancellationStudy(chosen(layers), bias)
-    own, partial, facts = run(model, study, texts, reading=Reading(pad=False), **options)
-    n = partial.values["change"].values.shape[1] - 2  # type: ignore[attr-defined]
-    found = _changes(own, study.layers, partial, scopes(own)[-n:], facts)
-    base = scopes(own)[-n - 1]
-    lengths = {name: found.values[n + number] for number, name in enumerate(("output_norm", "stream_norm"))}
-    steps = tuple(scope.removeprefix(base + "_") for scope in found.components)
-    return replace(found, components=steps, values=found.values[:n], norms=lengths)
-
-
-def _changes(model: nn.Module, layers, partial, components: tuple[str, ...], facts: CorpusFacts) -> Changes:
+    """The result from the merged rows, [text component layer]."""
     rows: Any = partial.values["change"]
     values = rows.values.transpose(1, 2, 0)
     return Changes(components, layer_numbers(model, layers), rows.index, values, {}, facts)

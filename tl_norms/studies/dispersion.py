@@ -1,21 +1,23 @@
-"""How much the length of value vectors differs between tokens (EMNLP 2020, Table 1)."""
+"""How much the norms of value vectors differ between tokens (EMNLP 2020, Table 1)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import nn
 from typing_extensions import Unpack
 
-from ..plan import Layers
-from .frames import long
-from .moments import Moments
-from .partial import Mergeable
-from .pool import Model
-from .recording import chosen, layer_numbers, numbers, per_layer
-from .run import CorpusFacts, RunOptions, run
-from .tokens import Batch
+from ..options import Layers
+from .engine.executors import Model
+from .engine.moments import Moments
+from .engine.options import RunOptions, chosen
+from .engine.partial import Mergeable
+from .engine.recording import layer_numbers, numbers, per_layer
+from .engine.run import CorpusFacts, run
+from .engine.study import Study
+from .engine.tokens import Batch
+from .tables import long
 
 if TYPE_CHECKING:
     import pandas
@@ -53,14 +55,14 @@ class ValueNormDispersion:
 
 
 @dataclass(frozen=True)
-class _Study:
+class _Study(Study):
     layers: tuple[int, ...] | None
-    name: str = "value-norm-dispersion"
+    name: ClassVar[str] = "value-norm-dispersion"
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Mergeable]:
-        kept = per_layer(model, batch, ["attn"], self.layers, lambda norms: numbers(norms.value_norms[0]))
-        lengths = np.stack(list(kept.values())).transpose(0, 2, 1, 3)  # [layer head batch key]
-        return {"norm": Moments.of(lengths[:, :, batch.counted.numpy()])}
+        kept = per_layer(model, batch, ["attn"], self.layers, lambda norms: numbers(norms.value_norms[0]), maps=False)
+        values = np.stack(list(kept.values())).transpose(0, 2, 1, 3)  # [layer head batch key]
+        return {"norm": Moments.of(values[:, :, batch.counted.numpy()])}
 
 
 def value_norm_dispersion(

@@ -7,9 +7,9 @@ import numpy as np
 
 from ..alignment.error_rate import AlignmentErrorRate
 from ..alignment.extraction import METHODS, Method, Setting
-from .correlation import spearman
-from .frames import frame, long
-from .run import CorpusFacts
+from .engine.correlation import spearman
+from .engine.run import CorpusFacts
+from .tables import frame, long
 
 if TYPE_CHECKING:
     import pandas

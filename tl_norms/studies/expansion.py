@@ -1,4 +1,4 @@
-"""How much longer than its input a value vector is (EMNLP 2021, appendix C, Table 8). No corpus needed."""
+"""The norm of a value vector relative to its input's (EMNLP 2021, appendix C, Table 8). No corpus needed."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,9 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..blocks.structure import Affine
 from ..errors import UnsupportedArchitectureError
-from ..plan import Layers, chosen_blocks, reader_of
-from .frames import frame
+from ..options import Layers
+from ..plan import chosen_blocks, reader_of
+from .engine.options import chosen, made
+from .tables import frame
 
 if TYPE_CHECKING:
     import pandas
@@ -53,13 +56,13 @@ def expansion_rate(model: nn.Module, *, layers: Layers = None) -> ExpansionRates
         ExpansionRates: `.paper` and `.released`, [layer].
 
     Raises:
-        UnsupportedArchitectureError: the values are no affine map of the stream's width that can be read.
+        UnsupportedArchitectureError: the values are no affine map of the stream that can be read.
 
     Example:
         >>> studies.expansion_rate(model).to_dataframe()                        # doctest: +SKIP
     """
-    reader = reader_of(model)
-    blocks, _ = chosen_blocks(reader, layers)
+    reader = reader_of(made(model))
+    blocks, _ = chosen_blocks(reader, chosen(layers))
     paper, released = [], []
     for block in blocks:
         step = block.attention()[1]
@@ -69,9 +72,8 @@ def expansion_rate(model: nn.Module, *, layers: Layers = None) -> ExpansionRates
                 f"or a clamp, so that f is not affine and has no expansion rate. Leave the layer out: layers=[...]."
             )
         with torch.no_grad():
-            output = reader.attention_output(step)
-            out, out_bias = _double(output.weight), _double(output.bias, output.weight.shape[1])
-            value, value_bias = _values(model.get_submodule(step.module), step.module, len(out))
+            value, value_bias = _double(reader.attention_values(step))
+            out, out_bias = _double(reader.attention_output(step))
         merged, last_row = value @ out, value_bias @ out
         d = len(merged)
         paper.append(float(((merged**2).sum() + ((last_row + out_bias) ** 2).sum()).sqrt() / d**0.5))
@@ -84,22 +86,7 @@ def expansion_rate(model: nn.Module, *, layers: Layers = None) -> ExpansionRates
     return ExpansionRates(tuple(block.layer for block in blocks), np.array(paper), np.array(released))
 
 
-def _values(attention: nn.Module, name: str, width: int) -> tuple[Tensor, Tensor]:
-    """W_V [d_model, width of all heads], b_V [width], keys and values of grouped heads repeated."""
-    try:
-        weight, bias = attention.W_V, getattr(attention, "b_V", None)
-    except AttributeError as error:
-        raise UnsupportedArchitectureError(f"{name} has no W_V that can be read: {error}.") from error
-    if not isinstance(weight, Tensor) or weight.ndim != 3 or width % weight.shape[-1]:
-        shape = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise UnsupportedArchitectureError(f"{name}.W_V is {shape}; expected [head d_model d_head].")
-    n_heads, _, d_head = weight.shape
-    repeats = width // d_head // n_heads
-    merged = _double(weight).repeat_interleave(repeats, 0).permute(1, 0, 2).flatten(1)
-    if bias is None:
-        return merged, merged.new_zeros(width)
-    return merged, _double(bias).reshape(n_heads, d_head).repeat_interleave(repeats, 0).flatten()
-
-
-def _double(value: Tensor | None, size: int = 0) -> Tensor:
-    return torch.zeros(size, dtype=torch.float64) if value is None else value.detach().double().cpu()
+def _double(affine: Affine) -> tuple[Tensor, Tensor]:
+    """Weight and bias in float64, zeros for no bias."""
+    weight = affine.weight.detach().double().cpu()
+    return weight, weight.new_zeros(weight.shape[1]) if affine.bias is None else affine.bias.detach().double().cpu()

@@ -1,24 +1,26 @@
-"""Whether frequent tokens have short value vectors (EMNLP 2020, section 4.4)."""
+"""Whether frequent tokens have value vectors of small norm (EMNLP 2020, section 4.4)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from ..plan import Layers
+from ..options import Layers
 from ..results import BlockNorms
-from .correlation import LIMIT, Pairs, Spearman
-from .frames import frame
-from .partial import Mergeable
-from .pool import Model
+from .engine.correlation import LIMIT, Pairs, Spearman
+from .engine.executors import Model
+from .engine.options import RunOptions, chosen, whole
+from .engine.partial import Mergeable
+from .engine.recording import numbers, per_layer
+from .engine.run import CorpusFacts, run
+from .engine.study import Study
+from .engine.tokens import Batch, special_ids
 from .ranks import Ranks, frequency_correlation, loaded
-from .recording import chosen, numbers, per_layer
-from .run import CorpusFacts, RunOptions, run
-from .tokens import Batch, special_ids
+from .tables import frame
 
 if TYPE_CHECKING:
     import pandas
@@ -54,13 +56,14 @@ class Frequency:
 
 
 @dataclass(frozen=True)
-class _Study:
+class _Study(Study):
     layers: tuple[int, ...] | None
     exact_pairs: int
-    name: str = "frequency"
+    name: ClassVar[str] = "frequency"
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Mergeable]:
-        kept = per_layer(model, batch, ["attn"], self.layers, lambda norms: self._layer(norms, batch)).values()
+        layers = per_layer(model, batch, ["attn"], self.layers, lambda norms: _layer(norms, batch), maps=False)
+        kept = layers.values()
         weight, norm = (np.mean([part[number] for part in kept], 0) for number in range(2))
         counted = batch.counted.numpy()
         ids = batch.ids.numpy()[counted]
@@ -70,14 +73,14 @@ class _Study:
 
         return {"weight": pairs(weight), "norm": pairs(norm)}
 
-    def _layer(self, norms: BlockNorms, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """α and ‖f(x)‖ of each token, [batch pos]."""
-        assert norms.patterns is not None
-        pattern = norms.patterns[0].double().cpu().mean(1)
-        queries = batch.counted.double()[:, :, None].expand_as(pattern)
-        queries = queries.tril() if norms.causal else queries
-        weight = (pattern * queries).sum(1) / queries.sum(1).clamp_min(1)
-        return numbers(torch.nan_to_num(weight)), numbers(norms.value_norms[0].mean(1))
+
+def _layer(norms: BlockNorms, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """α and ‖f(x)‖ of each token, means over heads, [batch pos]."""
+    weights = norms.attention[0].double().cpu()
+    queries = batch.counted.double()[:, :, None].expand_as(weights)
+    queries = queries.tril() if norms.causal else queries
+    weight = (weights * queries).sum(1) / queries.sum(1).clamp_min(1)
+    return numbers(torch.nan_to_num(weight)), numbers(norms.value_norms[0].mean(1))
 
 
 def frequency(
@@ -97,7 +100,7 @@ def frequency(
         model: the model, or a function without arguments that makes it
         texts: an iterable of texts or token ids
         ranks: "corpus" to count this corpus; a file with lines `rank count token_id`; or token id -> rank. Tokens that
-            are not listed rank behind all others.
+            are not listed rank after all others.
         layers: one layer, several, or None for all
         exact_pairs: up to this many tokens the correlation is exact; above it values are binned
         **options: see `RunOptions`
@@ -112,7 +115,8 @@ def frequency(
         >>> studies.frequency(model, texts, ranks="rank_count_ids.txt").norm    # doctest: +SKIP
     """
     known = loaded(ranks)
-    own, partial, facts = run(model, _Study(chosen(layers), exact_pairs), texts, **options)
+    study = _Study(chosen(layers), whole("exact_pairs", exact_pairs, 0))
+    own, partial, facts = run(model, study, texts, **options)
     found: dict[str, Any] = partial.values
     special = tuple(special_ids(getattr(own, "tokenizer", None)))
     return Frequency(

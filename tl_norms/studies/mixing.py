@@ -2,26 +2,27 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import nn
 from typing_extensions import Unpack
 
-from ..plan import Layers, chain_of, chosen_scopes, reader_of
+from ..options import Layers
+from ..plan import chain_of, chosen_scopes, reader_of
 from ..results import BlockNorms
 from .categories import Categories, category_masks, token_types
-from .correlation import LIMIT, Pairs, Spearman, spearman
-from .errors import StudyInputError
-from .frames import frame, long
-from .measuring import Reading
-from .moments import Moments
-from .partial import Mergeable
-from .pool import Model
+from .engine.correlation import LIMIT, Pairs, Spearman, spearman
+from .engine.executors import Model
+from .engine.moments import Moments
+from .engine.options import RunOptions, chosen, function, share_of_one, whole
+from .engine.partial import Mergeable
+from .engine.recording import layer_numbers, numbers, recorded
+from .engine.run import CorpusFacts, run
+from .engine.study import Reading, Study
+from .engine.tokens import Batch, special_ids
 from .ranks import Ranks, frequency_correlation, loaded
-from .recording import chosen, layer_numbers, numbers, recorded
-from .run import CorpusFacts, RunOptions, run
-from .tokens import Batch, special_ids
+from .tables import frame, long
 
 if TYPE_CHECKING:
     import pandas
@@ -74,12 +75,12 @@ class MixingRatios:
 
 
 @dataclass(frozen=True)
-class _Study:
+class _Study(Study):
     layers: tuple[int, ...] | None
-    categories: Categories
+    types: Categories
     exact_pairs: int
     with_frequency: bool
-    name: str = "mixing-ratio"
+    name: ClassVar[str] = "mixing-ratio"
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Mergeable]:
         norms = recorded(model, batch, None, self.layers, "mixing_ratio").norms
@@ -87,7 +88,7 @@ class _Study:
         values = np.stack(list(by_method.values()))  # [method layer batch query]
         counted = batch.counted.numpy()
         found: dict[str, Mergeable] = {"all": Moments.of(values[..., counted].reshape(len(values), -1))}
-        kinds = category_masks(self.categories, getattr(model, "tokenizer", None), batch)
+        kinds = category_masks(self.types, getattr(model, "tokenizer", None), batch)
         for kind, where in [(OVERALL, counted), *((f"type {kind}", where & counted) for kind, where in kinds.items())]:
             n = where.sum(1)
             found[kind] = Moments.of((values * where).sum(-1) / np.maximum(n, 1), n > 0)  # [method layer]
@@ -99,7 +100,7 @@ class _Study:
 
 
 def ratios(norms: BlockNorms) -> dict[str, np.ndarray]:
-    """method -> mixing ratios [layer batch query], by weights and by vectors."""
+    """method -> mixing ratios [layer batch query], by weights and by norms."""
     found = {"Attn-W": numbers(norms.attention_mixing_ratio())}
     for scope in norms.scopes:
         if scope == "attn_res":
@@ -120,18 +121,19 @@ def mixing_ratio(
     exact_pairs: int = LIMIT,
     **options: Unpack[RunOptions],
 ) -> MixingRatios:
-    """Mixing ratios over a corpus: r_i = |sum_{j≠i} v_ij| / (|sum_{j≠i} v_ij| + |v_ii|), by weights and by vectors.
+    """Mixing ratios over a corpus: r_i = |sum_{j≠i} v_ij| / (|sum_{j≠i} v_ij| + |v_ii|), by weights and by norms.
 
-    Kobayashi et al. 2021: residual connection and layer norm keep far more of a token itself than weights suggest. The
-    paper masks 12 % of the tokens (`mask_tokens=0.12`) for ratios, and none for the correlation with frequency.
+    Kobayashi et al. 2021: residual connection and layer norm keep far more of the token itself than weights suggest.
+    The paper masks 12 % of the tokens (`mask_tokens=0.12`) for ratios, and none for the correlation with frequency.
 
     Args:
         model: the model, or a function without arguments that makes it
         texts: an iterable of texts or token ids
         ranks: "corpus" to count this corpus; a file with lines `rank count token_id`; or token id -> rank
-        types: (tokenizer, ids) -> a name per token; special tokens by name and "other" by default
+        types: (tokenizer, ids) -> a name per token; special tokens by name and "other" by default.
+            With `resume` it must be possible to tell it from others: by code and values, or a string `version`
         mask_tokens: share of the tokens of each text, special ones aside, that the mask token replaces (at least one)
-        seed: of the choice of these tokens, which depends on nothing else but the number of the text
+        seed: of the choice of these tokens, which depends on the number of the text and on nothing else
         layers: one layer, several, or None for all
         exact_pairs: up to this many tokens the correlation with frequency is exact; above it ratios are binned
         **options: see `RunOptions`
@@ -145,11 +147,11 @@ def mixing_ratio(
     Example:
         >>> studies.mixing_ratio(model, texts, mask_tokens=0.12).to_dataframe()     # doctest: +SKIP
     """
-    if mask_tokens is not None and not 0 < mask_tokens < 1:
-        raise StudyInputError(f"mask_tokens is {mask_tokens}; expected a share between 0 and 1, or None.")
+    share = None if mask_tokens is None else share_of_one("mask_tokens", mask_tokens)
     known = loaded(ranks)
-    study = _Study(chosen(layers), types, exact_pairs, mask_tokens is None)
-    reading = Reading(mask_tokens=mask_tokens, seed=seed)
+    named = function("types", types, "of the tokenizer and the ids of a text that gives a name per token")
+    study = _Study(chosen(layers), named, whole("exact_pairs", exact_pairs, 0), share is None)
+    reading = Reading(mask_tokens=share, seed=whole("seed", seed))
     own, partial, facts = run(model, study, texts, reading=reading, **options)
     found: dict[str, Any] = partial.values
     methods = method_names(own)
@@ -157,7 +159,7 @@ def mixing_ratio(
     by_layer = np.stack([found[kind].mean for kind in [OVERALL, *kinds]])
     numbers_of = layer_numbers(own, study.layers)
     special = tuple(special_ids(getattr(own, "tokenizer", None)))
-    tokens = {method: found[f"tokens {method}"] for method in methods} if mask_tokens is None else {}
+    tokens = {method: found[f"tokens {method}"] for method in methods} if share is None else {}
 
     def by_method(values: np.ndarray) -> dict[str, float]:
         return dict(zip(methods, values.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""How frequent each token is: ranks from a file, a mapping, or counted from the corpus itself."""
+"""How frequent each token is: ranks from a file or a mapping, or counted in the corpus itself."""
 
 import os
 from collections.abc import Mapping
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .correlation import Pairs, Spearman, spearman
+from ..files import is_file
+from .engine.correlation import Pairs, Spearman, spearman
+from .engine.options import whole
 from .errors import StudyInputError
 
 Ranks = str | os.PathLike | Mapping[int, int]
@@ -22,25 +24,25 @@ def loaded(ranks: Ranks) -> Mapping[int, int] | None:
     Raises:
         StudyInputError: no such file, or a line of it that holds something else.
     """
-    if isinstance(ranks, Mapping):
-        if not ranks:
-            raise StudyInputError("the ranks are empty; expected token id -> rank.")
-        return dict(ranks)
-    return None if ranks == "corpus" else read_ranks(ranks)
+    if not isinstance(ranks, Mapping):
+        return None if isinstance(ranks, str) and ranks == "corpus" else read_ranks(ranks)
+    if not ranks:
+        raise StudyInputError("the ranks are empty; expected token id -> rank.")
+    return {whole("a token id of ranks", token): whole("a rank", rank) for token, rank in ranks.items()}
 
 
 def read_ranks(path: str | os.PathLike) -> dict[int, int]:
     """Token id -> rank from a file with lines `rank count token_id`, as the papers' authors use it."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise StudyInputError(f"there is no file {str(path)!r} with ranks; give a file, a mapping, or 'corpus'.")
+    if not is_file(path):
+        raise StudyInputError(f"there is no file {str(path)[:200]!r} with ranks; give a file, a mapping, or 'corpus'.")
     found: dict[int, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    text = Path(path).expanduser().read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
-            rank, _, token = (int(part) for part in line.split())
+            rank, _, token = (int(part) for part in line.split() if len(part) < 20)
         except ValueError:
             raise StudyInputError(
-                f"line {number} of {str(path)!r} is {line!r}; expected 'rank count token_id'."
+                f"line {number} of {str(path)!r} is {line[:60]!r}; expected 'rank count token_id'."
             ) from None
         found[token] = rank
     if not found:
@@ -61,7 +63,7 @@ def frequency_correlation(pairs: Pairs, ranks: Mapping[int, int] | None, without
 
     Args:
         pairs: (token id, number) of every token
-        ranks: token id -> rank, None to count the tokens of `pairs`; ids that are not listed rank behind all others
+        ranks: token id -> rank, None to count the tokens of `pairs`; ids that are not listed rank after all others
         without: token ids to leave out
     """
     ids, values, counts = pairs.table()

@@ -1,25 +1,27 @@
-"""Attention weights against vector lengths, per kind of token (EMNLP 2020, Figures 3 and 4, Table 2)."""
+"""Attention weights against norms, per category of source tokens (EMNLP 2020, Figures 3 and 4, Table 2)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from ..plan import Layers
+from ..options import Layers
 from ..results import BlockNorms
 from .categories import Categories, category_masks, token_categories
-from .correlation import LIMIT, Pairs, Spearman
-from .frames import frame, long
-from .moments import Moments
-from .partial import Mergeable
-from .pool import Model
-from .recording import chosen, layer_numbers, numbers, per_layer
-from .run import CorpusFacts, RunOptions, run
-from .tokens import Batch
+from .engine.correlation import LIMIT, Pairs, Spearman
+from .engine.executors import Model
+from .engine.moments import Moments
+from .engine.options import RunOptions, chosen, function, whole
+from .engine.partial import Mergeable
+from .engine.recording import layer_numbers, numbers, patterns, per_layer
+from .engine.run import CorpusFacts, run
+from .engine.study import Study
+from .engine.tokens import Batch
+from .tables import frame, long
 
 if TYPE_CHECKING:
     import pandas
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightAgainstNorm:
-    """What weights say and what lengths say about each category of source tokens.
+    """What attention weights say and what norms say about each category of source tokens.
 
     Attributes:
         categories: along the first axis
@@ -62,15 +64,18 @@ class WeightAgainstNorm:
 
 
 @dataclass(frozen=True)
-class _Study:
+class _Study(Study):
     layers: tuple[int, ...] | None
     categories: Categories
     exact_pairs: int
-    name: str = "weight-against-norm"
+    name: ClassVar[str] = "weight-against-norm"
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Mergeable]:
         kinds = category_masks(self.categories, getattr(model, "tokenizer", None), batch)
-        layers = per_layer(model, batch, ["attn"], self.layers, lambda norms: self._layer(norms, batch, kinds)).values()
+        kept = per_layer(
+            model, batch, ["attn"], self.layers, lambda norms: self._layer(norms, batch, kinds), maps=False
+        )
+        layers = kept.values()
         found: dict[str, Mergeable] = {}
         for kind, where in kinds.items():
             parts = [layer[kind] for layer in layers]
@@ -86,28 +91,27 @@ class _Study:
 
     def _layer(self, norms: BlockNorms, batch: Batch, kinds: dict[str, np.ndarray]) -> dict[str, tuple]:
         """category -> weight, weighted norm and norm [batch head], and pairs."""
-        assert norms.patterns is not None
-        lengths = norms.value_norms[0].double().cpu()  # [batch head key]
+        values = norms.value_norms[0].double().cpu()  # [batch head key]
         queries = batch.counted.double()
-        pattern = norms.patterns[0].double().cpu() * batch.mask[:, None, None, :]
+        pattern = patterns(norms)[0].double().cpu() * batch.mask[:, None, None, :]
         mean = torch.einsum("bhqk,bq->bhk", pattern, queries) / queries.sum(-1).clamp_min(1)[:, None, None]
         found = {}
         for kind, where in kinds.items():
             keys = torch.from_numpy(where)
             own = (keys & batch.counted).double()
-            norm = torch.einsum("bhk,bk->bh", lengths, own) / own.sum(-1).clamp_min(1)[:, None]
-            sums = (numbers(torch.einsum("bhk,bk->bh", value, keys.double())) for value in (mean, mean * lengths))
-            found[kind] = (*sums, numbers(norm), self._pairs(pattern, lengths, keys, batch.counted, norms.causal))
+            norm = torch.einsum("bhk,bk->bh", values, own) / own.sum(-1).clamp_min(1)[:, None]
+            sums = (numbers(torch.einsum("bhk,bk->bh", value, keys.double())) for value in (mean, mean * values))
+            found[kind] = (*sums, numbers(norm), self._pairs(pattern, values, keys, batch.counted, norms.causal))
         return found
 
-    def _pairs(self, pattern, lengths, keys, queries, causal: bool) -> Pairs:
+    def _pairs(self, pattern, values, keys, queries, causal: bool) -> Pairs:
         weights, vectors = [], []
         for row in range(len(pattern)):
             pairs = queries[row][:, None] & keys[row]
             pairs = pairs.tril() if causal else pairs
             weights.append(pattern[row][:, pairs].flatten())
-            vectors.append(lengths[row][:, None, :].expand_as(pattern[row])[:, pairs].flatten())
-        # one merge per layer, not per text: each sorts all cells seen so far
+            vectors.append(values[row][:, None, :].expand_as(pattern[row])[:, pairs].flatten())
+        # one merge per layer, not per text: each merge sorts all cells seen so far
         return Pairs.of(torch.cat(weights), torch.cat(vectors), limit=self.exact_pairs)
 
 
@@ -120,14 +124,16 @@ def weight_against_norm(
     exact_pairs: int = LIMIT,
     **options: Unpack[RunOptions],
 ) -> WeightAgainstNorm:
-    """Attention weights and vector lengths per category of source tokens, and how they correlate.
+    """Attention weights α and norms ‖αf(x)‖ per category of source tokens, and how they correlate.
 
-    Kobayashi et al. 2020, sections 4.2 and 4.3: special tokens and punctuation get large weights, but short vectors.
+    Kobayashi et al. 2020, sections 4.2 and 4.3: special tokens and punctuation get large weights, but their
+    vectors are short.
 
     Args:
         model: the model, or a function without arguments that makes it
         texts: an iterable of texts or token ids
-        categories: (tokenizer, ids) -> a name per token; the paper's by default
+        categories: (tokenizer, ids) -> a name per token; the paper's by default.
+            With `resume` it must be possible to tell it from others: by code and values, or a string `version`
         layers: one layer, several, or None for all
         exact_pairs: up to this many pairs per category the correlation is exact; above it values are binned, and the
             bound of the error is part of the result
@@ -142,7 +148,8 @@ def weight_against_norm(
     Example:
         >>> studies.weight_against_norm(model, texts).correlations()            # doctest: +SKIP
     """
-    study = _Study(chosen(layers), categories, exact_pairs)
+    named = function("categories", categories, "of the tokenizer and the ids of a text that gives a name per token")
+    study = _Study(chosen(layers), named, whole("exact_pairs", exact_pairs, 0))
     own, partial, facts = run(model, study, texts, **options)
     kinds = sorted({name.partition(" ")[2] for name in partial.values})
     found: dict[str, Any] = partial.values

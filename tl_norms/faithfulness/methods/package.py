@@ -4,7 +4,11 @@ Everything is looked up when it is used: what this version of the package does n
 """
 
 import importlib
-from collections.abc import Callable
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -12,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..running import device_of
+from ..running import device_of, pass_on
 from ..targets import Target
 from .reading import row
 from .reference import Baseline, reference_token
@@ -29,13 +33,16 @@ MAPS = (
 )
 
 
-def has(name: str, module: str = "tl_norms") -> bool:
-    """Whether this version of the package has a public function."""
+_shared: ContextVar[dict[tuple[int, ...], tuple[Any, float]] | None] = ContextVar("shared runs", default=None)
+
+
+def has(name: str, module: str = "tl_norms", option: str | None = None) -> bool:
+    """Whether this version of the package has a public function, and that option of it."""
     try:
-        found = importlib.import_module(module)
-        return callable(getattr(found, name, None))
+        function = getattr(importlib.import_module(module), name, None)
     except ImportError:
         return False
+    return callable(function) and (option is None or option in inspect.signature(function).parameters)
 
 
 def attribute(
@@ -48,9 +55,9 @@ def attribute(
 ) -> Float[Tensor, " pos"]:
     """`tl_norms.attribute(...).tokens`: complete attributions."""
     reference = None if baseline is None else reference_token(model, baseline)
-    function = _function("attribute")
-    options: dict[str, Any] = {"ff": ff, "attention": attention, "baseline": reference}
-    return function(_cache(model, tokens), target.exact(tokens.shape[1]), **options).tokens[0]
+    given = {"ff": (ff, "ig"), "attention": (attention, "held"), "baseline": (reference, None)}
+    options: dict[str, Any] = {name: value for name, (value, default) in given.items() if value != default}
+    return _function("attribute")(_cache(model, tokens), target.exact(tokens.shape[1]), **options).tokens[0]
 
 
 def direct(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
@@ -84,9 +91,11 @@ def variants() -> dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]]:
     found: dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]] = {"attribute": (attribute, complete)}
     for rule in ("half", "gate", "drop"):
         found[f"attribute ff={rule}"] = (partial(attribute, ff=rule), complete)
-    found["attribute baseline"] = (partial(attribute, baseline="space"), complete)
-    found["attribute integrated"] = (partial(attribute, attention="integrated"), complete)
-    found["attribute integrated baseline"] = (partial(attribute, attention="integrated", baseline="space"), complete)
+    baseline, integrated = (partial(has, "attribute", option=option) for option in ("baseline", "attention"))
+    found["attribute baseline"] = (partial(attribute, baseline="space"), baseline)
+    found["attribute integrated"] = (partial(attribute, attention="integrated"), integrated)
+    both: Callable[..., Tensor] = partial(attribute, attention="integrated", baseline="space")
+    found["attribute integrated baseline"] = (both, lambda: baseline() and integrated())
     found["direct"] = (direct, partial(has, "direct_attribution"))
     found["lengths"] = (lengths, partial(has, "propagate"))
     for name in MAPS:
@@ -99,6 +108,26 @@ def _function(name: str, module: str = "tl_norms") -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+@contextmanager
+def shared_runs() -> Iterator[None]:
+    """While this lasts, methods that read a cache share one run per input; nobody may change the model meanwhile."""
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
 def _cache(model: Any, tokens: Tensor) -> Any:
+    """The activations of a run; one that was shared costs every method what it cost."""
+    known, key = _shared.get(), (id(model), *tokens[0].tolist())
+    if known is not None and key in known:
+        cache, seconds = known[key]
+        pass_on(forward=len(tokens), seconds=seconds)
+        return cache
+    started = time.perf_counter()
     with torch.no_grad():
-        return model.run_with_cache(tokens.to(device_of(model)))[1]
+        cache = model.run_with_cache(tokens.to(device_of(model)))[1]
+    if known is not None:
+        known[key] = (cache, time.perf_counter() - started)
+    return cache

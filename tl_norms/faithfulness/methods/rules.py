@@ -22,8 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...blocks.modules import activations, is_elementwise, norm_forms, unwrap
-from ...blocks.structure import NormForm
+from ...blocks.forms import norm_form, norm_kind, placed, places
+from ...blocks.modules import default_eps, unwrap
+from ...blocks.structure import NormKind
 from ...errors import UnsupportedArchitectureError
 from ..running import Edit, device_of, embeddings, output
 from ..targets import Target
@@ -81,12 +82,12 @@ class _Points:
     """Hook points of a model by what the rules do there.
 
     Attributes:
-        norms: module path -> its possible forms, empty where a detached hook_scale does it
+        norms: module path -> its form, None where a detached hook_scale does it
         attention: (q, k, v, scores, pattern) of every layer
         feed_forwards: (pre, pre_linear or None, post, module path) of every layer
     """
 
-    norms: dict[str, tuple[NormForm, ...]]
+    norms: dict[str, NormKind | None]
     attention: tuple[tuple[str, str, str, str, str], ...]
     feed_forwards: tuple[tuple[str, str | None, str, str], ...]
     activations: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
@@ -103,12 +104,12 @@ class _Run:
 
     def edits(self) -> dict[str, Edit]:
         edits: dict[str, Edit] = {}
-        for path, forms in self.points.norms.items():
-            if forms:
-                edits[f"{path}.hook_in"] = self._keep(path)
-                edits[f"{path}.hook_out"] = self._held_norm(path, forms)
-            else:
+        for path, kind in self.points.norms.items():
+            if kind is None:
                 edits[f"{path}.hook_scale"] = lambda x: x.detach()
+            else:
+                edits[f"{path}.hook_in"] = self._keep(path)
+                edits[f"{path}.hook_out"] = self._held_norm(path, kind)
         for q, k, v, scores, pattern in self.points.attention:
             edits |= {q: _share(0.25), k: _share(0.25), v: _share(0.5)}
             if self.kind == "gim":
@@ -131,21 +132,20 @@ class _Run:
             )
         return self.seen[name]
 
-    def _held_norm(self, path: str, forms: tuple[NormForm, ...]) -> Edit:
+    def _held_norm(self, path: str, kind: NormKind) -> Edit:
         """The model's own numbers with the derivative of x -> centre(x) / s * gain, s held."""
+        form = norm_form(self.model.get_submodule(path), kind, default_eps(self.model))
 
         def held(y: Tensor) -> Tensor:
             x = self._before(path)
-            errors = []
-            for form in forms:
-                centred = x - x.mean(-1, keepdim=True) if form.center else x
-                scale = (centred.square().mean(-1, keepdim=True) + form.eps).sqrt().detach()
-                linear = centred / scale * (1 if form.gain is None else form.gain.to(x))
-                whole = linear if form.beta is None else linear + form.beta.to(x)
-                errors.append(float((whole - y).detach().norm() / y.detach().norm().clamp(min=1e-12)))
-                if errors[-1] < 1e-3:
-                    return y.detach() + linear - linear.detach()
-            raise UnsupportedArchitectureError(f"{path} is no layer norm that is known (off by {min(errors):.1e}).")
+            centred = x - x.mean(-1, keepdim=True) if form.center else x
+            scale = (centred.square().mean(-1, keepdim=True) + form.eps).sqrt().detach()
+            linear = centred / scale * (1 if form.gain is None else form.gain.to(x))
+            whole = linear if form.beta is None else linear + form.beta.to(x)
+            off = float((whole - y).detach().norm() / y.detach().norm().clamp(min=1e-12))
+            if not off < 1e-3:
+                raise UnsupportedArchitectureError(f"{path} is no layer norm that is known (off by {off:.1e}).")
+            return y.detach() + linear - linear.detach()
 
         return held
 
@@ -177,7 +177,7 @@ class _Run:
         mlp: Any = self.model.get_submodule(path)
         offset = getattr(mlp, "b_in", None) if u is not None and not hasattr(mlp, "original_component") else None
         y = y if offset is None else y - offset  # HookedTransformer adds it to the neurons of a gated feed-forward
-        own = [candidate for candidate in activations(unwrap(mlp)) if is_elementwise(candidate, g.device)]
+        own = [placed(mlp, place) for place in places(mlp, g.device)]
         for candidate in (known[path],) if path in known else (*own, *_FUNCTIONS):
             made = candidate(g) if u is None else candidate(g) * u
             if (made - y).norm() <= 1e-3 * y.norm().clamp(min=1e-12):
@@ -234,8 +234,7 @@ def _read_points(model: nn.Module) -> _Points:
         linear = f"{at}mlp.hook_pre_linear" if f"{at}mlp.hook_pre_linear" in names else None
         attention.append(wanted)
         feed_forwards.append((f"{at}mlp.hook_pre", linear, f"{at}mlp.hook_post", f"{at}mlp"))
-    eps = float(getattr(model.cfg, "eps", 1e-5))
-    norms = {}
+    norms: dict[str, NormKind | None] = {}
     for name in names:
         path = name.removesuffix(".hook_scale")
         if path == name:
@@ -243,8 +242,17 @@ def _read_points(model: nn.Module) -> _Points:
         module = model.get_submodule(path)
         bridged = hasattr(module, "original_component")
         if not bridged or not isinstance(unwrap(module), nn.Identity):
-            norms[path] = norm_forms(module, eps) if bridged else ()
+            norms[path] = _norm_kind(model, module) if bridged else None
     return _Points(norms, tuple(attention), tuple(feed_forwards))
+
+
+@torch.no_grad()
+def _norm_kind(model: nn.Module, norm: nn.Module) -> NormKind:
+    """The form of a bridge's norm, of the stream or of queries and keys."""
+    weight = getattr(unwrap(norm), "weight", None)
+    width = int(model.cfg.d_model) if weight is None else weight.shape[-1]  # type: ignore[union-attr]
+    parameter = next(model.parameters())
+    return norm_kind(norm, default_eps(model), width, parameter.dtype, parameter.device)
 
 
 def _need(model: nn.Module, names: Any, wanted: tuple[str, ...]) -> None:

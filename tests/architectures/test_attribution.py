@@ -1,0 +1,58 @@
+"""Every decoder and encoder with a head of the zoo is attributed exactly at every cut, or refused by name."""
+
+import pytest
+import torch
+
+import tl_norms
+
+from . import zoo
+from .test_zoo import EXACT, cached
+
+REFUSED = {
+    "HrmTextForCausalLM": "several times",
+    "OuroForCausalLM": "several times",
+    "Gemma4ForCausalLM": "not what the next layer reads",
+    "LEDForConditionalGeneration@decoder": "LEDEncoderAttention",
+    "LongT5ForConditionalGeneration@decoder": "hook_pattern",
+    "LongT5ForConditionalGeneration@transient_global_decoder": "LongT5",
+}
+WHOLE = [name for name in EXACT if zoo.SPECS[name].stack != "encoder" and name not in REFUSED]
+TARGETS = [tl_norms.logit(7) - 2 * tl_norms.logit(9, at=2), tl_norms.logit(3, at=1)]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_every_cut_adds_up(name, dtype):
+    spec, made = zoo.SPECS[name], cached(name, dtype)
+    found = tl_norms.attribute(made.cache, TARGETS)
+    tolerance = min(5 * spec.limit(dtype), zoo.FLOAT32)  # contributions can be larger than what they add up to
+    assert float(found.error.max()) < tolerance
+    total = found.tokens.sum(-1)
+    for stack in ("decoder", "encoder") if found.source_stream is not None else (None,):
+        for layer in found.layers:
+            if layer not in found.unattended:  # edges are compared with the value when they are made
+                edges = found.edges(layer, stack)
+                if stack != "encoder":
+                    torch.testing.assert_close(edges.sum((-1, -2)), found.heads[:, layer], rtol=1e-4, atol=1e-5)
+    if found.source_stream is None:
+        left = found.value - total - found.offset[:, 0]
+    else:
+        assert float(found.source_error.max()) < tolerance
+        left = found.value - total - found.source_tokens.sum(-1) - found.source_offset[:, 0]
+    size = torch.maximum(found.stream[:, 0].abs().amax(-1), found.offset[:, 0].abs())
+    assert float((left.abs() / size.clamp_min(found.value.abs())).max()) < 10 * tolerance
+    direct = tl_norms.direct_attribution(made.cache, TARGETS)
+    parts = direct.embed + direct.heads.sum((1, -1, -2)) + direct.ffn.sum(1) + direct.offset
+    parts = parts if direct.source_heads is None else parts + direct.source_heads.sum((1, -1, -2))
+    torch.testing.assert_close(parts, direct.value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_understood_as_a_whole_is_refused_by_name(name):
+    made = cached(name)
+    with pytest.raises(tl_norms.TLNormsError, match=REFUSED[name]):
+        tl_norms.attribute(made.cache, TARGETS)
+
+
+def test_at_least_ninety_architectures_are_attributed():
+    assert len({zoo.SPECS[name].architecture for name in WHOLE}) >= 90

@@ -1,0 +1,163 @@
+"""No fault in any tensor of the mathematics comes back as a number.
+
+Every dataclass of `tl_norms.linear` that a call constructs is listed with its tensors; then the call is made again for
+each of them with one row of that tensor changed by 8 % at that construction. Either it is refused, or nothing that is
+returned has changed.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from architectures import zoo
+from tiny import KINDS, make
+from torch import Tensor
+
+import tl_norms
+import tl_norms.linear
+
+MODULES = [m.name for m in pkgutil.walk_packages(tl_norms.linear.__path__, "tl_norms.linear.")]
+CLASSES = [
+    thing
+    for name in MODULES
+    for thing in vars(importlib.import_module(name)).values()
+    if dataclasses.is_dataclass(thing) and thing.__module__ == name
+]
+FACTOR = 1.08
+
+
+def tensors_of(value, path: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:
+    """Tensors held by one field, those in tuples too."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, tuple):
+        for number, one in enumerate(value):
+            yield from tensors_of(one, (*path, number))
+
+
+def changed(value, path: tuple, last: bool):
+    """The same with one row of one tensor changed: the largest, or the last."""
+    if path:
+        return tuple(changed(one, path[1:], last) if n == path[0] else one for n, one in enumerate(value))
+    if not value.is_floating_point():  # rows of a router: one more or less
+        return value.roll(1, -1)
+    rows = value.clone().reshape(-1, value.shape[-1] if value.ndim > 1 else 1)
+    rows[-1 if last else int(rows.norm(dim=-1).argmax())] *= FACTOR
+    return rows.reshape(value.shape)
+
+
+@contextmanager
+def constructing(visit):
+    """`visit(class, arguments by field)` may change the arguments of every construction."""
+    kept = {cls: cls.__init__ for cls in CLASSES}
+
+    def wrapped(cls, init):
+        names = [field.name for field in dataclasses.fields(cls) if field.init]
+
+        def __init__(self, *args, **options):
+            arguments = dict(zip(names, args, strict=False)) | options
+            visit(cls, arguments)
+            init(self, **arguments)
+
+        return __init__
+
+    for cls, init in kept.items():
+        cls.__init__ = wrapped(cls, init)
+    try:
+        yield
+    finally:
+        for cls, init in kept.items():
+            cls.__init__ = init
+
+
+def sites(call) -> list[tuple[type, int, str, tuple]]:
+    """Every tensor at every construction: class, its how-manieth construction, field, place in a tuple."""
+    found, counts = [], {}
+
+    def visit(cls, arguments):
+        counts[cls] = counts.get(cls, 0) + 1
+        for name, value in arguments.items():
+            found.extend((cls, counts[cls], name, path) for path, tensor in tensors_of(value) if tensor.numel())
+
+    with constructing(visit):
+        call()
+    return found
+
+
+def with_fault(call, site: tuple, last: bool):
+    """The call with one fault."""
+    wanted, number, field, path = site
+    count = 0
+
+    def visit(cls, arguments):
+        nonlocal count
+        if cls is wanted:
+            count += 1
+            if count == number:
+                arguments[field] = changed(arguments[field], path, last)
+
+    with constructing(visit):
+        return call()
+
+
+def numbers(norms: tl_norms.BlockNorms) -> list[Tensor]:
+    """All that a result returns."""
+    ratios = [norms.mixing_ratio(scope) for scope in norms.scopes]
+    return [*(norms[scope] for scope in norms.scopes), *ratios, norms.value_norms, norms.head_norms]
+
+
+def differs(found: list[Tensor], wanted: list[Tensor]) -> bool:
+    """By more than rounding, relative to the largest of the row."""
+    for one, other in zip(found, wanted, strict=True):
+        size = other.abs().amax(-1, keepdim=True).clamp_min(1e-12)
+        if bool(((one - other).abs() > 1e-5 * size).any()):
+            return True
+    return False
+
+
+def case(name: str):
+    """A cache with the stack to analyse."""
+    if name in ("bert", "llama_gqa"):
+        return make(name, KINDS[0]).cache(), None
+    spec = zoo.SPECS[name]
+    try:
+        return zoo.cached(spec).cache, spec.stack
+    except (zoo.NotHere, ValueError) as reason:
+        pytest.skip(str(reason))
+
+
+NAMES = [
+    "bert",
+    "llama_gqa",
+    "MixtralForCausalLM",
+    "GptOssForCausalLM",
+    "BartForConditionalGeneration",
+    "AfmoeForCausalLM",
+]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["largest row", "last row"])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_fault_comes_back_as_a_number(name, last):
+    cache, stack = case(name)
+
+    def call() -> tl_norms.BlockNorms:
+        return tl_norms.block_norms(cache, "all", layers=-1, stack=stack)
+
+    wanted = numbers(call())
+    places = sites(call)
+    assert len({cls for cls, *_ in places}) >= 8, "the mathematics was not seen"
+    silent, refused = [], 0
+    for site in places:
+        try:
+            found = numbers(with_fault(call, site, last))
+        except tl_norms.TLNormsError:
+            refused += 1
+            continue
+        if differs(found, wanted):
+            silent.append(f"{site[0].__name__}.{site[2]}{list(site[3]) or ''} (construction {site[1]})")
+    assert refused > len(places) // 4, "hardly any fault had an effect"
+    assert not silent, f"{len(silent)} of {len(places)} faults came back as numbers: {', '.join(silent)}"

@@ -1,0 +1,286 @@
+"""Where does this logit come from? One backward pass: tokens, heads, edges, feed-forwards.
+
+With the patterns, norm scales and feed-forward coefficients of the run held fixed, the whole model is an affine map.
+A target's direction is carried back through it once; its product with the stream at each layer says what every position
+there gives to the target, completely:
+
+    value = sum_j <g^l_j, x^l_j> + offset[l]            for every cut l
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .attribution_result import Attribution, DirectAttribution, shape_of
+from .backward import carry_back, raise_if_off, relative_error
+from .blocks.activations import Activations, check_cache
+from .errors import UnknownOptionError
+from .linear.carry.direction import direct_through
+from .model_map import ModelMap, hold_model, map_hooks
+from .names import is_post_norm
+from .plan import reader_of
+from .read_targets import read_targets, top_two
+from .targets import Target, TargetError, logit
+
+
+@torch.no_grad()
+def attribute(
+    cache,
+    target: Target | Sequence[Target],
+    *,
+    ff: str = "ig",
+    mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    token_strings: Sequence[str] | None = None,
+    check: bool = True,
+) -> Attribution:
+    """What every input token, head, edge and feed-forward gives to a target, exactly.
+
+    g^l = (M^{T<-l})^T u, the target's direction u carried back to the stream entering layer l through the held map;
+    stream[l, j] = <g^l_j, x^l_j>, tokens = stream[0]. Held fixed: attention patterns, norm scales, the feed-forwards'
+    coefficients (integrated gradients from zero), gates and routers. Biases belong to no token: they are the offset.
+
+    Cuts add up one by one; numbers of different layers do not add up with each other: what a head wrote contains what
+    the layers before it wrote. A model whose norms were folded into its weights gives the same tokens, but its gains'
+    and biases' shares move between offsets and heads.
+
+    Args:
+        cache: an ActivationCache with `required_hooks(model, target=target)`
+        target: one target, or several, which give every field a leading axis
+        ff: how feed-forwards share what they write: "ig"
+        mask: attention mask, [batch pos], needed if the batch is padded
+        source_mask: the encoder's, of an encoder-decoder
+        token_strings: what to call the positions; by default the tokenizer's strings, if the cache holds the token ids
+        check: raise if a cut does not add up; False keeps the error in the result only
+
+    Returns:
+        Attribution: `value` [*batch], `tokens` [*batch pos], `stream` [cut *batch pos], `offset` [cut *batch],
+        `error` [cut], `heads` [layer *batch head], `ffn`, `bypass` [layer *batch pos],
+        `edges(layer)` [*batch head query key]; in the units of the target.
+
+    Raises:
+        DecompositionError: a cut misses the model's own value by more than rounding; nan included.
+        TargetError: the target does not exist in this model or run, or is not affine.
+        MissingActivationError, UnsupportedArchitectureError, MaskError, NonFiniteError, NotACacheError
+
+    Example:
+        >>> target = tl_norms.logit(" are") - tl_norms.logit(" is")             # doctest: +SKIP
+        >>> tl_norms.attribute(cache, target).tokens                            # doctest: +SKIP
+    """
+    model_map, targets = _held(cache, target, ff, mask, source_mask)
+    ending = read_targets(model_map, targets)
+    credit = carry_back(model_map, ending, check)
+    return Attribution.of(
+        credit,
+        target_names=tuple(t.name for t in targets),
+        single=isinstance(target, Target),
+        has_batch=model_map.activations.has_batch,
+        token_strings=_strings(cache, token_strings),
+        model_name=_name(cache.model),
+        tolerance=model_map.stack.tolerance if check else float("inf"),
+    )
+
+
+@torch.no_grad()
+def direct_attribution(
+    cache,
+    target: Target | Sequence[Target],
+    *,
+    mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    check: bool = True,
+) -> DirectAttribution:
+    """What every writer puts into the last stream along the target: direct logit attribution, by source token.
+
+    The direction is carried through the last norm and along the skip connections only, so that every writer (the
+    embedding, each head by source token, each feed-forward) is measured against the same u; what reaches a target
+    through later layers is credited to those layers. Unlike the cuts of `attribute`, all layers add up together.
+    In post-norm models only the last block writes directly: the rest is `embed`, what enters it.
+
+    Args:
+        cache, target, mask, source_mask, check: as for `attribute`; targets at the last stream only
+
+    Returns:
+        DirectAttribution: `embed` [*batch], `heads` [layer *batch head key], `ffn` [layer *batch], `offset` [*batch],
+        which add up to `value` [*batch].
+
+    Raises:
+        As `attribute`.
+
+    Example:
+        >>> tl_norms.direct_attribution(cache, tl_norms.logit(" are")).heads.sum(-1)   # doctest: +SKIP
+    """
+    model_map, targets = _held(cache, target, "ig", mask, source_mask)
+    ending = read_targets(model_map, targets)
+    stack = model_map.stack
+    chain = next(block.scopes for block in reversed(stack.reader.blocks()) if block is not None)
+    first = stack.n_layers - 1 if is_post_norm(chain) else 0
+    g, offset = ending.at(stack.n_layers), ending.constant
+    n, b = ending.value.shape
+    heads: list[Tensor | None] = [None] * stack.n_layers
+    crossing: list[Tensor | None] = [None] * stack.n_layers
+    ffn = ending.value.new_zeros(stack.n_layers, n, b)
+    for number in range(stack.n_layers - 1, first - 1, -1):
+        credit = direct_through(stack.layer(number), g)
+        offset = offset + credit.offset
+        heads[number], crossing[number], ffn[number] = credit.heads, credit.crossing_heads, credit.ffn
+        g = credit.entering + (ending.covectors[number] if number in ending.covectors else 0)
+    embed = (g * stack.stream(first)).sum(-1)
+    rows = [_filled(part, ending.value) for part in (heads, crossing)]
+    parts = [embed, ffn.permute(1, 2, 0)]
+    parts += [row.permute(1, 2, 0, 3, 4).flatten(2) for row in rows if row is not None]
+    error = relative_error(ending.value, offset, *parts)
+    if check:
+        raise_if_off(error, stack.tolerance, "the direct attribution", ending.names)
+    single = isinstance(target, Target)
+
+    def shape(value: Tensor, before: int) -> Tensor:
+        return shape_of(value, before, single, model_map.activations.has_batch)
+
+    return DirectAttribution(
+        value=shape(ending.value, 0),
+        embed=shape(embed.sum(-1), 0),
+        heads=shape(rows[0], 1),
+        ffn=shape(ffn, 1),
+        offset=shape(offset, 0),
+        error=error[0] if single else error,
+        source_heads=None if rows[1] is None else shape(rows[1], 1),
+        target_name=targets[0].name if single else tuple(t.name for t in targets),
+        model_name=_name(cache.model),
+    )
+
+
+def run_with_attribution(
+    model: nn.Module,
+    *model_args: Any,
+    target: Target | Sequence[Target],
+    ff: str = "ig",
+    mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    check: bool = True,
+    **model_kwargs: Any,
+) -> tuple[Any, Attribution]:
+    """Run the model and attribute a target, keeping only what the cuts need instead of a full cache.
+
+    Args:
+        model: the model
+        *model_args, **model_kwargs: what the model is called with
+        target, ff, mask, source_mask, check: as for `attribute`; the masks are not passed on to the model
+
+    Returns:
+        The model's output and the Attribution, equal to that of a full cache.
+
+    Raises:
+        As `attribute`.
+
+    Example:
+        >>> logits, why = tl_norms.run_with_attribution(model, text, target=tl_norms.logit(" are"))  # doctest: +SKIP
+    """
+    names = attribution_hooks(model)
+    with torch.no_grad():
+        output, cache = model.run_with_cache(*model_args, names_filter=names, **model_kwargs)
+    return output, attribute(cache, target, ff=ff, mask=mask, source_mask=source_mask, check=check)
+
+
+@torch.no_grad()
+def top_target(cache, at: int = -1, *, mask: Tensor | None = None, source_mask: Tensor | None = None) -> Target:
+    """The predicted token against the runner-up.
+
+    Args:
+        cache: an ActivationCache of one sentence (a batch of several has no common target)
+        at: the position whose prediction it is; negative from the last real token
+
+    Returns:
+        logit(first) - logit(second).
+
+    Raises:
+        TargetError: the model has no logits, the position does not exist, or the rows of a batch predict differently.
+
+    Example:
+        >>> tl_norms.attribute(cache, tl_norms.top_target(cache))               # doctest: +SKIP
+    """
+    check_cache(cache)
+    model_map = _map(cache, mask, source_mask)
+    pairs = set(top_two(model_map, at))
+    if len(pairs) > 1:
+        raise TargetError(
+            "the rows of this batch predict different tokens; name the target: tl_norms.logit(...), or take one row."
+        )
+    (first, second) = pairs.pop()
+    tokenizer = getattr(cache.model, "tokenizer", None)
+    made = logit(first, at) - logit(second, at)
+    if tokenizer is None:
+        return made
+    names = [logit(tokenizer.decode([token]), at).name for token in (first, second)]
+    return made.named(" - ".join(names))
+
+
+@torch.no_grad()
+def last_stream(cache) -> Float[Tensor, "batch pos d_model"]:
+    """What leaves the last block, which directions at `layer=None` are read off."""
+    check_cache(cache)
+    stack = _map(cache, None, None).stack
+    return stack.stream(stack.n_layers)
+
+
+def attribution_hooks(model: nn.Module) -> list[str]:
+    """The activations that `attribute` needs, as a `names_filter` for `run_with_cache`.
+
+    Args:
+        model: the model that will be run
+
+    Raises:
+        UnsupportedArchitectureError: the model is not understood as a whole.
+    """
+    names = map_hooks(model, reader_of(model))
+    points = getattr(model, "hook_dict", {})
+    return names + [name for name in ("embed.hook_in",) if name in points]
+
+
+def _held(
+    cache, target: Target | Sequence[Target], ff: str, mask: Tensor | None, source_mask: Tensor | None
+) -> tuple[ModelMap, list[Target]]:
+    check_cache(cache)
+    if ff != "ig":
+        raise UnknownOptionError(f"ff is {ff!r}; expected 'ig'.")
+    targets = [target] if isinstance(target, Target) or not isinstance(target, Sequence) else list(target)
+    return _map(cache, mask, source_mask), targets
+
+
+def _map(cache, mask: Tensor | None, source_mask: Tensor | None) -> ModelMap:
+    reader = reader_of(cache.model)
+    return hold_model(
+        cache.model, Activations(cache.cache_dict, cache.has_batch_dim, reader, mask, source_mask), reader
+    )
+
+
+def _filled(rows: list[Tensor | None], value: Tensor) -> Tensor:
+    """[layer t b h k] with zeros for layers that write nothing directly."""
+    there = [row for row in rows if row is not None]
+    if not there:
+        return None  # pyright: ignore[reportReturnType]
+    width = max(row.shape[-2] for row in there)
+    filled = value.new_zeros(len(rows), *value.shape, width, there[0].shape[-1])
+    for number, row in enumerate(rows):
+        if row is not None:
+            filled[number, ..., : row.shape[-2], :] = row
+    return filled
+
+
+def _strings(cache, given: Sequence[str] | None) -> tuple[tuple[str, ...], ...] | None:
+    """The strings of the tokens of every row."""
+    if given is not None:
+        return (tuple(given),)
+    ids, tokenizer = cache.cache_dict.get("embed.hook_in"), getattr(cache.model, "tokenizer", None)
+    if tokenizer is None or not isinstance(ids, Tensor) or ids.is_floating_point():
+        return None
+    rows = ids if ids.ndim == 2 else ids[None]
+    return tuple(tuple(tokenizer.decode([token]) for token in row) for row in rows.tolist())
+
+
+def _name(model: nn.Module) -> str:
+    name = getattr(getattr(model, "cfg", None), "model_name", None)
+    return str(name or type(getattr(model, "original_model", model)).__name__)

@@ -1,0 +1,363 @@
+"""The result of an attribution: numbers by token, cut, head, edge and feed-forward, and how they print themselves."""
+
+import html
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .backward import Credit, KeptAttention, StackCredit, raise_if_off, relative_error
+from .errors import MissingExtraError, UnknownLayerError, UnknownOptionError
+from .linear.carry.direction import edge_credits
+
+Kind = Literal["edges", "heads", "tokens", "ffn"]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The strongest parts, largest absolute value first; rows of names and one number."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+    def __iter__(self):
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> tuple[Any, ...]:
+        return self.rows[number]
+
+    def to_dataframe(self):
+        """As a pandas DataFrame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return _pandas().DataFrame(list(self.rows), columns=list(self.columns))
+
+    def _cells(self) -> list[list[str]]:
+        return [list(self.columns)] + [
+            [f"{cell:+.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in self.rows
+        ]
+
+    def __repr__(self) -> str:
+        cells = self._cells()
+        widths = [max(len(row[k]) for row in cells) for k in range(len(self.columns))]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells
+        )
+
+    def _repr_html_(self) -> str:
+        head, *rows = [[html.escape(cell) for cell in row] for row in self._cells()]
+        lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+        lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
+        return f"<table>{''.join(lines)}</table>"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Attribution:
+    """What every part of a run gives to a target. For a list of targets every field has a leading target axis.
+
+    Attributes:
+        value: [*batch], the target as the model gives it
+        tokens: [*batch pos], what each input token gives, through everything: `stream[0]`
+        stream: [cut *batch pos], <g^l_j, x^l_j> for the stream entering each layer, and leaving the last (cut n_layers)
+        offset: [cut *batch], what belongs to no position: the offsets of all later steps
+        error: [cut], |value - sum of stream - offset| relative to the largest of them, worst row of the batch
+        heads: [layer *batch head], what each head moved, over all queries and keys
+        bypass: [layer *batch pos], along the skip connection (and all beside the attention), cut at the values
+        ffn: [layer *batch pos], what the feed-forward wrote at each position
+        source_tokens: [*batch source_pos], of an encoder-decoder: the source's input tokens, through both stacks
+        source_stream, source_offset, source_error: the encoder's cuts; with `tokens` they add up to the value
+        beside: [cut *batch source_pos], what crosses the decoder's cuts in the encoder's output
+        cross_heads: [layer *batch head], heads of cross-attention
+        layers: numbers of all layers; unattended: those without attention (their writing is in the offset) with how
+            long what they write is relative to the stream
+        token_strings, target_name, model_name: for tables
+    """
+
+    value: Float[Tensor, "*batch"]
+    stream: Float[Tensor, "cut *batch pos"]
+    offset: Float[Tensor, "cut *batch"]
+    error: Float[Tensor, " cut"]
+    heads: Float[Tensor, "layer *batch head"]
+    bypass: Float[Tensor, "layer *batch pos"]
+    ffn: Float[Tensor, "layer *batch pos"]
+    layers: tuple[int, ...]
+    target_name: str | tuple[str, ...]
+    model_name: str
+    token_strings: tuple[tuple[str, ...], ...] | None = None
+    unattended: dict[int, float] = field(default_factory=dict)
+    source_stream: Tensor | None = None
+    source_offset: Tensor | None = None
+    source_error: Tensor | None = None
+    beside: Tensor | None = None
+    cross_heads: Tensor | None = None
+    has_targets: bool = False
+    has_batch: bool = True
+    tolerance: float = float("inf")
+    _credit: Credit | None = None
+
+    @classmethod
+    def of(
+        cls,
+        credit: Credit,
+        *,
+        target_names: tuple[str, ...],
+        single: bool,
+        has_batch: bool,
+        token_strings: tuple[tuple[str, ...], ...] | None,
+        model_name: str,
+        tolerance: float,
+    ) -> "Attribution":
+        """The user's axes: [t b ..] in; the target axis first or gone, the batch axis kept or gone."""
+
+        def shaped(value: Tensor | None, before: int = 1) -> Tensor | None:
+            return None if value is None else shape_of(value, before, single, has_batch)
+
+        def whole(value: Tensor, before: int = 1) -> Tensor:
+            return shape_of(value, before, single, has_batch)
+
+        def cut_error(value: Tensor | None) -> Tensor | None:  # [cut t]
+            return None if value is None else value[:, 0] if single else value.movedim(1, 0)
+
+        stack, encoder = credit.stack, credit.encoder
+        error = cut_error(stack.error)
+        return cls(
+            value=whole(credit.value, 0),
+            stream=whole(stack.stream),
+            offset=whole(stack.offset),
+            error=stack.error if error is None else error,
+            heads=whole(stack.heads),
+            bypass=whole(stack.bypass),
+            ffn=whole(stack.ffn),
+            layers=tuple(range(len(stack.kept))),
+            target_name=target_names[0] if single else target_names,
+            model_name=model_name,
+            token_strings=token_strings,
+            unattended=stack.unattended,
+            source_stream=None if encoder is None else shaped(encoder.stream),
+            source_offset=None if encoder is None else shaped(encoder.offset),
+            source_error=None if encoder is None else cut_error(encoder.error),
+            beside=shaped(stack.beside),
+            cross_heads=shaped(stack.crossing_heads),
+            has_targets=not single,
+            has_batch=has_batch,
+            tolerance=tolerance,
+            _credit=credit,
+        )
+
+    @property
+    def tokens(self) -> Float[Tensor, "*batch pos"]:
+        return self.stream.select(1 if self.has_targets else 0, 0)
+
+    @property
+    def source_tokens(self) -> Tensor | None:
+        return None if self.source_stream is None else self.source_stream.select(1 if self.has_targets else 0, 0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the targets."""
+        return (self.target_name,) if isinstance(self.target_name, str) else self.target_name
+
+    def edges(self, layer: int, stack: Literal["decoder", "encoder"] | None = None) -> Tensor:
+        """a^h_ij <g_i, f^h(x_j)>: what each head gives by what it moved from key to query, cut at the values.
+
+        With `bypass[layer]` and the later offsets they add up to the value, which is checked.
+
+        Args:
+            layer: its number, negative from the end
+            stack: "encoder" for the encoder's layers of an encoder-decoder
+
+        Returns:
+            [*batch head query key], in the units of the target. f contains b_V and the pre-norm's bias.
+
+        Raises:
+            UnknownLayerError: there is no such layer, or it has no attention.
+            DecompositionError: they do not add up (weights or cache changed since).
+        """
+        return self._shaped(self._edges(layer, self._stack(stack)))
+
+    def cross_edges(self, layer: int) -> Tensor:
+        """The same for cross-attention: [*batch head query source_key].
+
+        Raises:
+            UnknownLayerError: there is no such layer, or it has no cross-attention.
+        """
+        found = self._stack(None)
+        kept = found.crossed[self._number(layer, found)]
+        if kept is None:
+            raise UnknownLayerError(f"layer {layer} has no cross-attention.")
+        return self._shaped(_edges_of(kept))
+
+    def _edges(self, layer: int, found: StackCredit) -> Tensor:
+        number = self._number(layer, found)
+        kept = found.kept[number]
+        if kept is None:
+            raise UnknownLayerError(
+                f"layer {layer} has no attention; these layers have none: {list(found.unattended)}."
+            )
+        edges = _edges_of(kept)
+        credit = self._whole()
+        # what crosses beside the stream and the edges: the encoder's output, or (in an encoder) the decoder's own input
+        parts = [edges.flatten(2), found.bypass[number]]
+        parts += [] if found.beside is None else [found.beside[number]]
+        error = relative_error(credit.value, found.values_offset[number], *parts)
+        raise_if_off(error, self.tolerance, f"layer {number}, cut at the values", self.names)
+        return edges
+
+    def _stack(self, stack: str | None) -> StackCredit:
+        credit = self._whole()
+        if stack not in (None, "decoder", "encoder"):
+            raise UnknownOptionError(f"stack is {stack!r}; expected 'decoder', 'encoder' or None.")
+        if stack != "encoder":
+            return credit.stack
+        if credit.encoder is None:
+            raise UnknownOptionError("this model has no encoder beside its decoder; leave stack out.")
+        return credit.encoder
+
+    def _whole(self) -> Credit:
+        if self._credit is None:
+            raise UnknownOptionError("this attribution was stored without its edges; attribute the cache again.")
+        return self._credit
+
+    def _number(self, layer: int, found: StackCredit) -> int:
+        n = len(found.kept)
+        if not -n <= layer < n:
+            raise UnknownLayerError(f"there is no layer {layer}: this model has layers 0 to {n - 1}.")
+        return layer % n
+
+    def _shaped(self, value: Tensor) -> Tensor:
+        return shape_of(value, 0, not self.has_targets, self.has_batch)
+
+    def without_edges(self) -> "Attribution":
+        """The same without what edges are made of, which is as large as the streams of a cache."""
+        return replace(self, _credit=None)
+
+    def top(self, k: int = 10, kind: Kind = "edges", *, row: int = 0, target: int = 0) -> Ranking:
+        """The k strongest parts of one kind, by absolute value.
+
+        Args:
+            kind: "edges" (head, query, key), "heads", "tokens" or "ffn" (layer, position)
+            row, target: of the batch and of several targets
+
+        Returns:
+            Ranking: rows of labels (`L0H3`, token strings) and a number; `.to_dataframe()`, prints as a table.
+
+        Raises:
+            UnknownOptionError: another kind.
+        """
+        credit = self._whole()
+        if kind == "tokens":
+            return _ranked(("token",), credit.stack.stream[0, target, row], k, lambda i: (self._label(i[0], row),))
+        if kind == "heads":
+            return _ranked(("head",), credit.stack.heads[:, target, row], k, lambda i: (f"L{i[0]}H{i[1]}",))
+        if kind == "ffn":
+            found = credit.stack.ffn[:, target, row]
+            return _ranked(("layer", "token"), found, k, lambda i: (f"L{i[0]}", self._label(i[1], row)))
+        if kind != "edges":
+            raise UnknownOptionError(f"kind is {kind!r}; expected 'edges', 'heads', 'tokens' or 'ffn'.")
+        columns = ("head", "query", "key")
+        rows: list[tuple[Any, ...]] = []
+        for layer, kept in enumerate(credit.stack.kept):
+            if kept is None:
+                continue
+            edges = self._edges(layer, credit.stack)[target, row]
+
+            def labels(i: tuple[int, ...], layer: int = layer) -> tuple[str, ...]:
+                return f"L{layer}H{i[0]}", self._label(i[1], row), self._label(i[2], row)
+
+            rows += _ranked(columns, edges, k, labels).rows
+        rows.sort(key=lambda one: -abs(one[-1]))
+        return Ranking((*columns, "value"), tuple(rows[:k]))
+
+    def _label(self, position: int, row: int) -> str:
+        strings = self.token_strings
+        if strings is None:
+            return str(position)
+        found = strings[row if row < len(strings) else 0]
+        return f"{found[position]}" if position < len(found) else str(position)
+
+    def to_dataframe(self):
+        """One row per target, row of the batch, cut and position: `target`, `row`, `cut`, `position`, `token`, `value`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        stream = self._whole().stack.stream
+        rows = []
+        for cut, t, b, j in torch.cartesian_prod(*(torch.arange(n) for n in stream.shape)).tolist():
+            rows.append((self.names[t], b, cut, j, self._label(j, b), float(stream[cut, t, b, j])))
+        return _pandas().DataFrame(rows, columns=["target", "row", "cut", "position", "token", "value"])
+
+    def __repr__(self) -> str:
+        shape = ", ".join(f"{name} {list(getattr(self, name).shape)}" for name in ("tokens", "stream", "heads", "ffn"))
+        value = f"{float(self.value):.5g}" if self.value.numel() == 1 else f"{list(self.value.shape)}"
+        name = self.target_name if isinstance(self.target_name, str) else f"{len(self.names)} targets"
+        return f"Attribution({name} = {value} of {self.model_name}: {shape}, error {float(self.error.max()):.1e})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>" + (
+            self.top(20, "tokens")._repr_html_() if self._credit is not None else ""
+        )
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class DirectAttribution:
+    """Direct logit attribution by source token: all parts of all layers add up to the value together.
+
+    Attributes:
+        value: [*batch]
+        embed: [*batch], what enters the first block (in post-norm models: the last block)
+        heads: [layer *batch head key]
+        ffn: [layer *batch]
+        offset: [*batch], biases, and what layers without attention write
+        error: relative to the largest part
+        source_heads: [layer *batch head source_key], of cross-attention
+    """
+
+    value: Float[Tensor, "*batch"]
+    embed: Float[Tensor, "*batch"]
+    heads: Float[Tensor, "layer *batch head key"]
+    ffn: Float[Tensor, "layer *batch"]
+    offset: Float[Tensor, "*batch"]
+    error: Tensor
+    source_heads: Tensor | None
+    target_name: str | tuple[str, ...]
+    model_name: str
+
+    def __repr__(self) -> str:
+        return (
+            f"DirectAttribution({self.target_name} of {self.model_name}: heads {list(self.heads.shape)}, "
+            f"ffn {list(self.ffn.shape)}, error {float(self.error.max()):.1e})"
+        )
+
+
+def shape_of(value: Tensor, before: int, single: bool, has_batch: bool) -> Tensor:
+    """[.. target batch ..] with `before` axes first, as the user has them: the target axis first or gone."""
+    value = value if has_batch else value.select(before + 1, 0)
+    return value.select(before, 0) if single else value.movedim(before, 0)
+
+
+def _edges_of(kept: KeptAttention) -> Tensor:
+    return edge_credits(kept.attended, kept.attention)
+
+
+def _ranked(columns: tuple[str, ...], values: Tensor, k: int, labels) -> Ranking:
+    flat = values.flatten()
+    chosen = flat.abs().topk(min(k, len(flat))).indices
+    places = torch.stack(torch.unravel_index(chosen, values.shape), dim=1).tolist()
+    rows = tuple((*labels(tuple(place)), float(flat[i])) for place, i in zip(places, chosen, strict=True))
+    return Ranking((*columns, "value"), rows)
+
+
+def _pandas():
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingExtraError("tables need pandas: pip install pandas") from error
+    return pandas

@@ -1,0 +1,90 @@
+"""A short run of a whole bridge with its own weights: all activations by name, for value paths and ends to be found on.
+
+Layouts are read block by block (see `short_run`); what joins blocks and stands around them shows only in a run of the
+whole model.
+"""
+
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedArchitectureError
+from .compat import without_switches, without_user_hooks
+
+_TOKENS = 5
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """All activations of a short run by name, what the model returned, and which block inputs fired more than once."""
+
+    tensors: Mapping[str, Tensor]
+    output: Tensor | None
+    repeated: frozenset[str]
+
+
+_runs: "weakref.WeakKeyDictionary[nn.Module, WholeRun]" = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def whole_run(model: nn.Module) -> WholeRun:
+    """A short run of the model, both stacks and both ends; kept while paths and ends are being read (`forget_run`).
+
+    Raises:
+        UnsupportedArchitectureError: the model does not run.
+    """
+    if model not in _runs:
+        counts: dict[str, int] = {}
+
+        def count(tensor: Tensor, hook) -> None:
+            counts[hook.name] = counts.get(hook.name, 0) + 1
+
+        stacks = [name for name, _ in model.named_children() if name.endswith("blocks")]
+        inputs = [f"{stack}.{layer}.hook_in" for stack in stacks for layer in range(len(getattr(model, stack)))]
+        output, cache = _run(model, [(name, count) for name in inputs])
+        output = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+        repeated = frozenset(name for name, times in counts.items() if times > 1)
+        _runs[model] = WholeRun(cache.cache_dict, output if isinstance(output, Tensor) else None, repeated)
+    return _runs[model]
+
+
+def forget_run(model: nn.Module) -> None:
+    """Let the run go, once everything has been read off it."""
+    _runs.pop(model, None)
+
+
+def _run(model: nn.Module, hooks: list):
+    """What the model returns for a few tokens, and the cache."""
+    size = int(getattr(model.cfg, "d_vocab", 0) or 0)
+    tokens = (torch.arange(_TOKENS) + 5) % size if size > 0 else torch.arange(_TOKENS)
+    tokens = tokens[None].to(next(model.parameters()).device)
+    # a decoder gets one token less: what belongs to its positions and what to the encoder's differ in shape then
+    extra = {"decoder_input": tokens[:, :-1]} if hasattr(model, "decoder_blocks") else {}
+    try:
+        with _in_eval_mode(model), without_switches(model), without_user_hooks(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the bridge names hooks that are switched off
+            with model.hooks(fwd_hooks=hooks):
+                return model.run_with_cache(tokens, **extra)
+    except Exception as error:  # whatever a model raises here, its ends cannot be read
+        raise UnsupportedArchitectureError(
+            f"{type(model.original_model).__name__} could not be run on {_TOKENS} tokens to read its ends "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Without dropout; every module's mode is put back."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

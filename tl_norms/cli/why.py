@@ -1,0 +1,194 @@
+"""`--why`: where a logit, a difference of two, or the likeness to another sentence comes from."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from ..attribution import attribute, attribution_hooks, last_stream, top_target
+from ..attribution_result import Attribution, Ranking
+from ..targets import Target, TargetError, direction, logit
+from .load import TextError, brief
+
+_BAR = 24  # columns of the longest bar on either side
+_STRONGEST = 8
+
+
+@dataclass(frozen=True)
+class Why:
+    """What was asked, and the answer."""
+
+    text: str
+    words: list[str]
+    like: str | None
+    attribution: Attribution
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `--why`."""
+    add = parser.add_argument
+    add("--why", action="store_true", help="where the prediction comes from: tokens, heads, edges, feed-forwards")
+    add("--logit", metavar="TOKEN", help="with --why: this token's logit instead of the predicted one's lead")
+    add("--against", metavar="TOKEN", help="with --logit: minus this token's logit")
+    add("--at", metavar="N", type=int, help="with --why: the position whose prediction it is, default the last")
+    add("--like", metavar="TEXT", help="with --why: the cosine to this sentence's mean-pooled embedding")
+
+
+def refuse(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
+    """Exit with a message where the options of `--why` do not fit together."""
+    if not found.why:
+        for name in ("logit", "against", "at", "like"):
+            if getattr(found, name) is not None:
+                parser.error(f"--{name} belongs to --why")
+        return
+    if found.against is not None and found.logit is None:
+        parser.error("--against TOKEN needs --logit TOKEN")
+    if found.like is not None and (found.logit is not None or found.at is not None):
+        parser.error("--like explains the cosine to a sentence: leave --logit and --at out")
+    for name in ("scope", "layer", "html", "target"):
+        if getattr(found, name) is not None:
+            parser.error(f"--why takes the whole model: leave --{name} out")
+
+
+def explained(
+    model: Any,
+    text: str,
+    *,
+    token: str | None = None,
+    against: str | None = None,
+    at: int | None = None,
+    like: str | None = None,
+    check: bool = True,
+) -> Why:
+    """The attribution of one text.
+
+    Raises:
+        TargetError: a token that the model does not have, or a model without a head and no `like`.
+        TextError: the text has no tokens, or the model cannot be run on it.
+    """
+    at = -1 if at is None else at
+    cache, words = _cache(model, text)
+    if like is not None:
+        target = _likeness(model, cache, like)
+    elif token is None:
+        target = _predicted(cache, at)
+    else:
+        target = logit(_read(token), at)
+        target = target if against is None else target - logit(_read(against), at)
+    return Why(text, words, like, attribute(cache, target, token_strings=words, check=check))
+
+
+def _read(token: str) -> str | int:
+    """A vocabulary id, where a number is given with #."""
+    return int(token[1:]) if token.startswith("#") and token[1:].isdigit() else token
+
+
+def _predicted(cache: Any, at: int) -> Target:
+    try:
+        return top_target(cache, at)
+    except TargetError as error:
+        if "has no head" in str(error):
+            raise TargetError(
+                "this model has no head, so it predicts no token. Its targets are directions of its last layer: "
+                'tl-norms --why --like "another sentence" explains the cosine to that sentence\'s embedding; in '
+                "Python, tl_norms.direction(vector, at=...)."
+            ) from error
+        raise
+
+
+def _likeness(model: Any, cache: Any, like: str) -> Target:
+    """<mean of this text's vectors, the other's>, both at length one: this text's own length is held."""
+    other, _ = _cache(model, like)
+    mine, theirs = (_pooled(one) for one in (cache, other))
+    n = last_stream(cache).shape[1]
+    scaled = theirs / (mine.norm() * theirs.norm())
+    return direction(scaled, at=torch.full((n,), 1 / n)).named(f"cosine to {like!r}")
+
+
+def _pooled(cache: Any) -> Tensor:
+    return last_stream(cache)[0].mean(0)
+
+
+def _cache(model: Any, text: str) -> tuple[Any, list[str]]:
+    """A cache of what an attribution needs, and the tokens as strings, as the tokenizer itself gives them."""
+    if getattr(model, "tokenizer", None) is None:
+        raise TextError("this model has no tokenizer, so it cannot be given a text.")
+    tokens = model.tokenizer(text, return_tensors="pt").input_ids
+    context = int(getattr(model.cfg, "n_ctx", 0) or 0)
+    if tokens.shape[1] == 0:
+        raise TextError("the text has no tokens.")
+    if 0 < context < tokens.shape[1]:
+        raise TextError(f"the text has {tokens.shape[1]} tokens, more than the {context} of this model's context.")
+    hooks = attribution_hooks(model)
+    try:
+        with torch.no_grad():
+            _, cache = model.run_with_cache(tokens.to(next(model.parameters()).device), names_filter=hooks)
+    except Exception as error:  # the model's own code
+        raise TextError(f"the model could not be run on this text: {type(error).__name__}: {brief(error)}") from error
+    return cache, [model.tokenizer.decode([token]) for token in tokens[0].tolist()]
+
+
+def numbers(why: Why, k: int = _STRONGEST) -> dict[str, Any]:
+    """Everything as plain Python values, for `--json`."""
+    found = why.attribution
+    return {
+        "text": why.text,
+        "target": found.target_name,
+        "value": float(found.value[0]),
+        "tokens": [
+            {"position": j, "token": word, "value": float(found.tokens[0, j])} for j, word in enumerate(why.words)
+        ],
+        "offset": float(found.offset[0, 0]),
+        "stream": found.stream[:, 0].tolist(),
+        "heads": found.heads[:, 0].tolist(),
+        "edges": [dict(zip(("head", "query", "key", "value"), row, strict=True)) for row in found.top(k)],
+        "feed_forwards": [dict(zip(("layer", "token", "value"), row, strict=True)) for row in found.top(k, "ffn")],
+        "unattended_layers": {str(layer): size for layer, size in found.unattended.items()},
+        "error": [float(error) for error in found.error],
+    }
+
+
+def show(why: Why, console: Console | None = None, k: int = _STRONGEST) -> None:
+    """The value, a signed bar per token, the strongest heads, edges and feed-forwards, and the error."""
+    console = console or Console(highlight=False)
+    found = why.attribution
+    console.print(Text(f"{found.target_name} = {float(found.value[0]):+.4f}   ({found.model_name})"))
+    console.print(_bars(why))
+    for title, kind in (("heads", "heads"), ("edges: head, query, key", "edges"), ("feed-forwards", "ffn")):
+        console.print(_table(f"strongest {title}", found.top(k, kind)))
+    if found.unattended:
+        layers = ", ".join(f"{layer} ({size:.0%} of the stream)" for layer, size in found.unattended.items())
+        console.print(Text(f"layers without attention, whose writing is in the offset: {layers}"))
+    console.print(
+        Text(f"completeness: every cut adds up to the value within {float(found.error.max()):.1e} of its largest part")
+    )
+
+
+def _bars(why: Why) -> Table:
+    values = [float(value) for value in why.attribution.tokens[0]]
+    rows = [*zip(why.words, values, strict=True), ("(no token: biases)", float(why.attribution.offset[0, 0]))]
+    longest = max((abs(value) for _, value in rows), default=0) or 1
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    table.add_column(justify="right", width=_BAR)
+    table.add_column(justify="left", width=_BAR)
+    for word, value in rows:
+        bar = "█" * round(abs(value) / longest * _BAR)
+        left, right = (Text(bar, style="red"), Text("")) if value < 0 else (Text(""), Text(bar, style="green"))
+        table.add_row(Text(repr(word)[1:-1]), f"{value:+.4f}", left, right)
+    return table
+
+
+def _table(title: str, ranking: Ranking) -> Table:
+    table = Table(title=title, box=None, title_justify="left", pad_edge=False)
+    for column in ranking.columns:
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for row in ranking:
+        table.add_row(*(f"{cell:+.4f}" if isinstance(cell, float) else Text(str(cell)) for cell in row))
+    return table

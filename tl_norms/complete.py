@@ -1,0 +1,189 @@
+"""Carry the source vectors of one block through its held steps, and compare every scope with the model.
+
+What is compared is the sum of the terms that maps are made of, at every position; the worst one counts. The error of a
+residual connection is relative to the branch it adds, not to the stream, which may be hundreds of times as long.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .blocks.structure import Add, Attention, Step
+from .errors import DecompositionError
+from .freeze import FrozenBlock
+from .linear.carry.dense import ChosenPairs
+from .linear.carry.pairs import Sources, added, attend, attend_across, start, through
+from .linear.graph import HeldStep
+from .linear.measure.lengths import needs_vectors
+from .linear.measure.spots import Spots, chosen_keys
+from .linear.operators import Mixing
+from .tolerances import TOLERANCE
+
+_COLUMNS = 64  # neurons compared where only their pre-activations are hooked
+
+
+@dataclass(frozen=True)
+class Completed:
+    """Source vectors of one scope, their sum compared with the model's activation."""
+
+    scope: str
+    point: int
+    sources: Sources
+    error: float
+
+
+def completed(frozen: FrozenBlock, scopes: tuple[str, ...], check: bool = True) -> Iterator[Completed]:
+    """Take the steps that the scopes need: each scope as soon as it is made and compared.
+
+    What does not add up is found before anything is built on it; attention is compared whether asked for or not.
+    """
+    block = frozen.block
+    points: dict[int, Sources] = {}
+    frozen.attention()  # which says how many texts and positions there are
+    if block.reads_stream(scopes):
+        points[0] = start(frozen.real(0))
+    for number in block.needed(scopes):
+        step = block.steps[number - 1]
+        points[number] = _carried(frozen, number, points)
+        if step.scope is None or not (step.scope in scopes or isinstance(step.operation, Attention)):
+            continue
+        error = completeness(frozen, step, points, number, check)
+        if step.scope in scopes:
+            yield Completed(step.scope, number, points[number], error)
+
+
+def _carried(frozen: FrozenBlock, number: int, points: dict[int, Sources]) -> Sources:
+    held = frozen.step(number)
+    if isinstance(held.operator, Mixing):
+        values, mixing = frozen.mixing(number)
+        made = attend_across(values, mixing) if frozen.block.crosses(number) else attend(values, mixing)
+    elif held.operator is not None:
+        made = through(held.operator, points[held.reads])
+    elif held.other is not None:
+        made = added(points[held.reads], points[held.other], held.scale, held.other_scale)
+        made = made if held.beside is None else replace(made, rest=made.rest + held.beside)
+    else:
+        raise TypeError("a sum needs two points")
+    return made if held.edit is None else through(held.edit, made)
+
+
+def completeness(frozen: FrozenBlock, step: Step, points: dict[int, Sources], number: int, check: bool = True) -> float:
+    """|total - activation| at the worst position, relative to the largest of the vectors involved.
+
+    nan if TransformerLens has no hook for this scope and the model's own modules cannot tell either.
+
+    Raises:
+        DecompositionError: the error is above the tolerance, or not a number.
+    """
+    activations, sources = frozen.activations, points[number]
+    found = _compared_with(frozen, step)
+    if found is None:
+        return float("nan")
+    total, name = sources.total, " + ".join(step.truth.plus) if step.truth else "what the model's module gives"
+    coarse = torch.finfo(activations.coarsest).eps
+    tolerance = TOLERANCE[activations.coarsest]
+    if step.truth is not None and step.truth.through is not None:  # compare a few of the neurons it is mapped to
+        projection = frozen.reader.projection(step.truth.through)
+        total = total @ projection.weight[:, :_COLUMNS].to(total)
+        total = total if projection.bias is None else total + projection.bias[:_COLUMNS].to(total)
+        found = found[..., :_COLUMNS]
+        size = total.norm(dim=-1)
+    else:
+        branch = points[step.reads] if isinstance(step.operation, Add) else sources
+        scale = step.operation.scale if isinstance(step.operation, Add) else 1.0
+        size = abs(scale) * _largest(branch.others, branch.own, branch.rest, branch.total)
+    rounding = 2 * coarse / tolerance * found.norm(dim=-1)  # of the cached sum itself
+    size = size + rounding if isinstance(step.operation, Add) else torch.maximum(size, found.norm(dim=-1))
+    relative = (total - found).norm(dim=-1) / size.clamp_min(torch.finfo(size.dtype).tiny)
+    if activations.mask is not None:
+        relative = relative[activations.real(relative)]
+    error = float(relative.max()) if relative.numel() else 0.0
+    if check and not error <= tolerance:
+        edited = frozen.suspected_edit(number)
+        if edited is not None:
+            raise DecompositionError(
+                f"layer {frozen.block.layer}, scope {step.scope!r}: the parts miss {name} by {error:.1e} "
+                f"(tolerance {tolerance:.0e}): {edited}. If a hook of yours did that: edits='replace' (its numbers "
+                f"take the place of the sources) or edits='add' (they come on top of them)."
+            )
+        raise DecompositionError(
+            f"layer {frozen.block.layer}, scope {step.scope!r}: the parts miss {name} by {error:.1e} "
+            f"(tolerance {tolerance:.0e}). Likely causes: the model's weights or device changed after the cache "
+            f"was made; a hook edited an activation inside the block during the run; the model was in training "
+            f"mode (call model.eval()). If none applies, the block is not understood: please report it with "
+            f"tl_norms.scopes(model) and the model's name."
+        )
+    return error
+
+
+def _compared_with(frozen: FrozenBlock, step: Step) -> Tensor | None:
+    """The model's activation of a scope: hooked, or what its own module makes of the input that was compared before."""
+    if step.truth is None:
+        return frozen.recomputed(step)
+    found = frozen.activations.truth(step.truth)
+    return found if step.truth.sent_by is None else frozen.sent(step.truth.sent_by, found)
+
+
+def _largest(*parts: Tensor) -> Tensor:
+    return torch.stack([part.norm(dim=-1) for part in parts]).amax(0)
+
+
+def compare_pairs(frozen: FrozenBlock, completed: Completed, lengths: Tensor) -> None:
+    """Norms after a feed-forward, against vectors formed one by one through the held steps: a few for every key.
+
+    Raises:
+        DecompositionError: a norm is another.
+    """
+    sources, n = completed.sources, lengths.shape[1]
+    if needs_vectors(sources):
+        at = frozen.block.attention()[0]
+        pairs = ChosenPairs(chosen_keys(n, n, causal=sources.causal))
+        _compare(frozen, at, pairs, completed.point, lengths[..., :n])
+    crossing = frozen.block.cross()
+    if sources.cross is not None and crossing is not None and needs_vectors(sources.cross):
+        far = lengths[..., n:]
+        pairs = ChosenPairs(chosen_keys(n, far.shape[-1], causal=False, crossed=True))
+        _compare(frozen, crossing[0], pairs, completed.point, far)
+
+
+def _compare(frozen: FrozenBlock, at: int, pairs: ChosenPairs, point: int, lengths: Tensor) -> None:
+    values, mixing = frozen.mixing(at)
+    edit = frozen.step(at).edit
+    points: dict[int, Tensor] = {at: pairs.attended(values, mixing)}
+    points[at] = points[at] if edit is None else edit(points[at])
+    zero = torch.zeros_like(points[at])
+    sizes = {at: points[at].norm(dim=-1)}
+    for number in frozen.block.needed_up_to(point):
+        held = frozen.step(number)
+        if number == at:
+            continue
+        if isinstance(held.operator, Mixing):
+            points[number], sizes[number] = zero, zero[..., 0]
+            continue
+        points[number], sizes[number] = _one_by_one(held, points, sizes, zero)
+    vectors = points[point]
+    spots = Spots(
+        pairs.keys.to(vectors.device),
+        vectors.norm(dim=-1).transpose(0, 1),
+        sizes[point].transpose(0, 1),
+    )
+    spots.compare(lengths, f"layer {frozen.block.layer}: the norms of {frozen.block.steps[point - 1].scope!r}")
+
+
+def _one_by_one(
+    held: HeldStep, points: dict[int, Tensor], sizes: dict[int, Tensor], zero: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A point from those before it, and the size that its rounding is relative to."""
+    read, read_size = points.get(held.reads, zero), sizes.get(held.reads, zero[..., 0])
+    if held.operator is not None:
+        made = held.operator(read)
+        tiny = torch.finfo(made.dtype).tiny
+        size = made.norm(dim=-1) * (read_size / read.norm(dim=-1).clamp_min(tiny)).clamp_min(1)
+        return held.made(made, offsets=False), size
+    other, other_size = zero, zero[..., 0]
+    if held.other is not None:
+        other, other_size = points.get(held.other, zero), sizes.get(held.other, zero[..., 0])
+    made = read * held.scale + other * held.other_scale
+    return held.made(made, offsets=False), read_size * abs(held.scale) + other_size * abs(held.other_scale)

@@ -1,0 +1,136 @@
+"""All numbers of one layer, and the layers as one result."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .blocks.activations import Activations
+from .complete import Completed, compare_pairs, completed
+from .edits import Edit
+from .freeze import FrozenBlock
+from .linear.carry.pairs import CrossSources, Sources
+from .linear.carry.terms import MixedHeads, Mixture, Sent
+from .linear.measure.factors import head_norms
+from .linear.measure.lengths import Shared, needs_vectors, source_norms
+from .plan import Plan
+from .results import BlockNorms, HeadNorms, RunFacts, ScopeNorms
+
+
+@dataclass(frozen=True)
+class LayerNumbers:
+    """The numbers of one layer, with a batch axis; a map is None where only ratios are wanted."""
+
+    layer: int
+    maps: dict[str, Tensor]
+    ratios: dict[str, Tensor]
+    shares: dict[str, Tensor]
+    errors: dict[str, float]
+    value_norms: Tensor
+    pattern: Tensor | None
+    causal: bool
+    edits: tuple[Edit, ...] = ()
+
+    def without_pattern(self) -> "LayerNumbers":
+        """The same, the attention pattern let go."""
+        return replace(self, pattern=None)
+
+
+def layer_numbers(plan: Plan, activations: Activations, block_number: int, *, maps: bool = True) -> LayerNumbers:
+    """Take the steps of one layer, compare every scope with the model, measure."""
+    options, block = plan.options, plan.blocks[block_number]
+    frozen = FrozenBlock(plan.reader, activations, block, options.bias, options.edits)
+    made = list(completed(frozen, plan.scopes, options.check))
+    shared = Shared.of(tuple(one.sources for one in made))
+    heads = heads_of(frozen, made)
+    causal = all(one.sources.causal for one in made)
+    values, lengths = shared.norms_of_heads(heads, causal) if maps else head_norms(heads), {}
+    for one in made if maps else ():
+        sources = one.sources
+        lengths[one.scope] = source_norms(sources, max_memory=options.max_memory, shared=shared, sketch=options.sketch)
+        exact = options.sketch is None or not needs_vectors(sources)
+        if options.check and exact:
+            compare_pairs(frozen, one, lengths[one.scope])
+    return LayerNumbers(
+        layer=block.layer,
+        maps=lengths,
+        ratios={one.scope: one.sources.mixing_ratio() for one in made},
+        shares={one.scope: one.sources.shares() for one in made if one.sources.cross is not None},
+        errors={one.scope: one.error for one in made},
+        value_norms=values,
+        pattern=activations.tensor(block.attention()[1].pattern),
+        causal=causal,
+        edits=tuple(frozen.found),
+    )
+
+
+def heads_of(frozen: FrozenBlock, made: list[Completed] | tuple[Completed, ...] = ()) -> Mixture:
+    """The heads of self-attention before any gate or sum: f(x_j) per head, mixed by the pattern.
+
+    The very mixture that the scopes are made of, where it is one.
+    """
+    values, mixing = frozen.attention()
+    for one in made:
+        sources: Sources | CrossSources | None = one.sources
+        while sources is not None:
+            for term in sources.terms:
+                if not isinstance(term, Mixture) or term.functions or term.scale is not None:
+                    continue
+                if term.pattern is mixing.pattern and term.sent.projection is mixing.weight:
+                    return term
+            sources = None if sources.image is None else sources.image.of
+    return Mixture(Sent(MixedHeads(mixing.pattern, values), mixing.weight))
+
+
+def collected(
+    plan: Plan,
+    layers: list[LayerNumbers],
+    activations: Activations,
+    attention: Tensor | None = None,
+    attention_ratio: Tensor | None = None,
+) -> BlockNorms:
+    """The layers as one result; Attn-W and its mixing ratio in place of the patterns where those are not kept."""
+    has_batch = activations.has_batch
+
+    def stack(rows: list[Tensor]) -> Tensor:
+        return stacked(rows, has_batch)
+
+    scopes = {}
+    for scope in plan.scopes:
+        kept = all(scope in layer.maps for layer in layers)
+        crossed = all(scope in layer.shares for layer in layers)
+        scopes[scope] = ScopeNorms(
+            map=stack([layer.maps[scope] for layer in layers]) if kept else None,
+            mixing_ratio=stack([layer.ratios[scope] for layer in layers]),
+            error=torch.tensor([layer.errors[scope] for layer in layers]),
+            shares=torch.stack([stack([layer.shares[scope][part] for layer in layers]) for part in range(3)])
+            if crossed
+            else None,
+        )
+    patterns = [layer.pattern for layer in layers if layer.pattern is not None]
+    heads = HeadNorms(
+        value_norms=stack([layer.value_norms for layer in layers]),
+        patterns=tuple(p if has_batch else p[0] for p in patterns) if attention_ratio is None else None,
+        attention=attention,
+        attention_ratio=attention_ratio,
+    )
+    masks = [m if m is None or has_batch else m[0] for m in (activations.mask, activations.source_mask)]
+    facts = RunFacts(
+        layers=tuple(layer.layer for layer in layers),
+        skipped=plan.skipped,
+        chain=plan.chain,
+        processing=plan.processing,
+        causal=all(layer.causal for layer in layers),
+        mask=masks[0],
+        source_mask=masks[1],
+        boundary=layers[0].value_norms.shape[-1] if any(layer.shares for layer in layers) else None,
+        sketch=plan.options.sketch,
+        edits=tuple(edit for layer in layers for edit in layer.edits),
+    )
+    return BlockNorms(scopes, heads, facts)
+
+
+def stacked(rows: list[Tensor], has_batch: bool) -> Tensor:
+    """One tensor [layer ...] on the first layer's device, without batch axis if the cache has none."""
+    rows = rows if has_batch else [row[0] for row in rows]
+    return torch.stack([row.to(rows[0].device) for row in rows])

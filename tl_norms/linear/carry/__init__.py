@@ -1,0 +1,1 @@
+"""What can be carried through held operators: pairs of one block, token vectors, directions."""

@@ -1,0 +1,157 @@
+"""Carry covectors back through a held layer: what each of its parts gives to a number read off its output.
+
+g is the covector of what leaves the layer. Of what enters it: g^0 = M^T g, so that <g^0, x> + <what belongs to no
+source> = <g, x'>. The cut at the values splits g^0 in two: along the skip connection (with all that reads the stream
+beside the attention), and through the values.
+
+Axes: *s targets, b batch, q position, k key, h head, e d_head, d d_model.
+"""
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..layers import HeldAttention, HeldLayer
+
+
+@dataclass(frozen=True)
+class LayerCredit:
+    """What one layer gives.
+
+    Attributes:
+        entering: covector of the stream that enters
+        elsewhere: covectors of what is read from elsewhere, by its negative number
+        offset: <g, offset> of all its steps but those of the value path; value_offset: of the value path
+        bypass: what every position gives along the skip connection
+        heads, crossing_heads: what every head writes gives, all queries and keys added
+        ffn: what the feed-forward wrote at every position gives
+        attended, crossed: covectors of what attention and cross-attention write
+    """
+
+    entering: Float[Tensor, "*s b q d"]
+    elsewhere: dict[int, Tensor]
+    offset: Float[Tensor, "*s b"]
+    value_offset: Float[Tensor, "*s b"]
+    bypass: Float[Tensor, "*s b q"]
+    ffn: Float[Tensor, "*s b q"]
+    heads: Float[Tensor, "*s b h"] | None = None
+    crossing_heads: Float[Tensor, "*s b h"] | None = None
+    attended: Float[Tensor, "*s b q d"] | None = None
+    crossed: Float[Tensor, "*s b q d"] | None = None
+
+
+@dataclass
+class _Elsewhere:
+    covectors: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, number: int, g: Tensor) -> None:
+        before = self.covectors.get(number)
+        self.covectors[number] = g if before is None else before + g
+
+
+def back_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"], x: Float[Tensor, "b q d"]) -> LayerCredit:
+    """One layer back, cut at its values on the way; x is the stream that really enters."""
+    attention, crossing = layer.attention, layer.crossing
+    elsewhere = _Elsewhere()
+    cut = 0 if attention is None else attention.values_point
+    found = layer.block.backward({layer.last: g}, elsewhere.covectors, down_to=cut)
+    offset, value_offset, ffn = _zero(g), _zero(g), g.new_zeros(g.shape[:-1])
+    for number, own in enumerate(layer.block.offsets()):
+        covector = found[number]
+        if number > cut and own is not None and covector is not None:
+            offset = offset + inner(covector, own, g)
+    for point, wrote in layer.feed_forwards:
+        covector = found[point]
+        ffn = ffn if covector is None else ffn + (covector * wrote).sum(-1)
+    skip = found[0]
+    entering = g.new_zeros(g.shape) if skip is None else skip
+    bypass = (entering * x).sum(-1)
+    at_values = None if attention is None else found[attention.values_point]
+    if attention is not None and at_values is not None:
+        through = attention.path.transpose(at_values)
+        if attention.reads == 0:
+            entering = entering + through
+        else:
+            elsewhere.add(attention.reads, through)
+        own = attention.path.offset
+        value_offset = value_offset if own is None else inner(at_values, own, g)
+    return LayerCredit(
+        entering,
+        elsewhere.covectors,
+        offset,
+        value_offset,
+        bypass,
+        ffn,
+        None if attention is None else head_sums(at_values, attention, g),
+        None if crossing is None else head_sums(found[crossing.values_point], crossing, g),
+        None if attention is None else found[attention.point],
+        None if crossing is None else found[crossing.point],
+    )
+
+
+def head_sums(at_values: Tensor | None, attention: HeldAttention, g: Tensor) -> Float[Tensor, "*s b h"]:
+    """What every head gives: the covectors of the values with the values, all keys added."""
+    if at_values is None:
+        return g.new_zeros(*g.shape[:-2], attention.values.shape[2])
+    return (at_values * attention.values).sum((-1, -3))
+
+
+def edge_credits(attended: Float[Tensor, "*s b q d"], attention: HeldAttention) -> Float[Tensor, "*s b h q k"]:
+    """a^h_ij <g_i, v^h_j W_O^h>: what every head gives by what it moved from key j to query i."""
+    g = attention.mixing.at_mixed(attended)
+    scores = g.transpose(-3, -2) @ attention.values.permute(0, 2, 3, 1)  # [*s b h q e] @ [b h e k]
+    return scores * attention.mixing.pattern
+
+
+@dataclass(frozen=True)
+class DirectCredit:
+    """What one layer writes gives to a number read off the stream after it, through nothing but its own norms.
+
+    Attributes:
+        entering: covector of the stream that enters, along the skip connection alone
+        offset: of the steps on the way
+        heads, crossing_heads: by source token
+        ffn: all positions added
+    """
+
+    entering: Float[Tensor, "*s b q d"]
+    offset: Float[Tensor, "*s b"]
+    heads: Float[Tensor, "*s b h k"] | None
+    crossing_heads: Float[Tensor, "*s b h k"] | None
+    ffn: Float[Tensor, "*s b"]
+
+
+def direct_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"]) -> DirectCredit:
+    """One layer back along its skip connection; its attention and feed-forward are met as writers."""
+    writers = {point for point, _ in layer.feed_forwards}
+    attentions = [part for part in (layer.attention, layer.crossing) if part is not None]
+    writers |= {part.point for part in attentions}
+    found = layer.block.backward({layer.last: g}, stop=writers)
+    ffn_points = {point for point, _ in layer.feed_forwards}
+    offset, ffn = _zero(g), _zero(g)
+    for number, own in enumerate(layer.block.offsets()):
+        covector = found[number]
+        if own is not None and covector is not None and number not in ffn_points:
+            offset = offset + inner(covector, own, g)
+    for point, wrote in layer.feed_forwards:
+        covector = found[point]
+        ffn = ffn if covector is None else ffn + inner(covector, wrote, g)
+    heads = [None if part is None else _by_key(found[part.point], part) for part in (layer.attention, layer.crossing)]
+    entering = found[0]
+    return DirectCredit(g.new_zeros(g.shape) if entering is None else entering, offset, heads[0], heads[1], ffn)
+
+
+def _by_key(attended: Tensor | None, attention: HeldAttention) -> Tensor | None:
+    if attended is None:
+        return None
+    return (attention.mixing.transpose(attended) * attention.values).sum(-1).transpose(-1, -2)
+
+
+def inner(covector: Tensor, vector: Tensor, like: Float[Tensor, "*s b q d"]) -> Float[Tensor, "*s b"]:
+    """<covector, vector> over all but the leading axes of `like` and the batch."""
+    return (covector * vector).flatten(like.ndim - 2).sum(-1)
+
+
+def _zero(g: Tensor) -> Tensor:
+    return g.new_zeros(g.shape[:-2])

@@ -1,0 +1,295 @@
+"""The terms that source vectors are sums of: how v_ij is made for a block of pairs, and what a linear step does to it.
+
+    Mixture    v_ij = s_i  F(sum_h a^h_ij x^h_j W^h)              attention: heads mixed by the pattern
+    Heads      v_ij = s_i  sum_h a^h_ij t^h_j                     the same from head vectors t already formed
+    Neurons    v_ij = s_i  F((sum_p z^p_ij * c^p_i) W)            a feed-forward or a gate: elementwise, then W
+
+where z^p is itself a sum of terms and F a chain of linear functions of the last axis. Every term can also say what its
+vectors sum to over the keys, from the very tensors its vectors are made of and without forming any pair: that is what
+completeness is checked on.
+
+F is applied to W when a weight is first needed: norms that follow from those of other sources never need it.
+
+Axes: b batch, h head, q query, k key, e d_head, d d_model (or any width in between), m d_mlp.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Linear = Callable[[Tensor], Tensor]
+Queries = slice | Tensor  # a block of them, or their numbers
+
+
+@dataclass(frozen=True)
+class Product:
+    """x -> x @ weight. (Linear functions are objects, not closures, so that what they hold can be seen and copied.)"""
+
+    weight: Float[Tensor, "d m"]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+@dataclass(frozen=True)
+class MixedHeads:
+    """Values mixed by the pattern, before the output projection."""
+
+    pattern: Float[Tensor, "b h q k"]
+    values: Float[Tensor, "b k h e"]
+    crossed: bool = False  # keys are positions of another sequence
+
+    @cached_property
+    def own(self) -> Float[Tensor, "b q m"]:
+        """a_ii v_i of every head."""
+        weights = rearrange(self.pattern.diagonal(dim1=-2, dim2=-1), "b h q -> b q h 1")
+        return rearrange(weights * self.values, "b q h e -> b q (h e)")
+
+    @cached_property
+    def others(self) -> Float[Tensor, "b q m"]:
+        """sum_{j != i} a_ij v_j of every head (of all keys, if those are another sequence's)."""
+        if self.crossed:
+            return rearrange(self.pattern @ self.values.transpose(1, 2), "b h q e -> b q (h e)")
+        mixed = torch.empty_like(self.values)
+        others = torch.empty_like(self.pattern[0, 0])  # one head at a time: no copy of the whole pattern
+        for b in range(len(mixed)):
+            for h in range(self.pattern.shape[1]):
+                others.copy_(self.pattern[b, h]).fill_diagonal_(0)
+                torch.mm(others, self.values[b, :, h], out=mixed[b, :, h])
+        return rearrange(mixed, "b q h e -> b q (h e)")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What attention sends through one output projection: the part of a mixture that linear steps leave alone."""
+
+    mixed: MixedHeads
+    projection: Float[Tensor, "h e d"]
+
+    @cached_property
+    def others(self) -> Float[Tensor, "b q d"]:
+        return self.mixed.others @ rearrange(self.projection, "h e d -> (h e) d")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """v_ij = scale_i * functions(sum_h pattern[h, i, j] * (values[j, h] @ projection[h]))."""
+
+    sent: Sent
+    scale: Float[Tensor, "b q"] | None = None
+    functions: tuple[Linear, ...] = ()
+
+    @property
+    def pattern(self) -> Tensor:
+        return self.sent.mixed.pattern
+
+    @property
+    def values(self) -> Tensor:
+        return self.sent.mixed.values
+
+    @cached_property
+    def weight(self) -> Float[Tensor, "h e d"]:
+        return _through(self.functions, self.sent.projection)
+
+    @property
+    def n_keys(self) -> int:
+        return self.pattern.shape[-1]
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[-1]
+
+    @cached_property
+    def others(self) -> Float[Tensor, "b q d"]:
+        """sum_{j != i} v_ij."""
+        return _scaled(_through(self.functions, self.sent.others), self.scale)
+
+    def mapped(self, function: Linear) -> "Mixture":
+        return replace(self, functions=(*self.functions, function))
+
+    def scaled(self, scale: Tensor) -> "Mixture":
+        return replace(self, scale=scale if self.scale is None else self.scale * scale)
+
+    def into(self, weight: Float[Tensor, "d m"]) -> "Mixture | Heads":
+        """The same through a wide projection: its product with all heads' weights, or of few keys with theirs."""
+        n_batch, n_keys = self.values.shape[:2]
+        if n_batch * n_keys >= self.sent.projection.shape[1]:
+            return self.mapped(Product(weight))
+        vectors = torch.einsum("bkhe,hed->bhkd", self.values, self.weight)
+        return Heads(self.pattern, vectors @ weight, self.scale, self.sent.mixed.crossed)
+
+    def head_vectors(self, batch: int, keys: slice) -> Float[Tensor, "h k d"]:
+        """What each head would send from each key."""
+        return torch.bmm(self.values[batch, keys].transpose(0, 1), self.weight)
+
+    def pairs(self, batch: int, queries: Queries, keys: slice) -> Float[Tensor, "k q d"]:
+        """v_ij for a block of queries and keys (keys first: one small matrix product per key)."""
+        return _mixed(self.pattern, self.scale, self.head_vectors(batch, keys), batch, queries, keys)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A mixture whose head vectors are formed already: v_ij = scale_i * sum_h pattern[h, i, j] * vectors[h, j]."""
+
+    pattern: Float[Tensor, "b h q k"]
+    vectors: Float[Tensor, "b h k d"]
+    scale: Float[Tensor, "b q"] | None = None
+    crossed: bool = False
+
+    @property
+    def n_keys(self) -> int:
+        return self.pattern.shape[-1]
+
+    @property
+    def width(self) -> int:
+        return self.vectors.shape[-1]
+
+    @cached_property
+    def others(self) -> Float[Tensor, "b q d"]:
+        """sum_{j != i} v_ij."""
+        weights = self.pattern if self.crossed else _without_diagonal(self.pattern)
+        return _scaled(torch.einsum("bhqk,bhkd->bqd", weights, self.vectors), self.scale)
+
+    def pairs(self, batch: int, queries: Queries, keys: slice) -> Float[Tensor, "k q d"]:
+        """v_ij for a block of queries and keys."""
+        return _mixed(self.pattern, self.scale, self.vectors[batch, :, keys], batch, queries, keys)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Neurons, or gated values: what the terms of each branch give, times one held coefficient per query and neuron."""
+
+    inputs: "tuple[tuple[Mixture | Heads | Neurons, ...], ...]"  # p of them, each with vectors of width m
+    coefficients: tuple[Tensor, ...]  # p of them, [b q m], or [row m] with `rows`
+    rows: Int[Tensor, "b q"] | None = None  # the row of the coefficients, -1 where they are all zero
+
+    @cached_property
+    def others(self) -> Tensor:
+        """sum_{j != i} of the hidden vectors, [b q m], or [row m] with `rows`."""
+        total: Tensor | None = None
+        for terms, coefficient in zip(self.inputs, self.coefficients, strict=True):
+            share = sum_of_others(terms)
+            share = (share if self.rows is None else share[self.rows >= 0]) * coefficient
+            total = share if total is None else total + share
+        return _some(total)
+
+    def pairs(self, batch: int, queries: Queries, keys: slice) -> Float[Tensor, "k q m"]:
+        """The hidden vectors of a block of pairs; with `rows`, only for the queries that have one."""
+        total: Tensor | None = None
+        chosen: Queries = queries
+        row = None
+        if self.rows is not None:
+            row = self.rows[batch, queries]
+            numbers = torch.arange(self.rows.shape[1], device=row.device)[queries]
+            chosen, row = numbers[row >= 0], row[row >= 0]
+        for terms, coefficient in zip(self.inputs, self.coefficients, strict=True):
+            share = pairs(terms, batch, chosen, keys)
+            factor = coefficient[batch, queries] if row is None else coefficient[row]
+            total = share.mul_(factor) if total is None else total.addcmul_(share, factor)
+        return _some(total)
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """v_ij = scale_i * functions((sum_p inputs_p[i, j] * coefficients_p[i]) @ projection)."""
+
+    hidden: Hidden
+    projection: Float[Tensor, "m d"]
+    scale: Float[Tensor, "b q"] | None = None
+    functions: tuple[Linear, ...] = ()
+
+    @cached_property
+    def weight(self) -> Float[Tensor, "m d"]:
+        return _through(self.functions, self.projection)
+
+    @property
+    def n_keys(self) -> int:
+        return self.hidden.inputs[0][0].n_keys
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[-1]
+
+    @cached_property
+    def others(self) -> Float[Tensor, "b q d"]:
+        """sum_{j != i} v_ij."""
+        total = _through(self.functions, self.hidden.others @ self.projection)
+        if self.hidden.rows is not None:
+            sent = self.hidden.rows >= 0
+            whole = total.new_zeros(*sent.shape, total.shape[-1])
+            whole[sent] = total
+            total = whole
+        return _scaled(total, self.scale)
+
+    def mapped(self, function: Linear) -> "Neurons":
+        return replace(self, functions=(*self.functions, function))
+
+    def scaled(self, scale: Tensor) -> "Neurons":
+        return replace(self, scale=scale if self.scale is None else self.scale * scale)
+
+    def into(self, weight: Float[Tensor, "d m"]) -> "Neurons":
+        return self.mapped(Product(weight))
+
+    def pairs(self, batch: int, queries: Queries, keys: slice, hidden: Tensor | None = None) -> Float[Tensor, "k q d"]:
+        """v_ij for a block of queries and keys; `hidden` if it is known already."""
+        vectors = (self.hidden.pairs(batch, queries, keys) if hidden is None else hidden) @ self.weight
+        if self.hidden.rows is not None:
+            row = self.hidden.rows[batch, queries]
+            some = vectors.new_zeros(len(vectors), len(row), vectors.shape[-1])
+            some[:, row >= 0] = vectors
+            vectors = some
+        if self.scale is not None:
+            vectors *= self.scale[batch, queries, None]
+        return vectors
+
+
+Term = Mixture | Heads | Neurons
+Terms = tuple[Mixture | Neurons, ...]
+
+
+def pairs(terms: tuple[Term, ...], batch: int, queries: Queries, keys: slice) -> Float[Tensor, "k q d"]:
+    """The sum of the terms for a block of queries and keys, j != i, freshly allocated."""
+    first, *others = terms
+    vectors = first.pairs(batch, queries, keys)
+    for term in others:
+        vectors += term.pairs(batch, queries, keys)
+    return vectors
+
+
+def sum_of_others(terms: tuple[Term, ...]) -> Float[Tensor, "b q d"]:
+    """sum_{j != i} v_ij over all terms, from what the vectors themselves are made of."""
+    first, *others = terms
+    return sum((term.others for term in others), first.others)
+
+
+def _through(functions: tuple[Linear, ...], x: Tensor) -> Tensor:
+    return reduce(lambda y, function: function(y), functions, x)
+
+
+def _scaled(vectors: Tensor, scale: Tensor | None) -> Tensor:
+    return vectors if scale is None else vectors * scale[..., None]
+
+
+def _without_diagonal(pattern: Tensor) -> Tensor:
+    identity = torch.eye(pattern.shape[-1], dtype=torch.bool, device=pattern.device)
+    return pattern.masked_fill(identity, 0)
+
+
+def _some(total: Tensor | None) -> Tensor:
+    if total is None:
+        raise ValueError("a hidden layer needs at least one branch")
+    return total
+
+
+def _mixed(
+    pattern: Tensor, scale: Tensor | None, head_vectors: Tensor, batch: int, queries: Queries, keys: slice
+) -> Tensor:
+    weights = pattern[batch, :, :, keys][:, queries].permute(2, 1, 0)  # [k q h]
+    if scale is not None:  # h numbers per pair, where the product has d
+        weights = weights * scale[batch, queries, None]
+    return torch.bmm(weights, head_vectors.transpose(0, 1))

@@ -1,0 +1,53 @@
+"""A held layer of a model: a held block in which attention is cut at the values, and what it reads from elsewhere."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .graph import HeldBlock
+from .operators import Chain, Mixing
+
+
+@dataclass(frozen=True)
+class HeldAttention:
+    """One attention of a held layer, cut at the values.
+
+    Attributes:
+        values_point, point: of the values and of what attention writes, in the held block
+        reads: point 0, or the negative number of what is read from elsewhere
+        values: of every key and head, grouped heads repeated
+        path, mixing: from what is read to the values, and from the values to what is written
+    """
+
+    values_point: int
+    point: int
+    reads: int
+    values: Float[Tensor, "b k h e"]
+    path: Chain
+    mixing: Mixing
+
+
+@dataclass(frozen=True)
+class HeldLayer:
+    """One layer of one run.
+
+    Attributes:
+        block: the held steps; point 0 is the stream that enters, the last point the one that enters the next layer
+        attention, crossing: self- and cross-attention; None where there is none
+        elsewhere: what -1, -2, .. are: the layer whose input is read, or None for the encoder's output
+        feed_forwards: points that feed-forwards write, with what they really wrote
+        written: without attention: how long what this layer adds to the stream is, relative to the stream, mean
+    """
+
+    layer: int
+    block: HeldBlock
+    attention: HeldAttention | None = None
+    crossing: HeldAttention | None = None
+    elsewhere: tuple[int | None, ...] = ()
+    feed_forwards: tuple[tuple[int, Float[Tensor, "b q d"]], ...] = ()
+    written: float = 0.0
+
+    @property
+    def last(self) -> int:
+        return len(self.block.steps)

@@ -1,0 +1,172 @@
+"""The norms of all pairs of a head mixture in O(n^2 H^2), without a vector of width d per pair.
+
+|sum_h a_h t_h| depends on the H weights and on the H x H triangle R of the source's head vectors, R^T R = T T^T:
+|sum_h a_h t_h| = |R a|. The triangle is made once per source. It must be accurate where heads nearly cancel: in
+float32 it is the Cholesky factor of the Gram matrix, accepted where every head keeps a good part of its norm outside
+the span of those before it; where one does not, the Gram matrix is made again in float64 (a float32 one has lost the
+digits that cancel). A singular Gram matrix, and float64, take a QR decomposition instead.
+
+While head vectors are at hand, they are compared with the values and weights that they were made of, and a few vectors
+of pairs are summed up the plain way, for the finished map to be compared with (see `spots`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..carry.terms import Linear, Mixture
+from .spots import Spots, agree, chosen_keys
+
+_CHUNK_BYTES = 2 << 20  # head vectors formed at a time: with their float64 copies they stay in the processor's cache
+_APART = 1 / 16  # a head's squared norm outside the span of the heads before it: float32 is enough above this share
+_FEW_KEYS = 64  # up to here, and two more per head, a batched matrix product beats H^2 / 2 planes
+_TILE_BYTES = 8 << 20  # weights transposed for such a product at a time
+
+
+@dataclass(frozen=True)
+class Factors:
+    """R with |R a| = |sum_h a_h t_h| for every key, zero where g > h, and norms to compare with."""
+
+    triangle: Tensor  # [b g h k]
+    spots: Spots
+
+
+def head_norms(mixture: Mixture) -> Tensor:
+    """|t_h| of every key, the norm of what each head would send: [b h k]."""
+    return _measured(mixture, None)[0]
+
+
+def factored(mixture: Mixture, causal: bool, functions: Sequence[Linear] = ()) -> tuple[Tensor, list[Factors]]:
+    """The norms of head vectors, [b h k], and the factors of the mixture and of its images under linear functions."""
+    return _measured(mixture, functions, causal)
+
+
+def _measured(
+    mixture: Mixture, functions: Sequence[Linear] | None, causal: bool = False
+) -> tuple[Tensor, list[Factors]]:
+    """Norms, and factors unless `functions` is None: the same norms to the last digit either way."""
+    n_batch, n_keys, n_heads = mixture.values.shape[:3]
+    n_queries = mixture.pattern.shape[2]
+    norms = mixture.values.new_empty(n_batch, n_heads, n_keys)
+    keys_of = chosen_keys(n_queries, n_keys, causal=causal, crossed=mixture.sent.mixed.crossed)
+    keys_of = keys_of.to(norms.device)
+    images: list[Linear | None] = [] if functions is None else [None, *functions]
+    triangles = [norms.new_zeros(n_batch, n_heads, n_heads, n_keys) for _ in images]
+    plain = [norms.new_zeros(n_batch, *keys_of.shape) for _ in images]
+    chunk = max(1, _CHUNK_BYTES // (n_heads * mixture.width * mixture.values.element_size()))
+    for b in range(n_batch):
+        for first in range(0, n_keys, chunk):
+            keys = slice(first, min(first + chunk, n_keys))
+            by_head = mixture.head_vectors(b, keys)
+            norms[b, :, keys] = by_head.norm(dim=-1)
+            _compare_heads(mixture, b, keys, by_head, norms[b, :, keys])
+            if not images:
+                continue
+            vectors = by_head.transpose(0, 1)  # [k h d]
+            for number, row in enumerate(keys_of):
+                (query,) = ((row >= keys.start) & (row < keys.stop)).nonzero(as_tuple=True)
+                weights, sent = mixture.pattern[b, :, query, row[query]], by_head[:, row[query] - first]
+                some = torch.einsum("hp,hpd->pd", weights, sent)
+                for function, found in zip(images, plain, strict=True):
+                    found[b, number, query] = (some if function is None else function(some)).norm(dim=-1)
+            for function, triangle in zip(images, triangles, strict=True):
+                triangle[b, :, :, keys] = _triangle(vectors if function is None else function(vectors)).permute(1, 2, 0)
+    sizes = _sizes(mixture, norms, keys_of)
+    return norms, [Factors(t, Spots(keys_of, p, sizes)) for t, p in zip(triangles, plain, strict=True)]
+
+
+def _compare_heads(mixture: Mixture, b: int, keys: slice, by_head: Tensor, norms: Tensor) -> None:
+    """A fixed combination of the head vectors of some keys, against the same of the values, mapped once."""
+    n_heads, n_keys = norms.shape
+    weights = torch.arange(n_heads * n_keys, device=norms.device, dtype=norms.dtype).reshape(n_heads, n_keys)
+    weights = (weights * 1.7).cos()
+    values = torch.einsum("hk,khe->he", weights, mixture.values[b, keys])
+    sent = torch.einsum("he,hed->d", values, mixture.weight)
+    agree(
+        torch.einsum("hk,hkd->d", weights, by_head),
+        sent,
+        (weights.abs() * norms).sum() + norms.max(),
+        "the vectors that heads send",
+    )
+
+
+def _sizes(mixture: Mixture, norms: Tensor, keys_of: Tensor) -> Tensor:
+    """sum_h a_h |t_h| of the chosen pairs, [b s q]: what rounding is relative to where heads cancel."""
+    queries = torch.arange(keys_of.shape[1], device=keys_of.device).expand_as(keys_of)
+    keys = keys_of.clamp_min(0)
+    return (mixture.pattern[:, :, queries, keys].abs() * norms[:, :, keys]).sum(1)
+
+
+def _triangle(vectors: Tensor) -> Tensor:
+    """Upper triangles [k h h] of vectors [k h d]."""
+    if vectors.dtype != torch.float32:
+        return _orthogonal_triangle(vectors)
+    gram = vectors @ vectors.transpose(1, 2)
+    factor, failed = torch.linalg.cholesky_ex(gram, upper=True)
+    apart = factor.diagonal(dim1=1, dim2=2).square() >= _APART * gram.diagonal(dim1=1, dim2=2)
+    doubtful = ((failed != 0) | ~apart.all(-1)).nonzero()[:, 0]
+    if len(doubtful):
+        factor[doubtful] = _careful_triangle(vectors[doubtful].double()).float()
+    return factor
+
+
+def _careful_triangle(vectors: Tensor) -> Tensor:
+    """The same with a Gram matrix in float64, and by QR where even that is singular."""
+    factor, failed = torch.linalg.cholesky_ex(vectors @ vectors.transpose(1, 2), upper=True)
+    singular = failed.nonzero()[:, 0]
+    if len(singular):
+        factor[singular] = _orthogonal_triangle(vectors[singular])
+    return factor
+
+
+def _orthogonal_triangle(vectors: Tensor) -> Tensor:
+    """The same by QR, which never squares the condition number; padded with zero rows when h > d."""
+    triangle = torch.linalg.qr(vectors.transpose(1, 2), mode="r").R
+    missing = vectors.shape[1] - triangle.shape[1]
+    return torch.nn.functional.pad(triangle, (0, 0, 0, missing)) if missing else triangle
+
+
+def mixture_norms(mixture: Mixture, factors: Factors, *, causal: bool, rows: int = 512) -> Tensor:
+    """|sum_h a^h_ij t^h_j| for all pairs (the diagonal included, without any residual): [b q k].
+
+    Raises:
+        DecompositionError: a norm of a pair whose vector was formed is another.
+    """
+    triangle = factors.triangle
+    n_batch, n_heads, n_queries, n_keys = mixture.pattern.shape
+    out = triangle.new_zeros(n_batch, n_queries, n_keys)
+    few_keys = n_keys <= _FEW_KEYS + 2 * n_heads
+    square = _squares_by_products if few_keys else _squares_by_planes
+    if few_keys:
+        rows = max(16, min(rows, _TILE_BYTES // (n_heads * n_keys * out.element_size())))
+    elif causal:
+        rows = min(rows, max(128, n_queries // 4))  # finer pieces skip more of the upper triangle
+    for b in range(n_batch):
+        for first in range(0, n_queries, rows):
+            queries = slice(first, min(first + rows, n_queries))
+            keys = slice(0, queries.stop if causal else n_keys)
+            square(mixture.pattern[b, :, queries, keys], triangle[b, :, :, keys], out[b, queries, keys])
+    out.sqrt_()
+    factors.spots.compare(out, "the norms from factors")
+    if mixture.scale is not None:
+        out *= mixture.scale[..., None].abs()
+    return out
+
+
+def _squares_by_planes(weights: Tensor, triangle: Tensor, out: Tensor) -> None:
+    """sum_g (sum_h R_gh a_h)^2 into out [q k], head by head: the H x H product is too narrow for a matrix product."""
+    component = torch.empty_like(out, memory_format=torch.contiguous_format)
+    planes, rows = weights.unbind(), [row.unbind() for row in triangle.unbind()]
+    for g, row in enumerate(rows):
+        torch.mul(planes[g], row[g], out=component)
+        for h in range(g + 1, len(planes)):
+            component.addcmul_(planes[h], row[h])
+        out.addcmul_(component, component)
+
+
+def _squares_by_products(weights: Tensor, triangle: Tensor, out: Tensor) -> None:
+    """The same as one H x H matrix product per key: with few keys, H^2 / 2 small planes would be mostly overhead."""
+    components = torch.bmm(triangle.permute(2, 0, 1).contiguous(), weights.permute(2, 0, 1).contiguous())  # [k g q]
+    out.copy_(components.square_().sum(1).T)

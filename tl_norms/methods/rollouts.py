@@ -1,0 +1,135 @@
+"""Methods that compose one map per layer into contributions of input positions."""
+
+import torch
+from torch import Tensor
+
+from .. import composition
+from ..linear.measure.measures import measure_of
+from ..names import is_post_norm
+from ..norms import block_norms, decompose
+from ..results import BlockNorms
+from .results import ComposedMaps
+
+
+def attention_rollout(cache, *, mask: Tensor | None = None, stack: str | None = None) -> ComposedMaps:
+    """Attention rollout (Abnar & Zuidema 2020): products of (A + I) / 2.
+
+    A is the attention pattern, mean over heads; I stands for the skip connection, at a weight nobody measured. What
+    values, norms and feed-forwards do is left out, and nothing adds up to an activation.
+
+    Args:
+        cache: an ActivationCache
+        mask, stack: as for `block_norms`
+
+    Returns:
+        ComposedMaps; rows of both maps sum to 1.
+
+    Raises:
+        As `block_norms`; MapError for rows of zeros.
+
+    Example:
+        >>> tl_norms.methods.attention_rollout(cache).rollout[-1]               # doctest: +SKIP
+    """
+    norms, maps = _patterns(cache, mask, stack)
+    return ComposedMaps("attention_rollout", None, norms.layers, maps, composition.rollout(maps))
+
+
+def attention_flow(cache, *, mask: Tensor | None = None, stack: str | None = None) -> ComposedMaps:
+    """Attention flow (Abnar & Zuidema 2020): maximum flows with (A + I) / 2 as capacities, rows brought to 1.
+
+    As `attention_rollout`, but paths share capacities. One maximum flow per layer and pair of positions: seconds for
+    ten positions, minutes for fifty.
+
+    Args:
+        cache, mask, stack: as for `attention_rollout`
+
+    Returns:
+        ComposedMaps; `rollout[l]` holds the flows from above layer l to the input.
+
+    Raises:
+        As `attention_rollout`; MissingExtraError without scipy.
+
+    Example:
+        >>> tl_norms.methods.attention_flow(cache).rollout[-1]                  # doctest: +SKIP
+    """
+    norms, maps = _patterns(cache, mask, stack)
+    return ComposedMaps("attention_flow", None, norms.layers, maps, composition.attention_flow(maps))
+
+
+def norm_rollout(
+    cache, scope: str | None = None, *, normalize: bool = True, mask: Tensor | None = None, stack: str | None = None
+) -> ComposedMaps:
+    """Rollout of norm-based maps: products of ‖v_ij‖ (Kobayashi et al. 2021), rows brought to sum 1.
+
+    The skip connection is inside the scopes from `attn_res` on, so no identity is added. Lengths do not add up: vectors
+    may cancel.
+
+    Args:
+        cache: an ActivationCache
+        scope: a scope, or a paper's name for it; None for the whole attention block ("ATB")
+        normalize: bring rows to sum 1; without it products grow by powers of ten each layer (computed in float64)
+        mask, stack: as for `block_norms`
+
+    Returns:
+        ComposedMaps of the scope.
+
+    Raises:
+        As `block_norms`; MapError for rows of zeros (padding) or numbers that float64 cannot hold.
+
+    Example:
+        >>> tl_norms.methods.norm_rollout(cache).rollout[-1]                    # doctest: +SKIP
+    """
+    norms = block_norms(cache, "ATB" if scope is None else scope, mask=mask, stack=stack)
+    (found,) = norms.scopes
+    maps = composition.normalized(norms[found]) if normalize else norms[found].double()
+    return ComposedMaps("norm_rollout", found, norms.layers, maps, composition.rollout(maps))
+
+
+@torch.no_grad()
+def alti(
+    cache, scope: str | None = None, *, normalize: bool = True, mask: Tensor | None = None, stack: str | None = None
+) -> ComposedMaps:
+    """ALTI (Ferrando et al. 2022): max(0, ‖y_i‖₁ − ‖y_i − v_ij‖₁), rows brought to 1, and products.
+
+    y_i is the real activation, biases included; v_ij ends with the attention block: after its norm in post-LN models,
+    before the next one in pre-LN models. The skip connection is inside, so no identity is added; the feed-forward is
+    left out. Vectors are formed for one query at a time.
+
+    Args:
+        cache: an ActivationCache
+        scope: another scope, or a paper's name for it; None for the authors'
+        normalize: bring rows to sum 1
+        mask, stack: as for `block_norms`
+
+    Returns:
+        ComposedMaps of the scope.
+
+    Raises:
+        As `block_norms`; MapError for rows of zeros, such as padding.
+
+    Example:
+        >>> tl_norms.methods.alti(cache).rollout[-1]                            # doctest: +SKIP
+    """
+    norms = block_norms(cache, "attn", mask=mask, stack=stack)
+    if scope is None:
+        scope = "attn_res_ln" if is_post_norm(norms.chain) else "attn_res"
+    measure, rows = measure_of("alti"), []
+    for layer in norms.layers:
+        parts = decompose(cache, layer, scope, mask=mask, stack=stack)
+        scope, total = parts.scope, parts.total()
+        by_query = [
+            measure.of(parts.vectors(query=query)[..., 0, :, :], total[..., query, None, :])
+            for query in range(total.shape[-2])
+        ]
+        rows.append(torch.stack(by_query, -2))
+    maps = torch.stack([row.to(rows[0].device) for row in rows])
+    maps = composition.normalized(maps) if normalize else maps.double()
+    return ComposedMaps("alti", scope, norms.layers, maps, composition.rollout(maps))
+
+
+def _patterns(cache, mask: Tensor | None, stack: str | None) -> tuple[BlockNorms, Tensor]:
+    """(A + I) / 2 of all layers, rows exactly 1."""
+    norms = block_norms(cache, "attn", mask=mask, stack=stack)
+    patterns = norms.attention
+    identity = torch.eye(patterns.shape[-1], dtype=patterns.dtype, device=patterns.device)
+    return norms, composition.normalized(patterns + identity)

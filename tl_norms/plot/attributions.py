@@ -1,0 +1,179 @@
+"""Where a number of the model's output comes from: cuts by positions, heads by layers, one head.
+
+The results are those of `tl_norms.attribute`: contributions with a sign that add up to the target's value at every cut
+through the model (a cut is what enters a layer; the last is what leaves the last layer).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from ..errors import UnknownLayerError
+from .contributions import is_attribution, on_cpu, one_attribution
+from .draw import Figure, drawn
+from .errors import PlotInputError
+from .maps import head_maps
+from .panels import ScaleOf, coloured
+from .picture import Axis, Cells, Look, LookOptions, Picture, Scale
+from .select import Numbers, Tokens, about, chosen_text, of_text, tokens_of
+from .subjects import NORM, contribution
+from .words import visible
+
+
+def position_map(
+    result: Any,
+    tokens: Tokens | None = None,
+    *,
+    batch: int | None = None,
+    scale: ScaleOf = "shared",
+    **look: Unpack[LookOptions],
+) -> Figure:
+    """Where the answer sits, layer by layer: the contribution of every position at every cut.
+
+    cell[l, j] = <g^l_j, x^l_j>; a row and its rest add up to the target's value.
+
+    Args:
+        result: an attribution
+        tokens, batch, **look: as for `token_strip`
+        scale: "shared" for one scale, "row" for each cut by itself
+
+    Returns:
+        A Figure: rows are cuts from the embeddings down to what leaves the last layer, columns positions and, after
+        the line, what belongs to no position (biases).
+
+    Raises:
+        As `token_strip`.
+
+    Example:
+        >>> plot.position_map(tl_norms.attribute(cache, target))                        # doctest: +SKIP
+    """
+    if not is_attribution(result):
+        raise PlotInputError(f"expected an attribution, as of tl_norms.attribute, got {type(result).__name__}.")
+    found, style = one_attribution(result, tokens, batch), Look(**look)
+    values = np.concatenate([found.stream, found.offset[:, None]], axis=1)
+    n = len(found.words)
+    columns = Axis("token", (*map(visible, found.words), "(rest)"), (*found.positions, ""), n)
+    names = (*map(str, result.layers), "end")
+    rows = Axis("what enters layer", names, ("cut",) * len(names))
+    made = coloured([("", values)], rows, columns, "contribution", True, scale)
+    (panel,) = made.panels
+    wide = max(18.0, min(52.0, (style.width - 190) / (n + 1)))
+    panel = Cells("", panel.values, rows, columns, told=panel.told, size=(wide, 15.0))
+    title = f"{contribution(result)} by layer and position"
+    notes = (about(result, found.words), f"every row adds up to {found.value:+.3g}")
+    return drawn(Picture((panel,), 1, tuple(made.scales), title, tuple(filter(None, notes)), style))
+
+
+def head_grid(result: Any, *, layers: Numbers = None, batch: int | None = None, **look: Unpack[LookOptions]) -> Figure:
+    """Every head by layer: its contribution, or the mean norm of what it moves.
+
+    Args:
+        result: an attribution (`heads`, with a sign), a BlockNorms or CrossNorms (‖αf(x)‖, mean over the pairs that
+            exist), or a tensor [layer *batch head], whose layers are counted from 0
+        layers: one layer, several, or None for all
+        batch: which text, where there are several
+        **look: as for `token_strip`
+
+    Returns:
+        A Figure: rows are layers, columns heads.
+
+    Raises:
+        PlotInputError: other results, or several texts and no `batch`. UnknownLayerError
+
+    Example:
+        >>> plot.head_grid(tl_norms.attribute(cache, target))                           # doctest: +SKIP
+    """
+    if is_attribution(result):
+        value, numbers = on_cpu(result.heads), tuple(result.layers)
+        title, unit = f"{contribution(result)} by head", "contribution"
+        notes = ["heads of one layer add up; those of different layers do not"]
+    elif hasattr(result, "head_norms"):
+        norms = on_cpu(result.head_norms)
+        value, numbers = _mean_over_pairs(result, norms), tuple(result.layers)
+        title, unit, notes = "αf(x) by head: norm, mean over pairs", NORM, []
+    elif isinstance(result, Tensor | np.ndarray) and np.ndim(result) in (2, 3):
+        value = on_cpu(result)
+        numbers, title, unit, notes = tuple(range(len(value))), "Value by head", "value", []
+    else:
+        raise PlotInputError(
+            f"expected an attribution, a BlockNorms or CrossNorms, or a tensor [layer *batch head], got "
+            f"{type(result).__name__}."
+        )
+    text = chosen_text(value.shape[1] if value.ndim == 3 else None, batch)
+    grid = (value if text is None else value[:, text]).double().numpy()
+    wanted = [numbers.index(layer) for layer in _layers(numbers, layers)]
+    rows = Axis("layer", tuple(str(numbers[row]) for row in wanted), ("layer",) * len(wanted))
+    columns = Axis("head", tuple(map(str, range(grid.shape[1]))), ("head",) * grid.shape[1])
+    signed = bool(np.nanmin(grid) < 0)
+    scale = Scale.of([grid[wanted]], unit, signed)
+    panel = Cells("", grid[wanted], rows, columns, size=(30.0, 15.0))
+    words = _known_words(result, text)
+    notes = tuple(filter(None, [about(result, words), *notes]))
+    return drawn(Picture((panel,), 1, (scale,), title, notes, Look(**look)))
+
+
+def head_edges(
+    result: Any,
+    tokens: Tokens | None = None,
+    *,
+    layer: int,
+    head: int,
+    batch: int | None = None,
+    scale: ScaleOf = "shared",
+    **look: Unpack[LookOptions],
+) -> Figure:
+    """One head: what it brings from each source token to each position.
+
+    Args:
+        result: an attribution, whose edges have a sign, or anything that `head_maps` takes
+        tokens, batch, **look: as for `token_strip`
+        layer, head: which one
+        scale: "shared", or "row" for each query by itself
+
+    Returns:
+        A Figure with one map, rows queries and columns keys.
+
+    Raises:
+        As `head_maps`.
+
+    Example:
+        >>> plot.head_edges(tl_norms.attribute(cache, target), layer=17, head=3)        # doctest: +SKIP
+    """
+    if is_attribution(result):
+        look["title"] = look.get("title", f"{contribution(result)} through L{layer}H{head}")
+    return head_maps(result, tokens, layers=layer, heads=head, batch=batch, diagonal=True, scale=scale, **look)
+
+
+def _mean_over_pairs(result: Any, norms: Tensor) -> Tensor:
+    """[layer *batch head query key] over the pairs that exist, [layer *batch head]."""
+    pairs = torch.ones(norms.shape[-2:], dtype=torch.bool)
+    n = norms.shape[-1]
+    if bool(getattr(result, "causal", False)) and norms.shape[-2] == n:
+        pairs = pairs.tril()
+    shape = (*norms.shape[1:-3], 1, *norms.shape[-2:])
+    pairs = pairs.expand(shape)
+    cross = not hasattr(result, "scopes")
+    mask, source = getattr(result, "mask", None), getattr(result, "source_mask", None)
+    for real, axis in ((source if cross else mask, -1), (mask, -2)):
+        if real is not None:
+            real = torch.as_tensor(real).bool().cpu().reshape(*norms.shape[1:-3], 1, -1)
+            pairs = pairs & real.unsqueeze(-2 if axis == -1 else -1)
+    return (norms * pairs).sum((-2, -1)) / pairs.sum((-2, -1)).clamp_min(1)
+
+
+def _layers(numbers: tuple[int, ...], layers: Numbers) -> list[int]:
+    wanted = numbers if layers is None else [layers] if isinstance(layers, int) else list(layers)
+    for layer in wanted:
+        if layer not in numbers:
+            raise UnknownLayerError(f"layer {layer} is not in this result; it has {', '.join(map(str, numbers))}.")
+    return list(wanted)
+
+
+def _known_words(result: Any, batch: int | None) -> list[str]:
+    try:
+        return of_text(tokens_of(result), batch)
+    except PlotInputError:
+        return []

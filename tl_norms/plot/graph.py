@@ -1,0 +1,192 @@
+"""The edges of an attribution that matter, as a graph over layers and positions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from typing_extensions import Unpack
+
+from .colours import NEGATIVE, POSITIVE
+from .contributions import Signed, is_attribution, on_cpu, one_attribution
+from .draw import Figure, drawn
+from .errors import PlotInputError
+from .picture import Dot, Drawing, Label, Look, LookOptions, Picture, Stroke
+from .select import Numbers, Tokens, about, chosen_layers, chosen_text
+from .subjects import contribution
+from .words import characters, visible
+
+NAMED = 8  # strongest edges that are labelled with their heads
+WIDEST, THINNEST = 7.0, 0.8
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What one head brings from a key (a source) to a query; `layer` counts along the layers shown."""
+
+    layer: int
+    head: int
+    query: int
+    key: int
+    value: float
+
+
+def contribution_graph(
+    result: Any,
+    tokens: Tokens | None = None,
+    *,
+    threshold: float = 0.1,
+    absolute: float | None = None,
+    layers: Numbers = None,
+    batch: int | None = None,
+    **look: Unpack[LookOptions],
+) -> Figure:
+    """The edges through which the target's value comes, from the input tokens at the bottom up through the layers.
+
+    An edge (layer, head, query, key) is kept if |a_ij <g_i, f(x_j)>| reaches the threshold. Numbers of one layer add
+    up; those of different layers do not: what a head wrote holds what the layers before it wrote.
+
+    Args:
+        result: an attribution
+        tokens, batch, **look: as for `token_strip`
+        threshold: a share of the largest edge of the layers shown, 0 to 1
+        absolute: a value instead of a share
+        layers: one layer, several, or None for all
+
+    Returns:
+        A Figure. Lines: blue adds, red takes away, width by size; grey lines are the skip connection. Dots: what sits
+        at a position between layers. The strongest edges are labelled with their heads; hover tells all numbers.
+
+    Raises:
+        PlotInputError: other results, a threshold outside 0 to 1, several texts and no `batch`. UnknownLayerError
+
+    Example:
+        >>> plot.contribution_graph(tl_norms.attribute(cache, target), threshold=0.2)   # doctest: +SKIP
+    """
+    if not is_attribution(result) or not callable(getattr(result, "edges", None)):
+        raise PlotInputError(f"expected an attribution, as of tl_norms.attribute, got {type(result).__name__}.")
+    if absolute is None and not 0 < threshold <= 1:
+        raise PlotInputError(f"threshold is {threshold}: expected a share of the largest edge, above 0 and at most 1.")
+    if absolute is not None and not absolute > 0:
+        raise PlotInputError(f"absolute is {absolute}: expected a value above 0.")
+    found, style = one_attribution(result, tokens, batch), Look(**look)
+    places = chosen_layers(result, layers)
+    numbers = [result.layers[place] for place in places]
+    every = [_edges(result, layer, batch) for layer in numbers]
+    largest = max((float(np.abs(edges).max()) for edges in every), default=0.0)
+    least = absolute if absolute is not None else threshold * largest
+    kept = _kept(every, least) if largest else []
+    n = sum(int((edges != 0).sum()) for edges in every)
+    bypass = _bypass(result, places, batch)
+    drawing = _graph(found, places, numbers, kept, bypass, least, largest, style.width)
+    share = "" if absolute is not None else f" ({threshold:.0%} of the largest)"
+    notes = (
+        about(result, found.words),
+        f"{len(kept):,} of {n:,} edges: at least {least:.3g}{share}; grey: skip connection",
+    )
+    title = f"{contribution(result)}: edges of attention"
+    return drawn(Picture((drawing,), 1, (), title, tuple(filter(None, notes)), style))
+
+
+def _edges(result: Any, layer: int, batch: int | None) -> np.ndarray:
+    """[head query key]"""
+    value = on_cpu(result.edges(layer)).double()
+    text = chosen_text(value.shape[0] if value.ndim == 4 else None, batch)
+    return (value if text is None else value[text]).numpy()
+
+
+def _bypass(result: Any, places: list[int], batch: int | None) -> np.ndarray | None:
+    """[layer pos], None if the attribution has none."""
+    value = getattr(result, "bypass", None)
+    if value is None:
+        return None
+    value = on_cpu(value)
+    text = chosen_text(value.shape[1] if value.ndim == 3 else None, batch)
+    return (value if text is None else value[:, text]).double().numpy()[places]
+
+
+def _kept(every: list[np.ndarray], least: float) -> list[Edge]:
+    """The edges that reach the threshold, the strongest last: it is drawn on top."""
+    kept = [
+        Edge(layer, head, query, key, float(edges[head, query, key]))
+        for layer, edges in enumerate(every)
+        for head, query, key in np.argwhere(np.abs(edges) >= least).tolist()
+    ]
+    return sorted(kept, key=lambda edge: abs(edge.value))
+
+
+def _graph(
+    found: Signed,
+    places: list[int],
+    numbers: list[int],
+    kept: list[Edge],
+    bypass: np.ndarray | None,
+    least: float,
+    largest: float,
+    width: int,
+) -> Drawing:
+    words = [visible(word) for word in found.words]
+    longest = max(map(characters, words))
+    left, n = 64.0, len(words)
+    across = max(14.0, min(96.0, (width - left - 60) / n))
+    up = max(15.0, min(64.0, 640 / len(numbers)))
+    turned = across < 6.6 * longest + 6
+    bottom = 8 + up * len(numbers)
+    x = [left + across * (place + 0.5) for place in range(n)]
+    y = [bottom - up * row for row in range(len(numbers) + 1)]
+    strokes = _skips(x, y, words, numbers, bypass, least)
+    together: dict[tuple[int, int, int], list[Edge]] = {}
+    for edge in kept:
+        together.setdefault((edge.layer, edge.query, edge.key), []).append(edge)
+    for (layer, query, key), edges in together.items():
+        total = sum(edge.value for edge in edges)
+        thick = max(THINNEST, WIDEST * min(1.0, abs(total) / (largest or 1)))
+        told = [f"L{numbers[layer]}H{edge.head}: {edge.value:+.3g}" for edge in reversed(edges)]
+        hover = "\n".join([f"{key} {words[key]} → {query} {words[query]}", *told])
+        ends = ((x[key], x[query]), (y[layer], y[layer + 1]))
+        strokes.append(Stroke(*ends, thick, POSITIVE if total > 0 else NEGATIVE, hover))
+    dots, stream = [], found.stream[[*places, places[-1] + 1]]
+    limit = float(np.abs(stream).max()) or 1.0
+    for row, column in np.argwhere(np.abs(stream) >= least).tolist():
+        value = float(stream[row, column])
+        at = f"enters layer {numbers[row]}" if row < len(numbers) else f"leaves layer {numbers[-1]}"
+        hover = f"{column} {words[column]}, {at}\n{value:+.3g}"
+        size = 4 + 9 * (abs(value) / limit) ** 0.5
+        dots.append(Dot(x[column], y[row], size, POSITIVE if value > 0 else NEGATIVE, hover))
+    labels = [Label(x[place], bottom + 10 + 7 * (not turned), word, turned=turned) for place, word in enumerate(words)]
+    step = max(1, int(np.ceil(13 / up)))
+    labels += [Label(left - 10, y[row], str(numbers[row]), "right") for row in range(0, len(numbers), step)]
+    labels.append(Label(10, (y[0] + y[-1]) / 2, "layer", faint=True))
+    labels.append(Label(left - 10, y[-1], "out", "right"))
+    labels += _names(x, y, numbers, kept)
+    height = bottom + 14 + (6.6 * min(longest, 18) if turned else 14)
+    return Drawing("", left + across * n + 20, height, (), tuple(strokes), tuple(dots), tuple(labels))
+
+
+def _names(x: list[float], y: list[float], numbers: list[int], kept: list[Edge]) -> list[Label]:
+    """The heads of the strongest edges, as far as their names do not cover each other."""
+    found: list[Label] = []
+    for edge in reversed(kept):
+        upright = edge.key == edge.query
+        across = x[edge.key] + 0.6 * (x[edge.query] - x[edge.key]) + 6 * upright
+        up = y[edge.layer] + 0.6 * (y[edge.layer + 1] - y[edge.layer]) - 7 * (not upright)
+        name = f"L{numbers[edge.layer]}H{edge.head}"
+        free = not any(abs(label.x - across) < 40 and abs(label.y - up) < 12 for label in found)
+        if free and len(found) < NAMED:
+            found.append(Label(across, up, name, "left" if upright else "center", size=9))
+    return found
+
+
+def _skips(
+    x: list[float], y: list[float], words: list[str], numbers: list[int], bypass: np.ndarray | None, least: float
+) -> list[Stroke]:
+    """What passes a layer along the skip connection."""
+    if bypass is None:
+        return []
+    limit = float(np.abs(bypass).max()) or 1.0
+    strokes = []
+    for row, place in np.argwhere(np.abs(bypass) >= least).tolist():
+        value = float(bypass[row, place])
+        hover = f"{place} {words[place]}, past layer {numbers[row]}\n{value:+.3g}"
+        thick = max(THINNEST, WIDEST * 0.7 * abs(value) / limit)
+        strokes.append(Stroke((x[place], x[place]), (y[row], y[row + 1]), thick, None, hover))
+    return strokes

@@ -1,0 +1,5 @@
+"""How far sums may be from the model's activations: by the least exact dtype of the cache."""
+
+import torch
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
