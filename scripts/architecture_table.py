@@ -78,7 +78,8 @@ def main() -> None:
         "`@` is the encoder, `@decoder` the decoder with its cross-attention.",
         "",
         f"Attribution: {len(whole)} of these architectures are attributed as a whole, from the embeddings to a logit. "
-        "The errors (float64, float32) are what the contributions of all tokens, cuts and edges of all layers miss a difference of two logits by, relative to the largest of them. An encoder-decoder is attributed through "
+        "The errors (float64, float32) are what the contributions of all tokens, cuts and edges of all layers miss a "
+        "difference of two logits by, relative to the largest of them. An encoder-decoder is attributed through "
         "both stacks, in the decoder's row.",
         "",
         f"Made by `{COMMAND}` with "

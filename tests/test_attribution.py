@@ -369,3 +369,59 @@ def test_nan_in_a_contribution_fails():
     error = relative_error(torch.ones(1, 1), torch.zeros(1, 1), torch.tensor([[[float("nan"), 1.0]]]))
     with pytest.raises(tl_norms.DecompositionError):
         raise_if_off(error, 1.0, "cut 0", ("a",))
+
+
+def test_a_classifier_is_attributed_through_its_pooler_to_its_classes():
+    """Next-sentence prediction: dense and tanh of the first position, then the classes."""
+    transformers = pytest.importorskip("transformers")
+    if "bridge" not in tiny.KINDS:
+        pytest.skip("this TransformerLens has no bridge")
+    config = transformers.BertConfig(**tiny.FAMILIES["bert"].options)
+    config._attn_implementation = "eager"
+    hf = transformers.BertForNextSentencePrediction(config)
+    tiny.fill(hf)
+    hf = hf.double().eval()
+    tokens = tiny.Tiny.tokens()
+    with torch.no_grad():
+        logits = hf(tokens).logits
+        model = tiny.boot(hf, "BertForMaskedLM")
+        cache = model.run_with_cache(tokens)[1]
+    found = attribute(cache, tl_norms.class_logit(1) - tl_norms.class_logit(0))
+    torch.testing.assert_close(found.value, logits[:, 1] - logits[:, 0])
+    assert float(found.error.max()) < 1e-12 and found.tokens.shape == (2, 7)
+    torch.testing.assert_close(found.tokens.sum(-1) + found.offset[0], found.value)
+    assert not found.stream[2, :, 1:].any() and found.tokens[:, 1:].any(), "the head reads the first position only"
+    for target in (logit(1), tl_norms.class_logit(2)):
+        with pytest.raises(TargetError, match="class|outputs 0 to 1"):
+            attribute(cache, target)
+
+
+def test_a_model_that_is_no_classifier_has_no_classes(case):
+    with pytest.raises(TargetError, match="no classifier"):
+        attribute(case[1], tl_norms.class_logit(1))
+
+
+def test_minilm_has_directions_only(minilm):
+    with torch.no_grad():
+        cache = minilm.run_with_cache("The keys to the cabinet")[1]
+    with pytest.raises(TargetError, match="no head"):
+        attribute(cache, logit(5))
+    weights = torch.full((7,), 1 / 7)
+    found = attribute(cache, direction(torch.ones(384), at=weights))
+    assert float(found.error.max()) < 1e-5 and found.token_strings[0][2] == "keys"
+
+
+def test_a_model_whose_weights_have_changed_is_read_again():
+    """Values from another place after the change: what was decided before would be refused."""
+    made = tiny.make("llama_gqa", tiny.KINDS[0], fresh=True)
+    with torch.no_grad():
+        for name, parameter in made.model.named_parameters():
+            if "norm" in name or "ln" in name:
+                parameter.fill_(1.0)
+    fresh = attribute(made.cache(), TARGET)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter.mul_(1.1).add_(0.03 * torch.sin(torch.arange(parameter.numel())).reshape(parameter.shape))
+    trained = attribute(made.cache(), TARGET)
+    assert float(fresh.error.max()) < 1e-6 and float(trained.error.max()) < 1e-6
+    assert (fresh.tokens - trained.tokens).abs().max() > 1e-3

@@ -46,6 +46,8 @@ SCOPES = [5, 1.0, [], [["attn"]], [None], [5], True, b"attn", "attn_lm", ["attn"
 SKETCHES = [0, -1, 2.5, True, False, "8", math.nan, math.inf, [8], b"8"]
 BUDGETS = ["1GB", math.nan, math.inf, 0, -5, True, [1], "1", 0.5, b"1"]
 CHECKS = ["no", "yes", 2, [], math.nan, "False", (), {}]
+MEASURES = ["L2", "", 1, None, True, ["l2"], b"l2", "cosine", torch.zeros(3), tl_norms.Onto]
+RULES = ["IG", "", 1, True, None, ["ig"], b"ig", "none"]
 BIASES = ["Player", "", 1, True, ["player"], b"player", "fix"]
 EDITS = ["Refuse", "", 1, True, ["add"], "keep"]
 STACKS = [1, True, ["decoder"], b"decoder", "encoders", "decoder"]
@@ -72,7 +74,8 @@ CALLS = {
     "NormRecorder": lambda cache, **options: tl_norms.NormRecorder(cache.model, **options),
 }
 OPTIONS = {
-    "sketch": SKETCHES, "max_memory": BUDGETS, "check": CHECKS, "bias": BIASES, "edits": EDITS, "stack": STACKS,
+    "sketch": SKETCHES, "max_memory": BUDGETS, "check": CHECKS, "bias": BIASES, "ff": RULES, "measure": MEASURES,
+    "edits": EDITS, "stack": STACKS,
 }  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def curves(figure) -> dict[str, dict[str, tuple[list, np.ndarray]]]:
 @both
 def test_mixing_ratios_of_each_kind_of_token(backend):
     norms, mask = block_norms(2), torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6]).bool()
-    norms = replace(norms, mask=mask)
+    norms = replace(norms, facts=replace(norms.facts, mask=mask))
     tokens = ["[CLS]", "a", "b", "[SEP]"]
     found = curves(plot.mixing_ratios(norms, tokens, batch=0, backend=backend))
     methods = ["Attn-W", "attn", "AttnRes-W", *CHAIN[1:]]  # one name for a scope everywhere: its own
@@ -196,7 +196,8 @@ def cells(figure) -> list[list[str]]:
 @both
 def test_top_pairs_of_a_text(backend):
     mask = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]]).bool()
-    norms = replace(block_norms(2, causal=True), mask=mask)
+    whole = block_norms(2, causal=True)
+    norms = replace(whole, facts=replace(whole.facts, mask=mask))
     names, *rows = cells(plot.top_pairs(norms, ["to", "be", "or", "be"], k=2, layers=[2, 5], batch=1, backend=backend))
     assert names == ["layer", "query", "key", "before", "after", "difference"]
     assert [row[0] for row in rows] == ["2", "2", "5", "5"]

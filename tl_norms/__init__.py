@@ -54,6 +54,9 @@ if TYPE_CHECKING:
         NormRecorder,
         run_with_norms,
     )
+    from .linear.measure.measures import (
+        Onto,
+    )
     from .norms import (
         block_norms,
         decompose,
@@ -101,6 +104,7 @@ __all__ = [
     "NonFiniteError",
     "NormRecorder",
     "NotACacheError",
+    "Onto",
     "RecorderError",
     "TLNormsError",
     "Target",
@@ -170,6 +174,7 @@ _HOME = {
     "UnknownScopeError": "errors",
     "UnsupportedArchitectureError": "errors",
     "WeightProcessingWarning": "errors",
+    "Onto": "linear.measure.measures",
     "NormRecorder": "hooks",
     "run_with_norms": "hooks",
     "block_norms": "norms",

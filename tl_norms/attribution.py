@@ -181,7 +181,8 @@ def run_with_attribution(
     """
     names = attribution_hooks(model)
     with torch.no_grad():
-        output, cache = model.run_with_cache(*model_args, names_filter=names, **model_kwargs)
+        run: Any = model.run_with_cache
+        output, cache = run(*model_args, names_filter=names, **model_kwargs)
     return output, attribute(cache, target, ff=ff, mask=mask, source_mask=source_mask, check=check)
 
 

@@ -67,7 +67,8 @@ class Attribution:
         tokens: [*batch pos], what each input token gives, through everything: `stream[0]`
         stream: [cut *batch pos], <g^l_j, x^l_j> for the stream entering each layer, and leaving the last (cut n_layers)
         offset: [cut *batch], what belongs to no position: the offsets of all later steps
-        error: [cut], |value - sum of stream - offset| relative to the largest of them, worst row of the batch
+        error: [cut], |value - sum of stream - offset| relative to the largest of them (or to what products of vectors
+            of these lengths usually are), worst row of the batch
         heads: [layer *batch head], what each head moved, over all queries and keys
         bypass: [layer *batch pos], along the skip connection (and all beside the attention), cut at the values
         ffn: [layer *batch pos], what the feed-forward wrote at each position
@@ -141,7 +142,7 @@ class Attribution:
             token_strings=token_strings,
             unattended=stack.unattended,
             source_stream=None if encoder is None else shaped(encoder.stream),
-            source_offset=None if encoder is None else shaped(encoder.offset),
+            source_offset=None if encoder is None else shaped(encoder.offset - stack.stream[0].sum(-1)),
             source_error=None if encoder is None else cut_error(encoder.error),
             beside=shaped(stack.beside),
             cross_heads=shaped(stack.crossing_heads),

@@ -178,7 +178,8 @@ class _Walk:
             beside = beside if self.memory is None else (self.memory * memory).sum(-1)
             rows["beside"].append(beside)
             parts.append(beside)
-        error = relative_error(ending.value, offset, *parts)
+        typical = (g.norm(dim=-1) * x.norm(dim=-1)).amax(-1) / x.shape[-1] ** 0.5
+        error = relative_error(ending.value, offset, *parts, typical=typical)
         rows["stream"].append(stream)
         rows["offset"].append(offset)
         rows["error"].append(error)
@@ -200,10 +201,14 @@ def _stacked(rows: list[Tensor | None], value: Tensor) -> Tensor:
     return filled
 
 
-def relative_error(value: Tensor, offset: Tensor, *parts: Tensor) -> Float[Tensor, " t"]:
-    """|value - (sum of parts + offset)| relative to the largest of them, at the worst row of the batch."""
+def relative_error(value: Tensor, offset: Tensor, *parts: Tensor, typical: Tensor | None = None) -> Float[Tensor, " t"]:
+    """|value - (sum of parts + offset)| relative to the largest of them, at the worst row of the batch.
+
+    `typical`, [t b], is what products of such vectors usually are: a logit near zero is rounded like any other.
+    """
     total = offset + sum(part.flatten(2).sum(-1) for part in parts)
     sizes = [part.flatten(2).abs().amax(-1) for part in parts if part.shape[-1]]
+    sizes += [] if typical is None else [typical]
     size = torch.stack([value.abs(), offset.abs(), *sizes]).amax(0)
     error = (total - value).abs() / size.clamp_min(torch.finfo(size.dtype).tiny)
     return torch.where((total == value), torch.zeros_like(error), error).amax(-1)

@@ -17,6 +17,7 @@ from .linear.carry.dense import ChosenPairs
 from .linear.carry.pairs import Sources, added, attend, attend_across, start, through
 from .linear.graph import HeldStep
 from .linear.measure.lengths import needs_vectors
+from .linear.measure.measures import Length, Measure
 from .linear.measure.spots import Spots, chosen_keys
 from .linear.operators import Mixing
 from .tolerances import TOLERANCE
@@ -130,32 +131,38 @@ def _largest(*parts: Tensor) -> Tensor:
     return torch.stack([part.norm(dim=-1) for part in parts]).amax(0)
 
 
-def compare_pairs(frozen: FrozenBlock, completed: Completed, lengths: Tensor) -> None:
-    """Norms after a feed-forward, against vectors formed one by one through the held steps: a few for every key.
+def compare_pairs(frozen: FrozenBlock, completed: Completed, values: Tensor, measure: Measure) -> None:
+    """Measures, against vectors formed one by one through the held steps: a few for every key.
+
+    Norms before a feed-forward have been compared by `factors`.
 
     Raises:
-        DecompositionError: a norm is another.
+        DecompositionError: a number is another.
     """
-    sources, n = completed.sources, lengths.shape[1]
-    if needs_vectors(sources):
+    sources, n = completed.sources, values.shape[1]
+    factored = isinstance(measure, Length)
+    if not factored or needs_vectors(sources):
         at = frozen.block.attention()[0]
         pairs = ChosenPairs(chosen_keys(n, n, causal=sources.causal))
-        _compare(frozen, at, pairs, completed.point, lengths[..., :n])
+        _compare(frozen, at, pairs, completed, values[:, :, :n], measure)
     crossing = frozen.block.cross()
-    if sources.cross is not None and crossing is not None and needs_vectors(sources.cross):
-        far = lengths[..., n:]
-        pairs = ChosenPairs(chosen_keys(n, far.shape[-1], causal=False, crossed=True))
-        _compare(frozen, crossing[0], pairs, completed.point, far)
+    if sources.cross is not None and crossing is not None and not (factored and not needs_vectors(sources.cross)):
+        far = values[:, :, n:]
+        pairs = ChosenPairs(chosen_keys(n, far.shape[2], causal=False, crossed=True))
+        _compare(frozen, crossing[0], pairs, completed, far, measure)
 
 
-def _compare(frozen: FrozenBlock, at: int, pairs: ChosenPairs, point: int, lengths: Tensor) -> None:
+def _compare(
+    frozen: FrozenBlock, at: int, pairs: ChosenPairs, completed: Completed, values_found: Tensor, measure: Measure
+) -> None:
+    point = completed.point
     values, mixing = frozen.mixing(at)
     edit = frozen.step(at).edit
     points: dict[int, Tensor] = {at: pairs.attended(values, mixing)}
     points[at] = points[at] if edit is None else edit(points[at])
     zero = torch.zeros_like(points[at])
     sizes = {at: points[at].norm(dim=-1)}
-    for number in frozen.block.needed_up_to(point):
+    for number in sorted({at, *frozen.block.needed_up_to(point)}):
         held = frozen.step(number)
         if number == at:
             continue
@@ -163,13 +170,14 @@ def _compare(frozen: FrozenBlock, at: int, pairs: ChosenPairs, point: int, lengt
             points[number], sizes[number] = zero, zero[..., 0]
             continue
         points[number], sizes[number] = _one_by_one(held, points, sizes, zero)
-    vectors = points[point]
+    vectors, total = points.get(point, zero), completed.sources.total
     spots = Spots(
         pairs.keys.to(vectors.device),
-        vectors.norm(dim=-1).transpose(0, 1),
-        sizes[point].transpose(0, 1),
+        measure.of(vectors, total).transpose(0, 1),
+        measure.sizes(sizes.get(point, zero[..., 0]), total).transpose(0, 1),
     )
-    spots.compare(lengths, f"layer {frozen.block.layer}: the norms of {frozen.block.steps[point - 1].scope!r}")
+    name = "norms" if isinstance(measure, Length) else "numbers"
+    spots.compare(values_found, f"layer {frozen.block.layer}: the {name} of {completed.scope!r}")
 
 
 def _one_by_one(

@@ -2,6 +2,7 @@
 
 import operator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,8 +11,10 @@ from torch import Tensor
 from .errors import DecompositionError, UnknownPositionError
 from .linear.carry.pairs import Sources, fresh, versions
 from .linear.measure.lengths import source_norms
+from .linear.measure.measures import measure_of
 from .linear.measure.projections import projected_pairs
 from .linear.measure.spots import agree
+from .linear.measure.values import check_sum, source_values
 from .projections import as_directions
 
 
@@ -135,6 +138,34 @@ class Decomposition:
     def norms(self) -> Float[Tensor, "*batch query key"]:
         """|v_ij| for all pairs, without forming them where a factor can tell."""
         return self._out(source_norms(self._unchanged, max_memory=self.max_memory))
+
+    def measure(self, measure: Any) -> Tensor:
+        """A measure of all source vectors: see `measure` of `AnalysisOptions`.
+
+        Args:
+            measure: "l2", "l1", "alti", "share" or `Onto(directions)`
+
+        Returns:
+            [batch query key]; with `Onto`, directions on a last axis. What is signed is compared with its sum.
+
+        Raises:
+            UnknownOptionError: there is no such measure, or directions of another width.
+            MemoryBudgetError: max_memory is below one pair, where vectors must be formed.
+            DecompositionError: signed numbers and the remainder's do not add up.
+
+        Example:
+            >>> decompose(cache, 3, "attn_res").measure("share")                # doctest: +SKIP
+        """
+        chosen, sources = measure_of(measure), self._unchanged
+        values = source_values(sources, chosen, max_memory=self.max_memory)
+        rest = chosen.of(sources.rest, sources.total)
+        check_sum(sources, chosen, values, rest, f"layer {self.layer}, scope {self.scope!r}")
+        return self._out(values)
+
+    def remainder_measure(self, measure: Any) -> Tensor:
+        """The same measure of what belongs to no source, [batch query]; 0 at padded queries."""
+        chosen, sources = measure_of(measure), self._unchanged
+        return self._out(_emptied(chosen.of(sources.rest, sources.total), self.mask, slice(None), 1))
 
     def mixing_ratio(self) -> Float[Tensor, "*batch query"]:
         """|sum_{j≠i} v_ij| / (|sum_{j≠i} v_ij| + |v_ii|)."""

@@ -7,6 +7,7 @@ and what the held steps before it give where it is not; scales, coefficients and
 from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from .blocks.structure import (
 from .edits import Edit, described
 from .linear.edits import Edits, HeldEdit, hold_edit
 from .linear.graph import HeldStep
-from .linear.hold import Bias, NormWeights, Unit, hold_feed_forward, hold_norm
+from .linear.hold import Bias, NormWeights, Rule, Unit, hold_feed_forward, hold_norm
 from .linear.operators import Mixing, Operator, Parallel, Projection, applied
 from .tolerances import TOLERANCE
 
@@ -37,6 +38,7 @@ class FrozenBlock:
 
     Attributes:
         bias: how the feed-forward treats biases, see `hold_feed_forward`
+        ff: the rule by which the feed-forward passes vectors on, see `hold_feed_forward`
         edits: what to do where a hook changed an activation, see `AnalysisOptions`
         found: the edits of the steps held so far
     """
@@ -46,6 +48,7 @@ class FrozenBlock:
     block: Block
     bias: Bias = "player"
     edits: Edits = "refuse"
+    ff: Rule = "ig"
     found: list[Edit] = field(default_factory=list)
     _steps: dict[int, HeldStep] = field(default_factory=dict)
     _values: dict[int, Tensor] = field(default_factory=dict)
@@ -119,7 +122,7 @@ class FrozenBlock:
         """What a hook may have changed on the way to a point: some positions or heads only, or set to zero."""
         if self.edits != "refuse":
             return None
-        trial = FrozenBlock(self.reader, self.activations, self.block, self.bias, "replace")
+        trial = FrozenBlock(self.reader, self.activations, self.block, self.bias, "replace", self.ff)
         for earlier in self.block.needed_up_to(number):
             trial.step(earlier)
         return next((edit for edit in trial.found if not edit.everywhere or edit.heads or edit.factor == 0), None)
@@ -129,6 +132,27 @@ class FrozenBlock:
         if not isinstance(step.operation, Norm | FeedForward):
             return None
         return self.reader.recompute(step.operation, self.real(step.reads))
+
+    def live(self, number: int, x: Tensor) -> Tensor:
+        """What a norm or a feed-forward makes of another input, [b q d], nothing held."""
+        operation = self.block.steps[number - 1].operation
+        if isinstance(operation, Norm):
+            return applied(self._norm(operation, x), x)
+        if not isinstance(operation, FeedForward):
+            raise TypeError(f"step {number} of layer {self.block.layer} is no norm and no feed-forward")
+        parts = [_unit(part, x) for part in self.reader.feed_forward(operation, x)]
+        made = [hold_feed_forward(x, unit, rule="drop").offset for unit in parts]  # nothing passes: all is offset
+        return sum((part for part in made if part is not None), torch.zeros_like(x))
+
+    def written(self, number: int, mixed: Tensor) -> Tensor:
+        """What attention writes for other mixed values, [s b q h e]: its gate held, a norm after it live."""
+        operation = self.block.steps[number - 1].operation
+        _, mixing = self.mixing(number)
+        if isinstance(operation, Attention) and operation.inner_norm is not None:
+            form = _norm_weights(self.reader.inner_norm(operation), mixed)
+            mixing = replace(mixing, inner=hold_norm(rearrange(mixing.gated(mixed), "... h e -> ... (h e)"), form))
+        made = mixing.send(mixed)
+        return made if mixing.offset is None else made + mixing.offset
 
     def sent(self, module: str, hidden: Tensor) -> Tensor:
         """Mixed values or neurons through the output projection of their module."""
@@ -212,7 +236,7 @@ class FrozenBlock:
         rest = self.rest(reads) if self.bias == "fixed" else None
         rest = None if rest is None else rest.expand_as(full)
         units = [_unit(part, full) for part in self.reader.feed_forward(operation, full)]
-        held = [hold_feed_forward(full, unit, self.bias, rest) for unit in units]
+        held = [hold_feed_forward(full, unit, self.bias, rest, self.ff) for unit in units]
         return held[0] if len(held) == 1 else Parallel(tuple(held))
 
 

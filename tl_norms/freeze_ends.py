@@ -5,6 +5,7 @@ stream. The held head is never asked for them.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +20,7 @@ from .blocks.values import Multiplied, Normed, find
 from .freeze_values import norm_weights
 from .linear import integrated
 from .linear.hold import hold_norm
-from .linear.operators import Chain, Operator, Projection, Scaling, applied
+from .linear.operators import Chain, Operator, Projection, Scaling, Selected, applied
 
 
 def hold_way(reader: Reader, steps: tuple[EndStep, ...], x: Float[Tensor, "b q d"]) -> Chain:
@@ -44,11 +45,11 @@ def _held(reader: Reader, step: EndStep, x: Tensor) -> Operator:
         start = torch.zeros_like(x, dtype=torch.float64)
         slope = integrated.slope(step.function, start, x.double())
         return Scaling(slope.to(x), step.function(start).to(x))
-    raise TypeError(f"{step} moves between positions")
+    return Selected(step.position, x.shape[-2])
 
 
 def _weights(reader: Reader, module: str) -> Affine:
-    part = find(reader.model, module)
+    part: Any = find(reader.model, module)
     if hasattr(reader.model, "adapter"):
         return affine(part, module)
     return Affine(part.W, part.b)  # HookedEncoder's masked-language head
@@ -102,14 +103,15 @@ class HeldHead:
         """What the model's unembedding gave, from its hook or its own modules."""
         rows = torch.arange(len(positions), device=self.last.device)
         if self.head.hook and self.activations.has(Truth((self.head.hook,))):
-            return self.activations.tensor(self.head.hook)[rows, positions].to(self.last)
-        x = self.last[rows, positions][:, None]
+            found = self.activations.tensor(self.head.hook)
+            return (found if self.head.pooled else found[rows, positions]).to(self.last)
+        x = self.last if self.head.pooled else self.last[rows, positions][:, None]
         model = self.reader.model
         with torch.no_grad(), without_user_hooks(model):
             x = x.to(_dtype(model))
             for step in self.head.steps:
                 x = _by_the_model(model, step, x)
-            return find(model, self.head.unembed)(x)[:, 0].to(self.last)
+            return find(model, self.head.unembed)(x).reshape(len(x), -1).to(self.last)
 
 
 def _dtype(model) -> torch.dtype:
@@ -123,7 +125,7 @@ def _by_the_model(model, step: EndStep, x: Tensor) -> Tensor:
         return step.function(x)
     if isinstance(step, Pooled):
         return x[:, step.position]
-    module = find(model, step.module)
+    module: Any = find(model, step.module)
     if isinstance(step, Mapped) and hasattr(module, "W") and not hasattr(model, "adapter"):
         return x @ module.W + module.b
     return unwrap(module)(x)
@@ -131,7 +133,7 @@ def _by_the_model(model, step: EndStep, x: Tensor) -> Tensor:
 
 def hold_head(reader: Reader, activations: Activations, head: Head, last: Float[Tensor, "b q d"]) -> HeldHead:
     """The head, held at the real last stream."""
-    unembed = find(reader.model, head.unembed)
+    unembed: Any = find(reader.model, head.unembed)
     if hasattr(reader.model, "adapter"):
         outputs = affine(unembed, head.unembed)
     else:

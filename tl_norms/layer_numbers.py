@@ -13,6 +13,8 @@ from .linear.carry.pairs import CrossSources, Sources
 from .linear.carry.terms import MixedHeads, Mixture, Sent
 from .linear.measure.factors import head_norms
 from .linear.measure.lengths import Shared, needs_vectors, source_norms
+from .linear.measure.measures import Length
+from .linear.measure.values import check_sum, source_values
 from .plan import Plan
 from .results import BlockNorms, HeadNorms, RunFacts, ScopeNorms
 
@@ -28,6 +30,7 @@ class LayerNumbers:
     errors: dict[str, float]
     value_norms: Tensor
     pattern: Tensor | None
+    remainders: dict[str, Tensor]
     causal: bool
     edits: tuple[Edit, ...] = ()
 
@@ -39,18 +42,28 @@ class LayerNumbers:
 def layer_numbers(plan: Plan, activations: Activations, block_number: int, *, maps: bool = True) -> LayerNumbers:
     """Take the steps of one layer, compare every scope with the model, measure."""
     options, block = plan.options, plan.blocks[block_number]
-    frozen = FrozenBlock(plan.reader, activations, block, options.bias, options.edits)
+    frozen = FrozenBlock(plan.reader, activations, block, options.bias, options.edits, options.ff)
     made = list(completed(frozen, plan.scopes, options.check))
     shared = Shared.of(tuple(one.sources for one in made))
     heads = heads_of(frozen, made)
     causal = all(one.sources.causal for one in made)
     values, lengths = shared.norms_of_heads(heads, causal) if maps else head_norms(heads), {}
+    measure, remainders = options.measure, {}
     for one in made if maps else ():
         sources = one.sources
-        lengths[one.scope] = source_norms(sources, max_memory=options.max_memory, shared=shared, sketch=options.sketch)
+        rest = measure.of(sources.rest, sources.total)
+        padded = ~activations.real(rest).reshape(*rest.shape[:2], *[1] * (rest.ndim - 2))
+        remainders[one.scope] = rest.masked_fill(padded, 0)
+        if isinstance(measure, Length):
+            found = source_norms(sources, max_memory=options.max_memory, shared=shared, sketch=options.sketch)
+        else:
+            found = source_values(sources, measure, max_memory=options.max_memory)
+            if options.check:
+                check_sum(sources, measure, found, rest, f"layer {block.layer}, scope {one.scope!r}")
+        lengths[one.scope] = found
         exact = options.sketch is None or not needs_vectors(sources)
         if options.check and exact:
-            compare_pairs(frozen, one, lengths[one.scope])
+            compare_pairs(frozen, one, found, measure)
     return LayerNumbers(
         layer=block.layer,
         maps=lengths,
@@ -59,6 +72,7 @@ def layer_numbers(plan: Plan, activations: Activations, block_number: int, *, ma
         errors={one.scope: one.error for one in made},
         value_norms=values,
         pattern=activations.tensor(block.attention()[1].pattern),
+        remainders=remainders,
         causal=causal,
         edits=tuple(frozen.found),
     )
@@ -103,6 +117,7 @@ def collected(
             map=stack([layer.maps[scope] for layer in layers]) if kept else None,
             mixing_ratio=stack([layer.ratios[scope] for layer in layers]),
             error=torch.tensor([layer.errors[scope] for layer in layers]),
+            remainder=stack([layer.remainders[scope] for layer in layers]) if kept else None,
             shares=torch.stack([stack([layer.shares[scope][part] for layer in layers]) for part in range(3)])
             if crossed
             else None,
@@ -125,6 +140,7 @@ def collected(
         source_mask=masks[1],
         boundary=layers[0].value_norms.shape[-1] if any(layer.shares for layer in layers) else None,
         sketch=plan.options.sketch,
+        measure=plan.options.measure,
         edits=tuple(edit for layer in layers for edit in layer.edits),
     )
     return BlockNorms(scopes, heads, facts)

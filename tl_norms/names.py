@@ -22,6 +22,13 @@ def is_post_norm(scopes: tuple[str, ...]) -> bool:
     return scopes[-1].endswith("_res_ln")
 
 
+def attention_block(scopes: tuple[str, ...], *, normed: bool = True) -> str:
+    """The scope that ends the attention block: the first residual connection, and in post-norm chains its norm."""
+    first = next(number for number, scope in enumerate(scopes) if scope.endswith("_res"))
+    after = scopes[first] + "_ln"
+    return after if normed and is_post_norm(scopes) and after in scopes else scopes[first]
+
+
 def resolve_scope(name: str, scopes: tuple[str, ...]) -> str:
     """A scope of this chain from its own name or from the papers'."""
     if name in scopes:

@@ -7,7 +7,8 @@ layer_numbers   the numbers of one layer                           (layer_number
 BlockNorms      what comes out                                     (results)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -185,7 +186,8 @@ def block_norms(cache, scopes: Scopes = None, **options: Unpack[AnalysisOptions]
     Args:
         cache: an ActivationCache of a TransformerBridge, HookedTransformer or HookedEncoder
         scopes: one scope, several, "all", or None: all up to and including the attention block
-        **options: layers, mask, source_mask, stack, bias, max_memory, sketch, check, see `AnalysisOptions`
+        **options: layers, mask, source_mask, stack, bias, ff, measure, max_memory, sketch, check, edits, see
+            `AnalysisOptions`
 
     Returns:
         BlockNorms: `norms[scope]` [layer batch query key], `norms.mixing_ratio(scope)` [layer batch query], ...
@@ -247,11 +249,12 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
         cache: an ActivationCache
         layer: its number, negative from the end
         scope: a scope of the model, or a paper's name for it
-        **options: as for `block_norms`, but layers and sketch
+        **options: as for `block_norms`, but layers, sketch and measure
 
     Returns:
         Decomposition: `.vectors(query, key)` [batch query key d_model], `.remainder` and `.total()`
-        [batch query d_model], `.norms()` [batch query key], `.mixing_ratio()` [batch query], `.error`.
+        [batch query d_model], `.norms()` and `.measure(...)` [batch query key], `.mixing_ratio()` [batch query],
+        `.error`.
 
     Raises:
         As `block_norms`.
@@ -266,9 +269,11 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
     for name in ("layers", "sketch"):
         if options.get(name) is not None:
             raise UnknownOptionError(f"decompose takes no {name}=: its vectors are exact, and of one layer.")
+    if "measure" in options:
+        raise UnknownOptionError("decompose takes no measure=: call .measure(...) of what it returns.")
     plan, activations = Plan.of_cache(cache, scope, **{**options, "layers": _one_layer(layer)})
     (block,) = plan.blocks
-    frozen = FrozenBlock(plan.reader, activations, block, plan.options.bias, plan.options.edits)
+    frozen = FrozenBlock(plan.reader, activations, block, plan.options.bias, plan.options.edits, plan.options.ff)
     (made,) = completed(frozen, plan.scopes, plan.options.check)
     return Decomposition(
         block.layer,
@@ -280,6 +285,11 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
         plan.options.max_memory,
         activations.source_mask,
     )
+
+
+def _only_lengths(options: Mapping[str, Any], who: str) -> None:
+    if options.get("measure", "l2") != "l2":
+        raise UnknownOptionError(f"measure={options['measure']!r} does not go with {who}. Leave measure out.")
 
 
 def _one_layer(layer) -> int:
@@ -306,6 +316,7 @@ def extend_cache(cache, scopes: Scopes = None, **options: Unpack[AnalysisOptions
     Example:
         >>> tl_norms.extend_cache(cache).stack_activation("norm_attn_res").shape    # doctest: +SKIP
     """
+    _only_lengths(options, "extend_cache: its hooks are called hook_norm_...")
     norms = block_norms(cache, scopes, **options)
     prefix = reader_of(cache.model, options.get("stack")).stack
     entries = dict(cache.cache_dict)

@@ -10,7 +10,8 @@ from typing_extensions import TypedDict
 
 from .errors import UnknownLayerError, UnknownOptionError, UnknownScopeError
 from .linear.edits import Edits
-from .linear.hold import Bias
+from .linear.hold import Bias, Rule
+from .linear.measure.measures import Length, Measure, MeasureName, measure_of
 
 Scopes = str | Sequence[str] | None
 Layers = int | Iterable[int] | None
@@ -29,6 +30,14 @@ class AnalysisOptions(TypedDict, total=False):
             own, whose share goes to the remainder: tokens share g(u) in proportion to their part of the whole
             pre-activation. "fixed": they stay and the path starts from them: tokens share g(u) - g(bias), all that they
             changed
+        ff: what a feed-forward passes on. "ig": integrated gradients at the activation, and at a gate's product.
+            "half": of a gated act(G) U, one half goes to either branch in proportion. "gate": act(G) is held, all goes
+            to the branch U. "drop": nothing passes, and all that it writes belongs to the remainder. Without a gate the
+            first three are one
+        measure: what is measured of a vector v of position i with whole vector y. "l2" (default): its length, |v|.
+            "l1": the sum of its absolute coordinates. "alti": max(0, |y|_1 - |y - v|_1). "share": <v, y> / |y|^2;
+            signed, adds up to 1 with the remainder's. `Onto(directions)`: <v, u> for every direction u, signed, on a
+            trailing axis. Mixing ratios stay those of lengths
         max_memory: bytes that scopes with `ff` may use beyond their result; None for half of what is free
         sketch: estimate maps of scopes with `ff` from this many random directions instead of all of d_model, unbiased,
             with `norms.standard_error(scope)`; about sqrt(1 / 2k) of each entry (9 % at 64). For long sequences where
@@ -46,6 +55,8 @@ class AnalysisOptions(TypedDict, total=False):
     source_mask: Tensor | None
     stack: Stack | None
     bias: Bias
+    ff: Rule
+    measure: MeasureName | Measure
     max_memory: int | None
     sketch: int | None
     check: bool
@@ -61,6 +72,8 @@ class Options:
     source_mask: Tensor | None = None
     stack: Stack | None = None
     bias: Bias = "player"
+    ff: Rule = "ig"
+    measure: Measure = Length()
     max_memory: int | None = None
     sketch: int | None = None
     check: bool = True
@@ -78,6 +91,7 @@ class Options:
             if name not in known:
                 raise UnknownOptionError(f"unknown option {name!r}; expected one of {', '.join(known)}.")
         _one_of("bias", given.get("bias", "player"), get_args(Bias))
+        _one_of("ff", given.get("ff", "ig"), get_args(Rule))
         if not isinstance(given.get("stack"), str | None):
             raise UnknownOptionError(f"stack is {given['stack']!r}; expected 'decoder', 'encoder' or None.")
         _one_of("edits", given.get("edits", "refuse"), get_args(Edits))
@@ -86,6 +100,9 @@ class Options:
         checked["layers"] = layer_numbers(given.get("layers"))
         checked["max_memory"] = _count("max_memory", given.get("max_memory"), "bytes")
         checked["sketch"] = _count("sketch", given.get("sketch"), "directions")
+        checked["measure"] = measure_of(given.get("measure", "l2"))
+        if checked["sketch"] is not None and not isinstance(checked["measure"], Length):
+            raise UnknownOptionError("sketch= estimates lengths; other measures are exact. Leave one of the two out.")
         return cls(**checked)
 
 

@@ -76,8 +76,16 @@ class _Making:
 
     def _outputs(self, number: int, terms: list[tuple[float, Output]]) -> None:
         head = _head(self.map)
+        pooled = head.head.pooled
+        if any(term.of_class != pooled for _, term in terms):
+            raise TargetError(
+                "this model is a classifier: its targets are classes, tl_norms.class_logit(1)."
+                if pooled
+                else "this model is no classifier; its targets are tl_norms.logit(token) and tl_norms.direction(...)."
+            )
         if self.before is None:
-            self.before = self.last.new_zeros(self.shape)
+            n, b, q, d = self.shape
+            self.before = self.last.new_zeros(n, b, 1 if pooled else q, d)
         for at in dict.fromkeys(term.at for _, term in terms):
             chosen = [(c, term) for c, term in terms if term.at == at]
             ids = torch.tensor([token_id(self.map, term.token) for _, term in chosen], device=self.last.device)

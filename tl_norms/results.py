@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .edits import Edit
-from .errors import MissingExtraError, UnknownLayerError, UnknownScopeError
+from .errors import MissingExtraError, UnknownLayerError, UnknownOptionError, UnknownScopeError
 from .existing import existing_pairs
 from .linear.measure.lengths import sketch_standard_error
+from .linear.measure.measures import Length, Measure, Onto
 from .names import WEIGHT_NAMES, resolve_scope
 from .options import layer_numbers
 
@@ -26,16 +27,18 @@ class ScopeNorms:
     """The numbers of one scope.
 
     Attributes:
-        map: |v_ij|; None if only ratios were kept
+        map: |v_ij|, or another measure; None if only ratios were kept
         mixing_ratio: |sum_{j != i} v_ij| / (|sum_{j != i} v_ij| + |v_ii|), in 0..1
         error: relative completeness error
         shares: the three parts of `mixing_shares`, after cross-attention
+        remainder: the measure of what belongs to no source; None if only ratios were kept
     """
 
-    map: Float[Tensor, "layer *batch query key"] | None
+    map: Tensor | None  # [layer *batch query key], or [layer *batch query key direction]
     mixing_ratio: Float[Tensor, "layer *batch query"]
     error: Float[Tensor, " layer"]
     shares: Float[Tensor, "3 layer *batch query"] | None = None
+    remainder: Tensor | None = None  # [layer *batch query], or [layer *batch query direction]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +74,8 @@ class RunFacts:
             axis has those first, then the encoder's; None elsewhere
         sketch: random directions used for the scopes with `ff`, None if they are exact
         edits: what hooks changed during the run
+        measure: what was measured of source vectors; `measure.name`, and `measure.signed` where values below zero mean
+            something
     """
 
     layers: tuple[int, ...]
@@ -83,6 +88,7 @@ class RunFacts:
     boundary: int | None = None
     sketch: int | None = None
     edits: tuple[Edit, ...] = ()
+    measure: Measure = Length()
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -90,7 +96,9 @@ class BlockNorms(Mapping[str, Tensor]):
     """Norms of source vectors, one map per scope; `norms[scope]` is [layer batch query key].
 
     Without a batch axis in the cache there is none here. Rows sum to nothing in particular: they are lengths, in the
-    units of the residual stream. `norms["attn_res", 3]` is the map of one layer.
+    units of the residual stream. `norms["attn_res", 3]` is the map of one layer. With another `measure` it is what is
+    in the maps (`norms.measure`); mixing ratios stay those of lengths. With `Onto(directions)` maps have the directions
+    on a last axis.
 
     Attributes:
         by_scope: scope -> its numbers, in the order of the chain
@@ -116,6 +124,30 @@ class BlockNorms(Mapping[str, Tensor]):
     def mixing_ratios(self) -> dict[str, Tensor]:
         """scope -> mixing ratio, [layer batch query]."""
         return {scope: one.mixing_ratio for scope, one in self.by_scope.items()}
+
+    def remainder(self, scope: str) -> Float[Tensor, "layer *batch query"]:
+        """The measure of what belongs to no source (biases and their share of later steps); 0 at padded queries.
+
+        Signed measures of all sources and of the remainder add up: shares to 1.
+
+        Args:
+            scope: a scope that was computed, or a paper's name for it
+
+        Returns:
+            [layer batch query]; with `Onto`, directions on a last axis.
+
+        Raises:
+            UnknownScopeError: the scope was not computed, or only its ratios were kept.
+
+        Example:
+            >>> norms = tl_norms.block_norms(cache, "attn_res", measure="share")   # doctest: +SKIP
+            >>> norms["attn_res"].sum(-1) + norms.remainder("attn_res")         # doctest: +SKIP
+        """
+        name = self._computed(scope)
+        kept = self.by_scope[name].remainder
+        if kept is None:
+            raise UnknownScopeError(f"the remainder of {name!r} was not kept; record it with keep='maps'.")
+        return kept
 
     @property
     def error(self) -> dict[str, Tensor]:
@@ -186,6 +218,11 @@ class BlockNorms(Mapping[str, Tensor]):
     def sketch(self) -> int | None:
         """Random directions used for the scopes with `ff`, None if they are exact."""
         return self.facts.sketch
+
+    @property
+    def measure(self) -> Measure:
+        """What the maps hold: lengths, or another measure; `.name`, `.signed`."""
+        return self.facts.measure
 
     __eq__ = object.__eq__  # maps are tensors: two results are the same only if they are one
 
@@ -264,7 +301,8 @@ class BlockNorms(Mapping[str, Tensor]):
 
     def pairs(self, scope: str) -> Bool[Tensor, "*batch query key"]:
         """Which pairs exist in the map of a scope: neither padding nor, in causal models, key > query."""
-        n_queries, n_keys = self[scope].shape[-2:]
+        found = self[scope]
+        n_queries, n_keys = found.shape[-3:-1] if isinstance(self.measure, Onto) else found.shape[-2:]
         masks = [m if m is None or m.ndim == 2 else m[None] for m in (self.mask, self.source_mask)]
         found = existing_pairs(n_queries, n_keys, causal=self.causal, mask=masks[0], source_mask=masks[1])
         has_batch = self.value_norms.ndim == 4
@@ -326,17 +364,24 @@ class BlockNorms(Mapping[str, Tensor]):
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row per layer, text, query and scope: mixing ratio, completeness error and strongest source.
 
-        In a decoder with cross-attention, `strongest_in` says whether that is a token of the target or the source.
+        In a decoder with cross-attention, `strongest_in` says whether that is a token of the target or the source. With
+        another measure than lengths, the strongest is the largest, and its column `strongest_value`.
 
         Raises:
+            UnknownOptionError: the measure is `Onto`, which has several numbers for a pair.
             MissingExtraError: pandas is not installed.
         """
+        if isinstance(self.measure, Onto):
+            raise UnknownOptionError(
+                "to_dataframe names the strongest source, but with Onto there is one for every direction. Use the maps "
+                "themselves, norms[scope][..., direction], or another measure."
+            )
         try:
             import pandas
         except ImportError as error:
             raise MissingExtraError("to_dataframe needs pandas: pip install 'tl_norms[plot]'") from error
         has_batch = self.value_norms.ndim == 4
-        parts = []
+        parts, value = [], "strongest_norm" if isinstance(self.measure, Length) else "strongest_value"
         for scope in self.scopes:
             lengths, ratio = self.maps[scope].float().cpu(), self.mixing_ratios[scope].float().cpu()
             if not has_batch:
@@ -357,7 +402,7 @@ class BlockNorms(Mapping[str, Tensor]):
                 "mixing_ratio": ratio[layer, batch, query].tolist(),
                 "strongest_source": strongest.tolist(),
                 "strongest_in": [self._sequence(key) for key in strongest.tolist()],
-                "strongest_norm": lengths[layer, batch, query, strongest].tolist(),
+                value: lengths[layer, batch, query, strongest].tolist(),
                 "error": self.error[scope].cpu()[layer].tolist(),
             }
             absent = (() if has_batch else ("batch",)) + (() if self.boundary is not None else ("strongest_in",))
@@ -369,6 +414,11 @@ class BlockNorms(Mapping[str, Tensor]):
         lines = [f"BlockNorms, {len(self.layers)} layers, maps {shape} [layer batch query key]"]
         if self.value_norms.ndim == 3:
             lines[0] = lines[0].replace("layer batch query", "layer query")
+        if isinstance(self.measure, Onto):
+            lines[0] = lines[0].replace("query key]", "query key direction]")
+        if not isinstance(self.measure, Length):
+            signed = "signed" if self.measure.signed else "never negative"
+            lines.append(f"  measure {self.measure.name!r}, {signed}; mixing ratios are those of lengths")
         for scope, one in self.by_scope.items():
             worst = float(one.error.max())
             lines.append(f"  {scope:24} mixing ratio {self._mean_ratio(scope):6.1%}   completeness error {worst:.1e}")

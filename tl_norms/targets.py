@@ -30,6 +30,7 @@ class Output:
 
     token: int | str
     at: int
+    of_class: bool = False  # of a classifier, which gives one row per text
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +111,7 @@ def class_logit(label: int) -> Target:
     Raises:
         TargetError: when the target is used: the model has no such head or class.
     """
-    return Target(((1.0, Output(int(label), 0)),), f"class {label}")
+    return Target(((1.0, Output(_position(label), 0, of_class=True)),), f"class {label}")
 
 
 def direction(vector: Float[Tensor, " d_model"], layer: int | None = None, at: At = -1) -> Target:

@@ -7,7 +7,6 @@
 Found on a short run of the model itself, decided once; every join and every way is verified again on each cache.
 """
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ from .modules import affine, float_attributes, unwrap
 from .structure import Reader, Truth
 from .trace import combination, distance, same, sum_error
 from .values import Multiplied, Normed, find, kind_of, multipliers
-from .whole_run import WholeRun, whole_run
+from .whole_run import WholeRun, known, whole_run
 
 _COARSE = 1e-5
 
@@ -89,10 +88,6 @@ class Memory:
     hook: str
 
 
-_joins: "weakref.WeakKeyDictionary[nn.Module, dict[str, Joins]]" = weakref.WeakKeyDictionary()
-_heads: "weakref.WeakKeyDictionary[nn.Module, dict[str, Head | None]]" = weakref.WeakKeyDictionary()
-
-
 def joins(reader: Reader) -> Joins:
     """How the layers of this stack are joined.
 
@@ -100,10 +95,11 @@ def joins(reader: Reader) -> Joins:
         UnsupportedArchitectureError: what a layer writes is not what the next one reads, scaled or not; or the layers
             run several times per forward pass, so that no input token enters the last pass.
     """
-    known = _joins.setdefault(reader.model, {})
-    if reader.stack not in known:
-        known[reader.stack] = _joined(reader) if hasattr(reader.model, "adapter") else _hooked_joins(reader)
-    return known[reader.stack]
+    read = known(reader.model)
+    if ("joins", reader.stack) not in read:
+        found = _joined(reader) if hasattr(reader.model, "adapter") else _hooked_joins(reader)
+        read["joins", reader.stack] = found
+    return read["joins", reader.stack]
 
 
 def head(reader: Reader) -> Head | None:
@@ -112,10 +108,11 @@ def head(reader: Reader) -> Head | None:
     Raises:
         UnsupportedArchitectureError: there are outputs, but the way to them is not understood.
     """
-    known = _heads.setdefault(reader.model, {})
-    if reader.stack not in known:
-        known[reader.stack] = _found_head(reader) if hasattr(reader.model, "adapter") else _hooked_head(reader)
-    return known[reader.stack]
+    read = known(reader.model)
+    if ("head", reader.stack) not in read:
+        found = _found_head(reader) if hasattr(reader.model, "adapter") else _hooked_head(reader)
+        read["head", reader.stack] = found
+    return read["head", reader.stack]
 
 
 def memory(encoder: Reader, hook: str) -> Memory:
@@ -154,8 +151,8 @@ def _joined(reader: Reader) -> Joins:
         if layer + 1 == len(blocks):
             break
         written, read = total(run.tensors, out), run.tensors.get(streams[layer + 1])
-        known = multipliers(find(reader.model, f"{reader.stack}.{layer}"), reader.model.original_model)
-        fitted = None if block is None or written is None or read is None else combination(read, [written], known)
+        held = multipliers(find(reader.model, f"{reader.stack}.{layer}"), reader.model.original_model)
+        fitted = None if block is None or written is None or read is None else combination(read, [written], held)
         if block is not None and fitted is None:
             raise _refused(
                 reader, f"what {reader.stack}.{layer} writes ({' + '.join(out.plus)}) is not what the next layer reads"
@@ -184,9 +181,13 @@ def _found_head(reader: Reader) -> Head | None:
         raise _refused(reader, "what leaves its last layer is not hooked")
     hook = "unembed.hook_out"
     goal, raw = run.tensors.get("unembed.hook_in"), run.tensors.get(hook)
-    if goal is None or raw is None or last.shape[:-1] != goal.shape[:-1]:
+    if goal is None or raw is None:
         raise _refused(reader, "its unembedding does not expose its input and output")
-    way = _way(reader, run, last, goal)
+    if goal.ndim == 2 and last.ndim == 3:  # a classifier reads one position
+        pooled = _way(reader, run, last[:, 0], goal)
+        way = None if pooled is None else (Pooled(0), *pooled)
+    else:
+        way = _way(reader, run, last, goal) if last.shape[:-1] == goal.shape[:-1] else None
     if way is None:
         raise _refused(reader, "the way from its last layer to its unembedding is not a chain of known steps")
     if _is_random(reader, way):
@@ -261,7 +262,7 @@ def _inside(module: nn.Module, path: str, read: Tensor) -> Iterator[_Node]:
         for name, part in inner.named_modules()
         if name and (isinstance(part, nn.Linear) or "norm" in type(part).__name__.lower())
     }
-    if not parts or read.ndim != 3:
+    if not parts or not read.is_floating_point():
         return
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -289,8 +290,9 @@ def _way(reader: Reader, run: WholeRun, start: Tensor | None, goal: Tensor) -> t
     functions = [*held, torch.tanh, functional.relu, functional.gelu]
 
     def search(value: Tensor, left: list[_Node]) -> tuple[EndStep, ...] | None:
-        if value.shape == goal.shape and same(value, goal):
-            return ()
+        arrived = _before(value, goal, functions)
+        if arrived is not None:
+            return arrived
         for node in left:
             before = _before(value, node.read, functions)
             if before is None:
@@ -298,8 +300,8 @@ def _way(reader: Reader, run: WholeRun, start: Tensor | None, goal: Tensor) -> t
             rest = search(node.wrote, [other for other in left if other is not node])
             if rest is not None:
                 return (*before, _step(reader, node), *rest)
-        known = [goal.shape[-1] ** -0.5, *multipliers(reader.model.original_model)]  # T5's is width ** -0.5
-        fitted = combination(goal, [value], known) if value.shape == goal.shape else None
+        factors = [goal.shape[-1] ** -0.5, *multipliers(reader.model.original_model)]  # T5's is width ** -0.5
+        fitted = combination(goal, [value], factors) if value.shape == goal.shape else None
         return None if fitted is None else (Multiplied(fitted[0]),)
 
     return None if start is None else search(start, nodes)

@@ -8,7 +8,6 @@ encoder. A path says where the stream is read and through which modules it goes;
 and every path is verified there by rebuilding the cached values.
 """
 
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from .forms import decided_norm, norm_form, norm_kind, normed
 from .modules import affine, component, default_eps, float_attributes, unwrap
 from .structure import Affine, Attention, Block, CrossAttention, Norm, NormForm, NormKind, Reader
 from .trace import combination, distance, same
-from .whole_run import whole_run
+from .whole_run import known, whole_run
 
 _COARSE = 1e-4  # transformers computes norms in float32 whatever the model's dtype
 _HALF = 5e-2  # runs in half precision: what a norm, a projection and their rounding may differ by
@@ -54,6 +53,8 @@ class Projected:
     last_of_head: tuple[int, int] | None = None  # heads, columns kept of each
 
 
+_GAINS = ("weight", "1 + weight", "")
+
 PathStep = Normed | Multiplied | Projected
 
 
@@ -67,19 +68,16 @@ class ValuePath:
     head_norm: Normed | None = None  # on every head's values
 
 
-_paths: "weakref.WeakKeyDictionary[nn.Module, dict[str, Mapping[str, ValuePath]]]" = weakref.WeakKeyDictionary()
-
-
 def value_paths(reader: Reader) -> Mapping[str, ValuePath]:
     """The value path of every attention of this stack, by the attention's module path.
 
     Raises:
         UnsupportedArchitectureError: the values of some attention are not explained by any path that is known.
     """
-    known = _paths.setdefault(reader.model, {})
-    if reader.stack not in known:
-        known[reader.stack] = dict(_all_paths(reader))
-    return known[reader.stack]
+    read = known(reader.model)
+    if ("paths", reader.stack) not in read:
+        read["paths", reader.stack] = dict(_all_paths(reader))
+    return read["paths", reader.stack]
 
 
 def _all_paths(reader: Reader) -> Iterator[tuple[str, ValuePath]]:
@@ -167,7 +165,7 @@ def _projections(
         heads = values.shape[1] if attention.heads_first else values.shape[2]
         up = Projected(f"{at}.kv_b_proj", last_of_head=(heads, values.shape[-1]))
         name, width = f"{at}.kv_a_layernorm", latent.shape[-1]
-        kind = norm_kind(find(reader.model, name), default_eps(reader.model), width, latent.dtype, latent.device)
+        kind = kind_of(reader, name, tensors[f"{name}.hook_in"], latent)
         yield (Projected(f"{at}.kv_a_proj_with_mqa", first=width), Normed(name, kind), up), down
 
 
@@ -253,11 +251,24 @@ def find(model: nn.Module, path: str) -> nn.Module:
 
 def kind_of(reader: Reader, path: str, read: Tensor, wrote: Tensor) -> NormKind:
     """The form of a norm that was seen to make one activation of another."""
-    module = find(reader.model, path)
+    module, eps = find(reader.model, path), default_eps(reader.model)
     try:
-        return norm_kind(module, default_eps(reader.model), read.shape[-1], read.dtype, read.device)
-    except UnsupportedArchitectureError:
-        return decided_norm(module, read, wrote, default_eps(reader.model))
+        return norm_kind(module, eps, read.shape[-1], read.dtype, read.device)
+    except UnsupportedArchitectureError:  # gains of exactly one or zero: several forms are the same, the first will do
+        gains = _GAINS if getattr(unwrap(module), "weight", None) is not None else ("",)
+        kinds = [NormKind(center, name, gain) for gain in gains for center in (True, False) for name in _names(module)]
+        fitting = (kind for kind in kinds if same(normed(read, norm_form(module, kind, eps)).to(wrote), wrote))
+        found = next(fitting, None)
+        if found is None:
+            raise
+        return found
+
+
+def _names(module: nn.Module) -> list[str]:
+    """Under which names the norm may hold its epsilon."""
+    inner = unwrap(module)
+    found = ("eps", "variance_epsilon", "epsilon", "norm_eps")
+    return [*(name for name in found if isinstance(getattr(inner, name, None), (int, float))), ""]
 
 
 def weights_of(reader: Reader, step: Normed) -> NormForm:
@@ -279,8 +290,8 @@ def multipliers(*owners: nn.Module | None) -> list[float]:
         if owner is not None:
             inner = unwrap(owner)
             held += [inner, getattr(inner, "config", None)]
-    known = float_attributes(*held)
-    return [*known, *(1 / value for value in known)]
+    found = float_attributes(*held)
+    return [*found, *(1 / value for value in found)]
 
 
 def _kind(module: nn.Module) -> str:

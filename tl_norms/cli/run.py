@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, command = judge.parse(arguments[1:]), judge.run
     else:
         options = parse(arguments)
-        command = analyse if options.check is None else check
+        command = check if options.check is not None else explain if options.why else analyse
     from ..errors import TLNormsError  # from here on torch is loaded
 
     try:
@@ -99,6 +99,29 @@ def analyse(options: "argparse.Namespace") -> int:
         from . import tables
 
         tables.analysis(facts, norms, words, keys, chosen=options.layer is not None)
+    return 0
+
+
+def explain(options: "argparse.Namespace") -> int:
+    """Where the prediction on one text comes from."""
+    from . import load, report, why
+
+    model, name = _model(options.model, options)
+    with load.silence() as caught:
+        found = why.explained(
+            model,
+            options.text,
+            name=name,
+            token=options.logit,
+            against=options.against,
+            at=options.at,
+            like=options.like,
+        )
+    _notices(caught, options)
+    if options.json:
+        print(report.as_json(why.numbers(found)))
+    elif not options.quiet:
+        why.show(found)
     return 0
 
 

@@ -1,7 +1,6 @@
 """`--why`: where a logit, a difference of two, or the likeness to another sentence comes from."""
 
-import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,36 +28,11 @@ class Why:
     attribution: Attribution
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `--why`."""
-    add = parser.add_argument
-    add("--why", action="store_true", help="where the prediction comes from: tokens, heads, edges, feed-forwards")
-    add("--logit", metavar="TOKEN", help="with --why: this token's logit instead of the predicted one's lead")
-    add("--against", metavar="TOKEN", help="with --logit: minus this token's logit")
-    add("--at", metavar="N", type=int, help="with --why: the position whose prediction it is, default the last")
-    add("--like", metavar="TEXT", help="with --why: the cosine to this sentence's mean-pooled embedding")
-
-
-def refuse(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
-    """Exit with a message where the options of `--why` do not fit together."""
-    if not found.why:
-        for name in ("logit", "against", "at", "like"):
-            if getattr(found, name) is not None:
-                parser.error(f"--{name} belongs to --why")
-        return
-    if found.against is not None and found.logit is None:
-        parser.error("--against TOKEN needs --logit TOKEN")
-    if found.like is not None and (found.logit is not None or found.at is not None):
-        parser.error("--like explains the cosine to a sentence: leave --logit and --at out")
-    for name in ("scope", "layer", "html", "target"):
-        if getattr(found, name) is not None:
-            parser.error(f"--why takes the whole model: leave --{name} out")
-
-
 def explained(
     model: Any,
     text: str,
     *,
+    name: str | None = None,
     token: str | None = None,
     against: str | None = None,
     at: int | None = None,
@@ -80,7 +54,8 @@ def explained(
     else:
         target = logit(_read(token), at)
         target = target if against is None else target - logit(_read(against), at)
-    return Why(text, words, like, attribute(cache, target, token_strings=words, check=check))
+    found = attribute(cache, target, token_strings=words, check=check)
+    return Why(text, words, like, found if name is None else replace(found, model_name=name))
 
 
 def _read(token: str) -> str | int:
@@ -137,6 +112,7 @@ def numbers(why: Why, k: int = _STRONGEST) -> dict[str, Any]:
     """Everything as plain Python values, for `--json`."""
     found = why.attribution
     return {
+        "model": found.model_name,
         "text": why.text,
         "target": found.target_name,
         "value": float(found.value[0]),
@@ -159,8 +135,9 @@ def show(why: Why, console: Console | None = None, k: int = _STRONGEST) -> None:
     found = why.attribution
     console.print(Text(f"{found.target_name} = {float(found.value[0]):+.4f}   ({found.model_name})"))
     console.print(_bars(why))
-    for title, kind in (("heads", "heads"), ("edges: head, query, key", "edges"), ("feed-forwards", "ffn")):
-        console.print(_table(f"strongest {title}", found.top(k, kind)))
+    console.print(_table("strongest heads", found.top(k, "heads")))
+    console.print(_table("strongest edges", found.top(k, "edges")))
+    console.print(_table("strongest feed-forwards", found.top(k, "ffn")))
     if found.unattended:
         layers = ", ".join(f"{layer} ({size:.0%} of the stream)" for layer, size in found.unattended.items())
         console.print(Text(f"layers without attention, whose writing is in the offset: {layers}"))
@@ -186,7 +163,7 @@ def _bars(why: Why) -> Table:
 
 
 def _table(title: str, ranking: Ranking) -> Table:
-    table = Table(title=title, box=None, title_justify="left", pad_edge=False)
+    table = Table(title=title, box=None, title_justify="left", pad_edge=False, min_width=len(title))
     for column in ranking.columns:
         table.add_column(column, justify="right" if column == "value" else "left")
     for row in ranking:

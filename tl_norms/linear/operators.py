@@ -6,6 +6,7 @@ tokens, targets), over which operators broadcast.
 
     Projection       x -> x W                                        + b
     Scaling          x -> x * factor                                 a gate, a router's weight, a clamp
+    Selected         one position out of many                        what a classifier reads
     HeldNorm         x -> (x - mean x) / s_i * gain                  + beta
     HeldFeedForward  x -> (sum_p (x W_p) * c_p) W_out                + what biases and g(0) give
     SplitHeads       [.. (kv e)] -> [.. (kv group) e]                grouped heads repeated
@@ -77,6 +78,23 @@ class Scaling:
 
     def transpose(self, g: Tensor) -> Tensor:
         return g * self.factor
+
+
+@dataclass(frozen=True)
+class Selected:
+    """One position out of q, which stands for the sequence: [.. q d] -> [.. 1 d]."""
+
+    position: int
+    n_positions: int
+    offset: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x[..., self.position : self.position + 1, :]
+
+    def transpose(self, g: Tensor) -> Tensor:
+        whole = g.new_zeros(*g.shape[:-2], self.n_positions, g.shape[-1])
+        whole[..., self.position : self.position + 1, :] = g
+        return whole
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from .. import composition
-from ..linear.measure.measures import measure_of
-from ..names import is_post_norm
-from ..norms import block_norms, decompose
+from ..blocks.activations import check_cache
+from ..names import attention_block
+from ..norms import block_norms
+from ..plan import chain_of, reader_of
 from ..results import BlockNorms
 from .results import ComposedMaps
 
@@ -79,7 +80,10 @@ def norm_rollout(
     Example:
         >>> tl_norms.methods.norm_rollout(cache).rollout[-1]                    # doctest: +SKIP
     """
-    norms = block_norms(cache, "ATB" if scope is None else scope, mask=mask, stack=stack)
+    if scope is None:
+        check_cache(cache)
+        scope = attention_block(chain_of(reader_of(cache.model, stack)))
+    norms = block_norms(cache, scope, mask=mask, stack=stack)
     (found,) = norms.scopes
     maps = composition.normalized(norms[found]) if normalize else norms[found].double()
     return ComposedMaps("norm_rollout", found, norms.layers, maps, composition.rollout(maps))
@@ -93,7 +97,7 @@ def alti(
 
     y_i is the real activation, biases included; v_ij ends with the attention block: after its norm in post-LN models,
     before the next one in pre-LN models. The skip connection is inside, so no identity is added; the feed-forward is
-    left out. Vectors are formed for one query at a time.
+    left out. Vectors are formed a few pairs at a time.
 
     Args:
         cache: an ActivationCache
@@ -110,21 +114,54 @@ def alti(
     Example:
         >>> tl_norms.methods.alti(cache).rollout[-1]                            # doctest: +SKIP
     """
-    norms = block_norms(cache, "attn", mask=mask, stack=stack)
-    if scope is None:
-        scope = "attn_res_ln" if is_post_norm(norms.chain) else "attn_res"
-    measure, rows = measure_of("alti"), []
-    for layer in norms.layers:
-        parts = decompose(cache, layer, scope, mask=mask, stack=stack)
-        scope, total = parts.scope, parts.total()
-        by_query = [
-            measure.of(parts.vectors(query=query)[..., 0, :, :], total[..., query, None, :])
-            for query in range(total.shape[-2])
-        ]
-        rows.append(torch.stack(by_query, -2))
-    maps = torch.stack([row.to(rows[0].device) for row in rows])
-    maps = composition.normalized(maps) if normalize else maps.double()
-    return ComposedMaps("alti", scope, norms.layers, maps, composition.rollout(maps))
+    check_cache(cache)
+    chain = chain_of(reader_of(cache.model, stack))
+    scope = attention_block(chain) if scope is None else scope
+    norms = block_norms(cache, scope, measure="alti", mask=mask, stack=stack)
+    (found,) = norms.scopes
+    maps = composition.normalized(norms[found]) if normalize else norms[found].double()
+    return ComposedMaps("alti", found, norms.layers, maps, composition.rollout(maps))
+
+
+def globenc(
+    cache,
+    *,
+    add_identity: bool = False,
+    normalize: bool = False,
+    mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    stack: str | None = None,
+) -> ComposedMaps:
+    """GlobEnc (Modarressi et al. 2022): products of ‖v_ij‖ at the end of the block, with the feed-forward skipped.
+
+    v_ij goes on from the attention block through the second residual connection and, in post-LN models, the second
+    layer norm with its real scale; what the feed-forward writes belongs to the remainder (`ff="drop"`). Neither an
+    identity nor normalised rows, so products grow by powers of ten each layer (computed in float64). Lengths do not
+    add up: vectors may cancel.
+
+    Args:
+        cache: an ActivationCache
+        add_identity: add 1 to the diagonal; the authors' maps have the skip connections inside
+        normalize: bring rows to sum 1, after any identity
+        mask, source_mask, stack: as for `block_norms`; of a decoder with cross-attention the keys are its own positions
+
+    Returns:
+        ComposedMaps of the last scope.
+
+    Raises:
+        As `block_norms`; MapError for rows of zeros or numbers that float64 cannot hold.
+
+    Example:
+        >>> tl_norms.methods.globenc(cache).rollout[-1]                         # doctest: +SKIP
+    """
+    check_cache(cache)
+    scope = chain_of(reader_of(cache.model, stack))[-1]
+    norms = block_norms(cache, scope, ff="drop", mask=mask, source_mask=source_mask, stack=stack)
+    maps = norms[scope][..., : norms.boundary].double()
+    if add_identity:
+        maps = maps + torch.eye(maps.shape[-1], dtype=maps.dtype, device=maps.device)
+    maps = composition.normalized(maps) if normalize else maps
+    return ComposedMaps("globenc", scope, norms.layers, maps, composition.rollout(maps))
 
 
 def _patterns(cache, mask: Tensor | None, stack: str | None) -> tuple[BlockNorms, Tensor]:

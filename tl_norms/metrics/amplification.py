@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import MissingExtraError, UnknownScopeError
 from ..results import BlockNorms
-from .change import MetricsInputError
+from .change import MetricsInputError, only_lengths
 
 if TYPE_CHECKING:
     import pandas
@@ -145,6 +145,7 @@ def ff_amplification(norms: BlockNorms, *, normalize: Normalize = None) -> FFAmp
         >>> maps = tl_norms.ffn_maps(cache)                                             # doctest: +SKIP
         >>> ff_amplification(maps, normalize="row").difference[3]                       # doctest: +SKIP
     """
+    only_lengths(norms, "ff_amplification")
     scope = next((scope for scope in norms.chain if scope.endswith("_ff")), None)
     if scope is None:
         raise UnknownScopeError(f"this model has no feed-forward: its chain is {', '.join(norms.chain)}.")

@@ -117,11 +117,13 @@ def cancellation(cache, *, leave_out: int | None = None, **options: Unpack[Analy
     """
     if options.get("sketch") is not None:
         raise MetricsInputError("cancellation takes no sketch=: rank correlations need exact maps.")
+    if options.get("measure", "l2") != "l2":
+        raise MetricsInputError("cancellation takes no measure=: it is about lengths.")
     plan, activations = Plan.of_cache(cache, None, **options)
     base, later = _base(plan.blocks[0])
     changes, dimensions, outputs, streams = [], [], [], []
     for block in plan.blocks:
-        frozen = FrozenBlock(plan.reader, activations, block, plan.options.bias, plan.options.edits)
+        frozen = FrozenBlock(plan.reader, activations, block, plan.options.bias, plan.options.edits, plan.options.ff)
         parts = {one.scope: one.sources for one in completed(frozen, (base, *later), plan.options.check)}
         output, stream = _summands(block, parts)
         left_out = _left_out(frozen, output, _checked(leave_out, output.shape[-1]))

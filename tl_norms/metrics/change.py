@@ -74,6 +74,7 @@ def component_changes(norms: BlockNorms) -> dict[str, Float[Tensor, "layer *batc
     Example:
         >>> component_changes(tl_norms.ffn_maps(cache))["attn_res_ln_ff"].mean(-1)      # doctest: +SKIP
     """
+    only_lengths(norms, "component_changes")
     rankdata, changes = _rankdata(), {}
     ranks: dict[str, list[tuple[list[int], np.ndarray]]] = {}
     for previous, scope in zip(norms.chain, norms.chain[1:], strict=False):
@@ -88,6 +89,15 @@ def component_changes(norms: BlockNorms) -> dict[str, Float[Tensor, "layer *batc
                 ranks[one] = _ranks(rankdata, norms[one], keeps)
         changes[scope] = _changes(ranks[previous], ranks[scope], norms[previous])
     return changes
+
+
+def only_lengths(norms: BlockNorms, name: str) -> None:
+    """Raise a MetricsInputError for a result of another measure."""
+    if norms.measure.name != "l2":
+        raise MetricsInputError(
+            f"{name} is about lengths, but these maps hold the measure {norms.measure.name!r}. "
+            f"Pass a result of measure='l2'."
+        )
 
 
 def _existing(shape: torch.Size, causal: bool, mask: Tensor | None, source_mask: Tensor | None) -> Tensor:

@@ -167,7 +167,12 @@ def _weights() -> tuple[str, str]:
 
 def _measure(result: Any) -> str:
     measure = getattr(result, "measure", "l2")
-    return _MEASURES.get(str(measure), str(measure))
+    name = "l2" if callable(measure) else str(getattr(measure, "name", measure))
+    if name == "onto":
+        raise PlotInputError(
+            "maps of Onto have a number for every direction: plot those of one, norms[scope][..., direction]."
+        )
+    return _MEASURES.get(name, name)
 
 
 def _tensor(value: Any) -> Tensor:

@@ -85,9 +85,15 @@ def back_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"], x: Float[Tensor
         ffn,
         None if attention is None else head_sums(at_values, attention, g),
         None if crossing is None else head_sums(found[crossing.values_point], crossing, g),
-        None if attention is None else found[attention.point],
-        None if crossing is None else found[crossing.point],
+        None if attention is None else _before_edit(layer, attention.point, found[attention.point]),
+        None if crossing is None else _before_edit(layer, crossing.point, found[crossing.point]),
     )
+
+
+def _before_edit(layer: HeldLayer, point: int, g: Tensor | None) -> Tensor | None:
+    """A covector of a point as its step made it, before a hook changed it."""
+    edit = layer.block.steps[point - 1].edit
+    return g if g is None or edit is None else edit.transpose(g)
 
 
 def head_sums(at_values: Tensor | None, attention: HeldAttention, g: Tensor) -> Float[Tensor, "*s b h"]:
@@ -118,7 +124,7 @@ class DirectCredit:
     entering: Float[Tensor, "*s b q d"]
     offset: Float[Tensor, "*s b"]
     heads: Float[Tensor, "*s b h k"] | None
-    crossing_heads: Float[Tensor, "*s b h k"] | None
+    crossing_heads: Float[Tensor, "*s b h source"] | None
     ffn: Float[Tensor, "*s b"]
 
 

@@ -258,13 +258,15 @@ def _(operator: HeldFeedForward, sources: Sources) -> Sources:
     def neurons(terms: Terms) -> Terms:
         if not terms:
             return ()
+        if not operator.branches:  # nothing passes; the keys are still there
+            return tuple(term.mapped(Multiple(0.0)) for term in terms)
         entering = terms if operator.scale_in is None else tuple(term.scaled(operator.scale_in) for term in terms)
         inputs = tuple(tuple(term.into(weight) for term in entering) for weight in operator.branches)
         return (Neurons(Hidden(inputs, operator.coefficients, operator.rows), operator.out, operator.scale_out),)
 
     rest = operator(sources.rest)
     return Sources(
-        neurons(sources.terms),
+        neurons(sources.terms) if operator.branches else (),
         operator(sources.own),
         rest if operator.offset is None else rest + operator.offset,
         sources.causal,

@@ -142,7 +142,7 @@ def _pairwise_norms(family: tuple[Side, ...], max_memory: int | None) -> list[Te
     n_batch, n, _ = like.shape
     n_keys = family[0].terms[0].n_keys
     causal = all(sources.causal for sources in family)
-    at_once = _pairs_at_once(family, max_memory, like.element_size())
+    at_once = pairs_at_once(family, max_memory, like.element_size())
     out = [like.new_zeros(n_batch, n, n_keys) for _ in family]
     rows = min(n, at_once)
     for b in range(n_batch):
@@ -188,7 +188,7 @@ def _lengths(family: tuple[Side, ...], batch: int, queries: slice, keys: slice) 
         before = sources
 
 
-def _pairs_at_once(family: tuple[Side, ...], max_memory: int | None, element_size: int) -> int:
+def pairs_at_once(family: tuple[Side, ...], max_memory: int | None, element_size: int) -> int:
     per_pair = element_size * max(sum(_width(term) for term in sources.terms) for sources in family)
     fixed = element_size * max(sum(_weights(term) for term in sources.terms) for sources in family)
     if max_memory is None:

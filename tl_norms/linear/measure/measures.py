@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import UnknownOptionError
+from ...errors import NonFiniteError, UnknownOptionError
 
 MeasureName = Literal["l2", "l1", "alti", "share"]
 
@@ -28,6 +28,7 @@ MeasureName = Literal["l2", "l1", "alti", "share"]
 class Measure(Protocol):
     """A number, or some, for each vector v, [*s d]; `total` is y, broadcast against v."""
 
+    name: ClassVar[str]
     signed: ClassVar[bool]  # values below zero mean something; those of all sources and of the remainder add up
 
     def of(self, vectors: Float[Tensor, "*s d"], total: Float[Tensor, "... d"]) -> Tensor: ...
@@ -36,11 +37,16 @@ class Measure(Protocol):
         """c with value = <v, c>, r of them for every y; None for a measure that is not linear in v."""
         ...
 
+    def sizes(self, lengths: Float[Tensor, "*s"], total: Float[Tensor, "... d"]) -> Tensor:
+        """The most that a change of v by these lengths can change its value: what rounding is relative to."""
+        ...
+
 
 @dataclass(frozen=True)
 class Length:
     """|v|."""
 
+    name: ClassVar[str] = "l2"
     signed: ClassVar[bool] = False
 
     def of(self, vectors: Float[Tensor, "*s d"], total: Float[Tensor, "... d"]) -> Float[Tensor, "*s"]:
@@ -49,11 +55,15 @@ class Length:
     def covectors(self, total: Tensor) -> None:
         return None
 
+    def sizes(self, lengths: Float[Tensor, "*s"], total: Float[Tensor, "... d"]) -> Float[Tensor, "*s"]:
+        return lengths
+
 
 @dataclass(frozen=True)
 class AbsoluteSum:
     """sum of the absolute coordinates of v."""
 
+    name: ClassVar[str] = "l1"
     signed: ClassVar[bool] = False
 
     def of(self, vectors: Float[Tensor, "*s d"], total: Float[Tensor, "... d"]) -> Float[Tensor, "*s"]:
@@ -62,11 +72,15 @@ class AbsoluteSum:
     def covectors(self, total: Tensor) -> None:
         return None
 
+    def sizes(self, lengths: Float[Tensor, "*s"], total: Float[Tensor, "... d"]) -> Float[Tensor, "*s"]:
+        return lengths * total.shape[-1] ** 0.5
+
 
 @dataclass(frozen=True)
 class Alti:
     """max(0, |y|_1 - |y - v|_1), Ferrando et al. 2022, before rows are brought to 1."""
 
+    name: ClassVar[str] = "alti"
     signed: ClassVar[bool] = False
 
     def of(self, vectors: Float[Tensor, "*s d"], total: Float[Tensor, "... d"]) -> Float[Tensor, "*s"]:
@@ -75,11 +89,15 @@ class Alti:
     def covectors(self, total: Tensor) -> None:
         return None
 
+    def sizes(self, lengths: Float[Tensor, "*s"], total: Float[Tensor, "... d"]) -> Float[Tensor, "*s"]:
+        return lengths * total.shape[-1] ** 0.5
+
 
 @dataclass(frozen=True)
 class Share:
     """<v, y> / |y|^2; 0 where y vanishes."""
 
+    name: ClassVar[str] = "share"
     signed: ClassVar[bool] = True
 
     def of(self, vectors: Float[Tensor, "*s d"], total: Float[Tensor, "... d"]) -> Float[Tensor, "*s"]:
@@ -88,12 +106,16 @@ class Share:
     def covectors(self, total: Float[Tensor, "*s d"]) -> Float[Tensor, "*s 1 d"]:
         return _inverse(total)[..., None, :]
 
+    def sizes(self, lengths: Float[Tensor, "*s"], total: Float[Tensor, "... d"]) -> Float[Tensor, "*s"]:
+        return lengths * _inverse(total).norm(dim=-1)
+
 
 @dataclass(frozen=True)
 class Onto:
     """<v, u> for every direction u, [d] or [r d]: a logit's row, a probe, features; a trailing axis [r] in any case."""
 
     directions: Float[Tensor, "*r d"]
+    name: ClassVar[str] = "onto"
     signed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -102,6 +124,11 @@ class Onto:
                 f"Onto expects directions of shape [d_model] or [direction d_model], but these are "
                 f"{list(self.directions.shape)}. Pass directions.reshape(-1, directions.shape[-1])."
             )
+        if not bool(self.directions.isfinite().all()):
+            raise NonFiniteError("a direction of Onto holds nan or infinity: expected finite numbers.")
+
+    def __repr__(self) -> str:
+        return f"Onto(directions {list(self.directions.shape)})"
 
     def of(self, vectors: Float[Tensor, "*s d"], total: Float[Tensor, "... d"]) -> Float[Tensor, "*s r"]:
         return vectors @ self.covectors(total).mT
@@ -114,6 +141,9 @@ class Onto:
                 f"{total.shape[-1]}. Pass directions of shape [direction {total.shape[-1]}]."
             )
         return self.directions.reshape(-1, width).to(total)
+
+    def sizes(self, lengths: Float[Tensor, "*s"], total: Float[Tensor, "... d"]) -> Float[Tensor, "*s r"]:
+        return lengths[..., None] * self.covectors(total).norm(dim=-1)
 
 
 MEASURES: dict[str, Measure] = {"l2": Length(), "l1": AbsoluteSum(), "alti": Alti(), "share": Share()}

@@ -1,4 +1,4 @@
-"""A second guard on norms: for some pairs of every key and of every query the vector is formed the plain way.
+"""A second guard on norms and other measures: for some pairs of every key and query the vector is formed plainly.
 
 Sums over sources catch a wrong vector. A norm that was not taken of the vector it stands for (a factor, a chunk, an
 index gone wrong) is caught here: which pairs are compared is a fixed rule, so that the same call compares the same.
@@ -37,20 +37,20 @@ class Spots:
 
     Attributes:
         keys: of each query, -1 for none
-        norms: of those pairs
+        norms: of those pairs, or another measure; directions last, if it has several
         sizes: what rounding is relative to: the norms of what each vector is the sum of
     """
 
     keys: Int[Tensor, "s q"]
-    norms: Float[Tensor, "b s q"]
-    sizes: Float[Tensor, "b s q"]
+    norms: Float[Tensor, "b s q *r"]
+    sizes: Float[Tensor, "b s q *r"]
 
-    def compare(self, lengths: Float[Tensor, "b q k"], what: str) -> None:
+    def compare(self, lengths: Float[Tensor, "b q k *r"], what: str) -> None:
         """Raise a DecompositionError if the map says another norm for one of the pairs."""
         queries = torch.arange(lengths.shape[1], device=lengths.device).expand_as(self.keys)
         mapped = lengths[:, queries, self.keys.clamp_min(0)]
-        there = (self.keys >= 0).expand_as(mapped)
-        agree(mapped[there], self.norms[there], self.sizes[there], what)
+        there = self.keys >= 0
+        agree(mapped[:, there], self.norms[:, there], self.sizes[:, there], what)
 
 
 def agree(found: Tensor, plain: Tensor, size: Tensor, what: str) -> None:

@@ -1,0 +1,84 @@
+"""--why on the command line: MiniLM's likeness to a sentence, a predicted token, and arguments that do not fit."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from rich.console import Console
+
+import tl_norms
+from tl_norms.cli import why
+from tl_norms.cli.arguments import parse
+from tl_norms.cli.run import main
+
+
+class Words:
+    """A tokenizer of numbers: "3 17 5"."""
+
+    def __call__(self, text, return_tensors=None, add_special_tokens=True):
+        ids = [int(word) for word in text.split()]
+        encoded = type("Encoded", (dict,), {})(input_ids=torch.tensor([ids]) if return_tensors else ids)
+        encoded.input_ids = encoded["input_ids"]
+        return encoded
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+
+@pytest.fixture
+def model():
+    made = tiny.make("gpt2", tiny.KINDS[0], fresh=True)
+    made.model.tokenizer = Words()
+    return made
+
+
+def test_the_prediction_is_explained(model):
+    found = why.explained(model.model, "3 17 5 20", token="7", against="#9", at=2)
+    logits = model.hf(torch.tensor([[3, 17, 5, 20]])).logits[0, 2].detach()
+    assert float(found.attribution.value) == pytest.approx(float(logits[7] - logits[9]))
+    numbers = why.numbers(found)
+    total = sum(token["value"] for token in numbers["tokens"]) + numbers["offset"]
+    assert total == pytest.approx(numbers["value"]) and json.dumps(numbers)
+    assert [token["token"] for token in numbers["tokens"]] == ["3", "17", "5", "20"]
+    assert numbers["tokens"][3]["value"] == 0, "the position after the prediction gives nothing"
+    console = Console(record=True, width=100, highlight=False)
+    why.show(found, console)
+    printed = console.export_text()
+    assert "logit('7') at 2 - logit(9) at 2 = " in printed and "strongest edges" in printed and "(no token" in printed
+    best = why.explained(model.model, "3 17 5 20").attribution
+    first, second = model.hf(torch.tensor([[3, 17, 5, 20]])).logits[0, -1].detach().topk(2).values
+    assert float(best.value) == pytest.approx(float(first - second))
+
+
+def test_several_tokens_are_refused_with_what_they_are(model):
+    with pytest.raises(tl_norms.TargetError, match="2 tokens for this tokenizer: '7', '8'"):
+        why.explained(model.model, "3 17", token="7 8")
+
+
+def test_likeness_to_a_sentence_is_the_cosine_of_pooled_vectors(minilm, capsys):
+    texts = "The keys to the cabinet", "A set of keys"
+    with torch.no_grad():
+        pooled = [minilm.run_with_cache(text)[1]["blocks.5.hook_out"][0].mean(0) for text in texts]
+    expected = float(torch.nn.functional.cosine_similarity(*pooled, dim=0))
+    assert main(["--why", "--like", texts[1], "--json", texts[0]]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["value"] == pytest.approx(expected, abs=1e-5) and max(found["error"]) < 1e-5
+    assert max(found["tokens"], key=lambda token: token["value"])["token"] == "keys"
+    assert main(["--why", texts[0]]) == 2
+    assert "no head" in (error := capsys.readouterr().err) and "--like" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--logit", " are", "text"],
+        ["--why", "--against", " is", "text"],
+        ["--why", "--like", "a", "--at", "2", "text"],
+        ["--why", "--layer", "3", "text"],
+    ],
+)
+def test_options_that_do_not_fit_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    assert "--why" in capsys.readouterr().err or "--logit" in " ".join(arguments)
