@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from tl_norms import faithfulness, studies
+from tl_norms import faithfulness, plot, studies
 from tl_norms.errors import UnsupportedArchitectureError
 from tl_norms.faithfulness import Example, FaithfulnessInputError, MethodOutputError, Report, Task, evaluate, tasks
 
@@ -66,7 +66,7 @@ def test_evidence_needs_no_removal_and_costs_no_pass(task, report):
 
 
 def test_erasure_explains_its_own_removal(report):
-    table = report.to_dataframe("all").set_index(["method", "metric"])["mean"]
+    table = report.to_dataframe("all").set_index(["method", "metric"])["value"]
     assert table["erasure", "effect correlation (cut) ↑"] == pytest.approx(1.0)
     assert table["erasure", "SRG (cut) ↑"] > table["recency", "SRG (cut) ↑"]
 
@@ -78,14 +78,14 @@ def test_examples_that_the_model_gets_wrong_are_apart(report):
     assert counts == [{report.right.sum()}, {(~report.right).sum()}, {len(report.right)}]
     mean = report.values[report.right, 1, 0].mean()
     row = parts[0][(parts[0]["method"] == "recency") & (parts[0]["metric"] == report.labels[0])]
-    assert row["mean"].item() == pytest.approx(mean) and row["low"].item() <= mean <= row["high"].item()
+    assert row["value"].item() == pytest.approx(mean) and row["low"].item() <= mean <= row["high"].item()
 
 
 def test_random_scores_come_with_their_spread(report):
     table = report.to_dataframe("all").set_index(["method", "metric"])
     spread = table.loc["random"]
     assert (spread["spread_low"] < spread["spread_high"]).all()
-    assert (spread["mean"] >= spread["spread_low"]).all() and table.loc["erasure", "spread_low"].isna().all()
+    assert (spread["value"] >= spread["spread_low"]).all() and table.loc["erasure", "spread_low"].isna().all()
 
 
 def test_directions_are_part_of_every_name(report):
@@ -127,7 +127,7 @@ def test_rankings_and_differences(report):
 
 
 def test_relative_numbers_are_ratios_of_sums(report):
-    table = report.to_dataframe("all", relative=True).set_index(["method", "metric"])["mean"]
+    table = report.to_dataframe("all", relative=True).set_index(["method", "metric"])["value"]
     cell = report.cells.index(("SRG", "cut"))
     assert table["recency", "SRG (cut) ↑"] == pytest.approx(report.values[:, 1, cell].sum() / report.full.sum())
     assert table["recency", "MRR ↑"] == pytest.approx(report.values[:, 1, report.cells.index(("MRR", ""))].mean())
@@ -136,7 +136,7 @@ def test_relative_numbers_are_ratios_of_sums(report):
 def test_figures_and_page(report, tmp_path):
     figure = report.figure("all")
     assert len(figure.data) == len(report.labels) and list(figure.data[0].y) == list(report.methods)
-    means = report.to_dataframe("all").set_index(["metric", "method"])["mean"]
+    means = report.to_dataframe("all").set_index(["metric", "method"])["value"]
     assert figure.data[2].x[0] == pytest.approx(means[report.labels[2], "erasure"])
     assert len(report.figure("all", backend="matplotlib").axes) == len(report.labels)
     with pytest.raises(FaithfulnessInputError, match="backend is 'ggplot'"):
@@ -281,6 +281,12 @@ def test_methods_are_the_same_in_every_process():
     assert repr(first) == repr(second) and "removal" in repr(first) and "0x" not in repr(first)
     named = faithfulness.Method("p", functools.partial(mine, 1))
     assert "0x" not in repr(named)
+
+
+def test_the_plot_of_tables_takes_a_report(report):
+    page = plot.judge_table(report, metrics=["SRG (cut) ↑", "sufficiency (cut) ↓"])
+    text = str(getattr(page, "figure", page))
+    assert "SRG (cut) ↑" in text and "↑ ↑" not in text and "sufficiency (cut) ↓" in text
 
 
 def test_methods_of_one_example_share_a_run_and_each_pays_for_it(gpt2, task, monkeypatch):

@@ -54,16 +54,16 @@ def _with_plotly(panels: dict[str, Any]) -> Any:
     for column, part in enumerate(panels.values(), start=1):
         n = len(part)
         error = dict(
-            type="data", symmetric=False, array=part["high"] - part["mean"], arrayminus=part["mean"] - part["low"]
+            type="data", symmetric=False, array=part["high"] - part["value"], arrayminus=part["value"] - part["low"]
         )
         dots = graph_objects.Scatter(
-            x=part["mean"], y=list(part.index), error_x=error, mode="markers", showlegend=False,
+            x=part["value"], y=list(part.index), error_x=error, mode="markers", showlegend=False,
             customdata=np.stack([part["low"], part["high"], part["n"]], -1),
             hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra></extra>",  # noqa: E501
         )  # fmt: skip
         figure.add_trace(dots, 1, column)
-        if "random" in part.index and np.isfinite(part.loc["random", "mean"]):
-            figure.add_vline(x=part.loc["random", "mean"], line_dash="dot", line_color="grey", row=1, col=column)  # type: ignore[arg-type]
+        if "random" in part.index and np.isfinite(part.loc["random", "value"]):
+            figure.add_vline(x=part.loc["random", "value"], line_dash="dot", line_color="grey", row=1, col=column)  # type: ignore[arg-type]
     figure.update_yaxes(autorange="reversed")
     figure.update_layout(height=140 + _ROW * n, width=220 + _PANEL * len(panels), template="plotly_white")
     figure.update_annotations(font_size=12)
@@ -79,10 +79,10 @@ def _with_matplotlib(panels: dict[str, Any]) -> Any:
     figure = Figure(figsize=(2.2 + 2.1 * len(panels), 1.2 + 0.22 * n), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     for axis, (label, part) in zip(axes, panels.items(), strict=True):
-        low, high = part["mean"] - part["low"], part["high"] - part["mean"]
-        axis.errorbar(part["mean"], range(len(part)), xerr=np.stack([low, high]).clip(min=0), fmt="o", markersize=3)
+        low, high = part["value"] - part["low"], part["high"] - part["value"]
+        axis.errorbar(part["value"], range(len(part)), xerr=np.stack([low, high]).clip(min=0), fmt="o", markersize=3)
         if "random" in part.index:
-            axis.axvline(part.loc["random", "mean"], color="grey", linestyle=":", linewidth=1)
+            axis.axvline(part.loc["random", "value"], color="grey", linestyle=":", linewidth=1)
         axis.set_title(label, fontsize=9)
         axis.set_yticks(range(len(part)), list(part.index), fontsize=8)
         axis.tick_params(axis="x", labelsize=8)

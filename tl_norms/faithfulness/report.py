@@ -78,8 +78,8 @@ class Report:
             seed: of the bootstrap
 
         Returns:
-            Columns: task, method, metric (with its direction), removal, mean, low and high (95 % bootstrap interval
-            over examples), spread_low and spread_high (95 % of the means of single draws, of random scores), n, and
+            Columns: task, method, metric (with its direction), removal, better ("higher" or "lower"), value (the mean
+            over examples), low and high (95 % bootstrap interval), spread_low and spread_high (95 % of the means of single draws, of random scores), n, and
             failed (examples for which there is no number).
 
         Raises:
@@ -97,14 +97,15 @@ class Report:
             "method",
             "metric",
             "removal",
-            "mean",
+            "better",
+            "value",
             "low",
             "high",
             "spread_low",
             "spread_high",
             "n",
             "failed",
-        )  # noqa: E501
+        )
         return frame({column: [row[column] for row in rows] for column in columns})
 
     def examples_to_dataframe(self) -> "pandas.DataFrame":
@@ -184,7 +185,7 @@ class Report:
             .assign(metric=lambda t: [_bare(name) for name in t["metric"]])
             .groupby(["task", "metric"], sort=False)
         ):
-            wide = part.pivot(index="method", columns="removal", values="mean").dropna(axis=1, how="all").dropna()
+            wide = part.pivot(index="method", columns="removal", values="value").dropna(axis=1, how="all").dropna()
             names = list(wide.columns)
             for a, left in enumerate(names):
                 for right in names[a + 1 :]:
@@ -240,7 +241,7 @@ class Report:
             "|---|" + "---:|" * (len(self.labels) + 1),
         ]
         by_cell = {label: table[(table["metric"] == label)].set_index("method") for label in self.labels}
-        best = {label: self._best(label, by_cell[label]["mean"]) for label in self.labels}
+        best = {label: self._best(label, by_cell[label]["value"]) for label in self.labels}
         for method in sorted(self.methods, key=lambda name: name == "random"):
             shown = [_shown(by_cell[label].loc[method], method == best[label], intervals) for label in self.labels]
             forward, backward = costs[method]
@@ -288,7 +289,8 @@ class Report:
                 n = int(np.isfinite(means[:, number, cell]).sum())
                 rows.append(
                     {"task": task, "method": method, "metric": self.labels[cell], "removal": removal}
-                    | {"mean": mean[cell], "low": low[cell], "high": high[cell]}
+                    | {"better": "higher" if METRICS[self.cells[cell][0]].better == "↑" else "lower"}
+                    | {"value": mean[cell], "low": low[cell], "high": high[cell]}
                     | {"spread_low": spread[0], "spread_high": spread[1], "n": n, "failed": len(means) - n}
                 )
         return rows
@@ -331,9 +333,9 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
 
 
 def _shown(row: Any, best: bool, intervals: bool) -> str:
-    if not np.isfinite(row["mean"]):
+    if not np.isfinite(row["value"]):
         return "–"
-    text = f"{row['mean']:.2f}"
+    text = f"{row['value']:.2f}"
     text = f"**{text}**" if best else text
     if np.isfinite(row["spread_low"]):
         return f"{text} ({row['spread_low']:.2f} to {row['spread_high']:.2f})"
