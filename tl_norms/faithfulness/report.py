@@ -79,8 +79,8 @@ class Report:
 
         Returns:
             Columns: task, method, metric (with its direction), removal, better ("higher" or "lower"), value (the mean
-            over examples), low and high (95 % bootstrap interval), spread_low and spread_high (95 % of the means of single draws, of random scores), n, and
-            failed (examples for which there is no number).
+            over examples), low and high (95 % bootstrap interval), spread_low and spread_high (95 % of the means of
+            single draws, of random scores), n, and failed (examples for which there is no number).
 
         Raises:
             MissingExtraError: pandas is not installed.
