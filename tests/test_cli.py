@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,32 @@ def test_check_prints_errors_of_layers_and_scopes(embedded):
     assert [row[0] for row in rows] == list("012345") and {len(row) for row in rows} == {7}
     assert all(float(cell) < 1e-5 for row in rows for cell in row[1:])
     assert "a-model: complete at every layer and scope" in " ".join(out.split())
+    assert "attribution of mean of the last stream: complete, largest error over the cuts" in " ".join(out.split())
+    found = json.loads(called("--check", "a-model", "--json")[1])["attribution"]
+    assert found["refused"] is None and len(found["error"]) == 7 and 0 < max(found["error"]) < 1e-5
+
+
+def test_check_says_why_there_is_no_attribution(embedded, monkeypatch):
+    def refuse(*_, **__):
+        raise tl_norms.UnsupportedArchitectureError("the component 'blocks.0.weird'\nis not understood")
+
+    monkeypatch.setattr("tl_norms.cli.why.attribution_hooks", refuse)
+    status, out, err = called("--check", "a-model")
+    assert (status, err) == (0, "")  # the norms are complete all the same
+    assert "attribution: refused: the component 'blocks.0.weird' is not understood" in " ".join(out.split())
+    assert json.loads(called("--check", "a-model", "--json")[1])["attribution"]["error"] == []
+
+
+def test_check_finds_an_attribution_that_does_not_add_up(embedded, monkeypatch):
+    attribute = tl_norms.attribute
+
+    def off(*arguments, **options):
+        found = attribute(*arguments, **options)
+        return replace(found, error=found.error + torch.tensor([0, 0, 0.01, 0, 0, 0, float("nan")]))
+
+    monkeypatch.setattr("tl_norms.cli.why.attribute", off)
+    status, out, _ = called("--check", "a-model")
+    assert status == 1 and "NOT complete, largest error over the cuts nan" in " ".join(out.split())
 
 
 def test_check_finds_what_does_not_add_up(embedded, monkeypatch):
@@ -329,7 +356,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path):
 
 
 def test_the_embedded_model_is_an_extra(monkeypatch):
-    monkeypatch.setattr(load, "DEMO_PACKAGE", "a_package_that_is_not_there")
+    monkeypatch.setattr("tl_norms.demo._BERT_PACKAGE", "a_package_that_is_not_there")
     status, out, err = called(TEXT)
     assert status == 2 and out == "" and is_one_line(err) and "pip install 'tl_norms[demo]'" in err
 
@@ -462,5 +489,7 @@ def test_check_looks_at_both_stacks(translator):
     assert found["complete"] is True
     assert found["encoder"]["scopes"][-1] == "attn_res_ln_ff_res_ln"
     assert found["decoder"]["scopes"][-1] == "attn_res_ln_cross_res_ln_ff_res_ln"
+    errors = found["attribution"]["error"]
+    assert len(errors) > 4 and max(errors) < 1e-5  # the cuts of both stacks
     status, out, _ = called("--check", translator[0])
     assert status == 0 and "encoder: complete" in out and "decoder: complete" in out

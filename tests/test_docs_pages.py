@@ -10,6 +10,7 @@ import pytest
 API = Path(__file__).parents[1] / "docs" / "api"
 PACKAGES = (
     "tl_norms",
+    "tl_norms.methods",
     "tl_norms.metrics",
     "tl_norms.studies",
     "tl_norms.alignment",

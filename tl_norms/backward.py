@@ -27,6 +27,13 @@ class KeptAttention:
 
 
 @dataclass(frozen=True)
+class KeptEdges:
+    """The edges of one attention, formed: what a file holds in place of what they are made of."""
+
+    edges: Float[Tensor, "t b h q k"]
+
+
+@dataclass(frozen=True)
 class StackCredit:
     """All cuts of one stack.
 
@@ -47,9 +54,9 @@ class StackCredit:
     ffn: Tensor
     heads: Tensor
     values_offset: Tensor
-    kept: tuple[KeptAttention | None, ...]
+    kept: tuple[KeptAttention | KeptEdges | None, ...]
     crossing_heads: Tensor | None
-    crossed: tuple[KeptAttention | None, ...]
+    crossed: tuple[KeptAttention | KeptEdges | None, ...]
     unattended: dict[int, float]
 
 

@@ -117,7 +117,8 @@ def normalized(maps: Float[Tensor, "*batch query key"]) -> Float[Tensor, "*batch
     if len(empty):
         raise MapError(
             f"{len(empty)} rows of these maps sum to zero, the first at index {empty[0, :-1].tolist()}, so they cannot "
-            f"be brought to sum 1. If they are padding, cut it off: maps[..., :n, :n]."
+            f"be brought to sum 1. If they are padding, cut it off: maps[..., :n, :n]. With ALTI it is a position that "
+            f"no source brings nearer to its vector: normalize=False leaves such rows at zero."
         )
     return maps / sums
 

@@ -15,10 +15,11 @@ from .linear.carry.terms import Mixture
 from .linear.measure.factors import factored, mixture_norms
 from .options import Layers
 from .plan import Plan, chain_of, reader_of
+from .storage.storable import Storable
 
 
 @dataclass(frozen=True, eq=False)
-class CrossNorms:
+class CrossNorms(Storable):
     """Cross-attention by norms: queries are positions of the decoder, keys those of the encoder.
 
     Attributes:

@@ -18,6 +18,7 @@ from .blocks.activations import Activations
 from .blocks.compat import attach, detach
 from .blocks.structure import Block
 from .errors import RecorderError
+from .labels import id_hook
 from .layer_numbers import LayerNumbers, collected, layer_numbers
 from .options import AnalysisOptions, Layers, Scopes
 from .plan import Plan
@@ -84,6 +85,12 @@ class NormRecorder:
     def _hooks(self, block: Block) -> tuple[str, ...]:
         return block.hooks(self.plan.scopes, edits=self.plan.options.edits != "refuse")
 
+    def _id_hooks(self) -> tuple[str, ...]:
+        """The hooks of token ids that this model has: of the stack analysed, and of the encoder."""
+        names = dict.fromkeys(id_hook(self.model, stack) for stack in (self.plan.reader.stack, "encoder"))
+        points: Any = getattr(self.model, "hook_dict", {})
+        return tuple(name for name in names if name in points)
+
     def reset(self) -> None:
         """Forget the recorded run."""
         self._tensors: dict[int, dict[str, Tensor]] = {block.layer: {} for block in self.plan.blocks}
@@ -91,12 +98,13 @@ class NormRecorder:
         self._attention: dict[int, Tensor] = {}
         self._attention_ratio: dict[int, Tensor] = {}
         self._activations: Activations | None = None
+        self._ids: dict[str, Tensor] = {}
         self.kept: dict[int, Any] = {}
 
     @property
     def fwd_hooks(self) -> list[tuple[str, Callable[..., None]]]:
         """Pairs (hook name, function) for `model.run_with_hooks(tokens, fwd_hooks=...)`."""
-        return [(name, self._listener(name)) for name in self._waiting]
+        return [(name, self._listener(name)) for name in (*self._waiting, *self._id_hooks())]
 
     @property
     def norms(self) -> BlockNorms:
@@ -147,7 +155,9 @@ class NormRecorder:
 
     def _listener(self, name: str) -> Callable[..., None]:
         def listen(tensor: Tensor, hook: Any) -> None:
-            for block in self._waiting[name]:
+            if name in self._id_hooks():
+                self._ids[name] = tensor.detach()
+            for block in self._waiting.get(name, ()):
                 self._hear(block, name, tensor)
 
         return listen
@@ -177,7 +187,7 @@ class NormRecorder:
             if self.keep == "maps":
                 self._attention[block.layer] = whole.attention[0]
             self._layers[block.layer] = numbers.without_pattern()
-        self._activations = activations.emptied()
+        self._activations = activations.emptied(self._ids)
         self._tensors[block.layer] = {}
 
 

@@ -9,6 +9,7 @@ from .blocks.activations import Activations
 from .complete import Completed, compare_pairs, completed
 from .edits import Edit
 from .freeze import FrozenBlock
+from .labels import Strings, model_name, strings_of_run
 from .linear.carry.pairs import CrossSources, Sources
 from .linear.carry.terms import MixedHeads, Mixture, Sent
 from .linear.measure.factors import head_norms
@@ -130,6 +131,7 @@ def collected(
         attention_ratio=attention_ratio,
     )
     masks = [m if m is None or has_batch else m[0] for m in (activations.mask, activations.source_mask)]
+    strings, source_strings = _strings(plan, layers, activations)
     facts = RunFacts(
         layers=tuple(layer.layer for layer in layers),
         skipped=plan.skipped,
@@ -142,8 +144,20 @@ def collected(
         sketch=plan.options.sketch,
         measure=plan.options.measure,
         edits=tuple(edit for layer in layers for edit in layer.edits),
+        token_strings=strings,
+        source_strings=source_strings,
+        model_name=model_name(plan.reader.model),
     )
     return BlockNorms(scopes, heads, facts)
+
+
+def _strings(plan: Plan, layers: list[LayerNumbers], activations: Activations) -> tuple[Strings | None, Strings | None]:
+    """What the positions, and those of the encoder, are called."""
+    n_texts, _, n = layers[0].value_norms.shape
+    n_source = max((found.shape[-1] for found in layers[0].maps.values()), default=n) - n
+    reader, options = plan.reader, plan.options
+    shape = (n_texts, n, n_source)
+    return strings_of_run(activations.tensors, reader.model, reader.stack, options.tokens, activations.mask, shape)
 
 
 def stacked(rows: list[Tensor], has_batch: bool) -> Tensor:

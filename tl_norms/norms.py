@@ -186,7 +186,7 @@ def block_norms(cache, scopes: Scopes = None, **options: Unpack[AnalysisOptions]
     Args:
         cache: an ActivationCache of a TransformerBridge, HookedTransformer or HookedEncoder
         scopes: one scope, several, "all", or None: all up to and including the attention block
-        **options: layers, mask, source_mask, stack, bias, ff, measure, max_memory, sketch, check, edits, see
+        **options: layers, mask, source_mask, stack, bias, ff, measure, max_memory, sketch, check, edits, tokens, see
             `AnalysisOptions`
 
     Returns:
@@ -249,7 +249,7 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
         cache: an ActivationCache
         layer: its number, negative from the end
         scope: a scope of the model, or a paper's name for it
-        **options: as for `block_norms`, but layers, sketch and measure
+        **options: as for `block_norms`, but layers, sketch, tokens and measure
 
     Returns:
         Decomposition: `.vectors(query, key)` [batch query key d_model], `.remainder` and `.total()`
@@ -266,7 +266,7 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
     chain = chain_of(reader_of(cache.model, options.get("stack")))
     if not isinstance(scope, str) or scope == "all":
         raise UnknownScopeError(f"scope is {scope!r}; expected one of {', '.join(chain)}.")
-    for name in ("layers", "sketch"):
+    for name in ("layers", "sketch", "tokens"):
         if options.get(name) is not None:
             raise UnknownOptionError(f"decompose takes no {name}=: its vectors are exact, and of one layer.")
     if "measure" in options:

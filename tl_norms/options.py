@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from .errors import UnknownLayerError, UnknownOptionError, UnknownScopeError
+from .labels import checked_tokens
 from .linear.edits import Edits
 from .linear.hold import Bias, Rule
 from .linear.measure.measures import Length, Measure, MeasureName, measure_of
@@ -48,6 +49,8 @@ class AnalysisOptions(TypedDict, total=False):
             the edit. "replace": per position and head (or per position), a multiple of what was there scales the
             sources, anything else takes their place and belongs to the remainder. "add": the sources stay, the
             difference belongs to the remainder. Edits are listed in `result.edits`
+        tokens: what to call the positions in tables and pictures: a list of strings, or one per text; by default the
+            tokenizer's strings, where the cache holds the token ids (a TransformerBridge's full cache does)
     """
 
     layers: Layers
@@ -61,6 +64,7 @@ class AnalysisOptions(TypedDict, total=False):
     sketch: int | None
     check: bool
     edits: Edits
+    tokens: Sequence[str] | Sequence[Sequence[str]] | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Options:
     sketch: int | None = None
     check: bool = True
     edits: Edits = "refuse"
+    tokens: tuple[Any, ...] | None = None
 
     @classmethod
     def of(cls, **given: Any) -> "Options":
@@ -100,6 +105,7 @@ class Options:
         checked["layers"] = layer_numbers(given.get("layers"))
         checked["max_memory"] = _count("max_memory", given.get("max_memory"), "bytes")
         checked["sketch"] = _count("sketch", given.get("sketch"), "directions")
+        checked["tokens"] = checked_tokens(given.get("tokens"))
         checked["measure"] = measure_of(given.get("measure", "l2"))
         if checked["sketch"] is not None and not isinstance(checked["measure"], Length):
             raise UnknownOptionError("sketch= estimates lengths; other measures are exact. Leave one of the two out.")

@@ -15,6 +15,8 @@ from .linear.measure.lengths import sketch_standard_error
 from .linear.measure.measures import Length, Measure, Onto
 from .names import WEIGHT_NAMES, resolve_scope
 from .options import layer_numbers
+from .ranking import Ranking
+from .storage.storable import Storable
 
 if TYPE_CHECKING:
     import pandas
@@ -76,6 +78,9 @@ class RunFacts:
         edits: what hooks changed during the run
         measure: what was measured of source vectors; `measure.name`, and `measure.signed` where values below zero mean
             something
+        token_strings: the tokens of every text, as the tokenizer decodes them or as they were given, or None
+        source_strings: the same for the encoder of an encoder-decoder, behind cross-attention
+        model_name: the name the model was loaded by
     """
 
     layers: tuple[int, ...]
@@ -89,10 +94,13 @@ class RunFacts:
     sketch: int | None = None
     edits: tuple[Edit, ...] = ()
     measure: Measure = Length()
+    token_strings: tuple[tuple[str, ...], ...] | None = None
+    source_strings: tuple[tuple[str, ...], ...] | None = None
+    model_name: str | None = None
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class BlockNorms(Mapping[str, Tensor]):
+class BlockNorms(Storable, Mapping[str, Tensor]):
     """Norms of source vectors, one map per scope; `norms[scope]` is [layer batch query key].
 
     Without a batch axis in the cache there is none here. Rows sum to nothing in particular: they are lengths, in the
@@ -218,6 +226,21 @@ class BlockNorms(Mapping[str, Tensor]):
     def sketch(self) -> int | None:
         """Random directions used for the scopes with `ff`, None if they are exact."""
         return self.facts.sketch
+
+    @property
+    def token_strings(self) -> tuple[tuple[str, ...], ...] | None:
+        """The tokens of every text, one row per text; None if neither the cache nor the user named them."""
+        return self.facts.token_strings
+
+    @property
+    def source_strings(self) -> tuple[tuple[str, ...], ...] | None:
+        """The encoder's tokens, behind cross-attention."""
+        return self.facts.source_strings
+
+    @property
+    def model_name(self) -> str | None:
+        """The name the model was loaded by, or its class."""
+        return self.facts.model_name
 
     @property
     def measure(self) -> Measure:
@@ -361,6 +384,40 @@ class BlockNorms(Mapping[str, Tensor]):
         error.diagonal(dim1=-2, dim2=-1).zero_()
         return error
 
+    def top(
+        self,
+        query: str | int | None = None,
+        k: int = 5,
+        *,
+        scope: str | None = None,
+        layer: int | None = None,
+        row: int = 0,
+    ) -> Ranking:
+        """The k strongest sources of a position: ‖v_ij‖ of one layer and scope, largest first.
+
+        Args:
+            query: the position, as a number (negative from the last real token) or as its token, " are", which lists
+                every position of that token; None for the k strongest pairs of the text
+            k: sources per position
+            scope, layer: the last ones of this result, if left out (norms of different layers have different units)
+            row: of the batch
+
+        Returns:
+            Ranking: layer, query, query_token, source, source_token, norm (`value` for another measure, ranked by its
+            size), and share: that size as a part of the sum over all sources of the position. `.to_dataframe()`.
+
+        Raises:
+            UnknownPositionError: no such token, position or row, or a token and no token strings.
+            UnknownScopeError, UnknownLayerError: not in this result.
+            UnknownOptionError: k is below 1, or the measure is `Onto`, which has several numbers for a pair.
+
+        Example:
+            >>> norms.top(" are", k=3)                                          # doctest: +SKIP
+        """
+        from .strongest import strongest
+
+        return strongest(self, query, k, scope, layer, row)
+
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row per layer, text, query and scope: mixing ratio, completeness error and strongest source.
 
@@ -434,7 +491,7 @@ class BlockNorms(Mapping[str, Tensor]):
         """Show the interactive page: below the cell of a notebook, or else in the browser.
 
         Args:
-            tokens: the tokens of the text, or one list per text
+            tokens: the tokens of the text, or one list per text; those kept with this result, if left out
             **options: those of `tl_norms.page.page_of_norms`: keys, batch, model_name, text, layer, scope
 
         Example:
@@ -500,7 +557,7 @@ class BlockNorms(Mapping[str, Tensor]):
 
 
 @dataclass(frozen=True, eq=False)
-class MixingShares:
+class MixingShares(Storable):
     """Where a decoder's vectors come from, as shares of three lengths that add up to 1.
 
     Attributes:

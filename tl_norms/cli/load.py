@@ -1,6 +1,5 @@
 """A model from what the command line was given: a name, a folder, a .gguf file, or nothing for the embedded one."""
 
-import importlib.util
 import inspect
 import logging
 import os
@@ -14,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtraError, TLNormsError
-from .arguments import DEMO_PACKAGE, EMBEDDED
+from ..demo import bert_folder
+from ..errors import TLNormsError
+from .arguments import EMBEDDED
 
 
 class ModelNotLoadedError(TLNormsError, OSError):
@@ -51,12 +51,7 @@ def model_name(given: str | None) -> str:
         ModelNotLoadedError: a path that leads nowhere.
     """
     if given is None or (is_embedded(given) and not Path(given).exists()):
-        spec = importlib.util.find_spec(DEMO_PACKAGE)  # finds the package without importing it
-        if spec is None or spec.origin is None:
-            raise MissingExtraError(
-                "the embedded model is not installed: pip install 'tl_norms[demo]', or name a model: --model gpt2"
-            )
-        return str(Path(spec.origin).parent / "model")
+        return str(bert_folder())
     path = Path(given).expanduser()
     looks_like_path = given.startswith((".", "~", os.sep)) or given.endswith((".gguf", os.sep)) or given.count("/") > 1
     if path.exists() or looks_like_path:

@@ -41,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from . import judge
 
         options, command = judge.parse(arguments[1:]), judge.run
+    elif arguments[:1] == ["demo"]:
+        from . import demo
+
+        options, command = demo.parse(arguments[1:]), demo.run
     else:
         options = parse(arguments)
         command = check if options.check is not None else explain if options.why else analyse
@@ -126,9 +130,9 @@ def explain(options: "argparse.Namespace") -> int:
 
 
 def check(options: "argparse.Namespace") -> int:
-    """Completeness of every layer and scope of one model, of both stacks of an encoder-decoder."""
+    """Completeness of every layer and scope of one model (both stacks of an encoder-decoder) and of one attribution."""
     from ..errors import TLNormsError
-    from . import load, report
+    from . import load, report, why
 
     model, name = _model(options.check, options)
     text = options.text or CHECK_TEXT
@@ -138,6 +142,8 @@ def check(options: "argparse.Namespace") -> int:
             given = _given(model, text, None)
             for stack in ("encoder", "decoder") if load.translates(model) else (None,):
                 found.append((stack, _norms(model, replace(given, stack=stack), options, scopes="all", raises=False)))
+            inputs = dict(given.inputs)
+            whole = why.checked(model, options.dtype, inputs.pop("input"), **inputs)
     except load.TextError:
         raise
     except TLNormsError as error:
@@ -147,18 +153,20 @@ def check(options: "argparse.Namespace") -> int:
         return 1
     _notices(caught, options)
     tolerance = report.tolerance(options.dtype)
-    complete = all(report.is_complete(norms, tolerance) for _, norms in found)
+    complete = whole.complete and all(report.is_complete(norms, tolerance) for _, norms in found)
     facts = report.facts(model, name, text, given.tokens, given.words, options.dtype, options.bias)
     if options.json:
         errors = {stack: report.errors(norms) for stack, norms in found}
-        whole = errors[None] if None in errors else errors
-        print(report.as_json(facts | whole | {"tolerance": tolerance, "complete": complete}))
+        shown = errors[None] if None in errors else errors
+        facts |= shown | {"attribution": whole.numbers()}
+        print(report.as_json(facts | {"tolerance": tolerance, "complete": complete}))
     elif not options.quiet:
         from . import tables
 
         for stack, norms in found:
             called = name if stack is None else f"{name}, {stack}"
             tables.check(facts | {"model": called}, norms, tolerance, report.is_complete(norms, tolerance))
+        why.show_checked(whole)
     return 0 if complete else 1
 
 

@@ -14,11 +14,11 @@
 Products of lengths are pictures. For what decided an output, use signed contributions to a contrast.
 """
 
-from .information_flow import FlowEdge, InformationFlow, information_flow
 from .logits import alti_logit
 from .results import ComposedMaps
 from .rollouts import alti, attention_flow, attention_rollout, globenc, norm_rollout
-from .value_zeroing import value_zeroing
+from .routes import FlowEdge, InformationFlow, information_flow
+from .zeroing import value_zeroing
 
 __all__ = [
     "ComposedMaps",

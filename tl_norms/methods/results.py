@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from ..storage.storable import Storable
+
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ComposedMaps:
+class ComposedMaps(Storable):
     """Maps of single layers, and composed over layers.
 
     Without a batch axis in the cache there is none here.

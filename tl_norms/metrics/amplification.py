@@ -1,7 +1,7 @@
 """Which pairs the feed-forward makes stronger: the map after it minus the map before it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import MissingExtraError, UnknownScopeError
 from ..results import BlockNorms
+from ..storage.storable import Storable
 from .change import MetricsInputError, only_lengths
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ Normalize = Literal["row", "map"] | None
 
 
 @dataclass(frozen=True, repr=False)
-class FFAmplification:
+class FFAmplification(Storable):
     """What the feed-forward adds to each pair.
 
     Attributes:
@@ -29,6 +30,7 @@ class FFAmplification:
         pairs: which pairs exist, [batch query key]: no padding, no later keys in causal models
         mask: True where a position is real, [batch pos], or None
         normalize: None, "row" or "map", see `ff_amplification`
+        token_strings: what the keys of every text are called, or None
     """
 
     scope: str
@@ -38,6 +40,7 @@ class FFAmplification:
     pairs: Bool[Tensor, "*batch query key"]
     mask: Tensor | None
     normalize: Normalize
+    token_strings: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def difference(self) -> Float[Tensor, "layer *batch query key"]:
@@ -59,7 +62,7 @@ class FFAmplification:
         Args:
             k: pairs per layer (the papers' tables use 50)
             tokens: the tokens of the text, or one list per text, as from `model.to_str_tokens(text)`; after
-                cross-attention the target's, then the source's
+                cross-attention the target's, then the source's; those kept with this result, if left out
             largest: False for the pairs that are weakened most
             diagonal: False to leave out what a position gets from itself
 
@@ -83,6 +86,7 @@ class FFAmplification:
         if not has_batch:
             before, after = before[:, None], after[:, None]
         difference = after - before
+        tokens = self.token_strings if tokens is None else tokens
         texts = None if tokens is None else _texts(tokens, difference.shape[1], difference.shape[-1])
         excluded = ~self._listed(diagonal)
         score = (difference if largest else -difference).masked_fill(excluded, -torch.inf)
@@ -119,7 +123,7 @@ class FFAmplification:
 
     def _listed(self, diagonal: bool) -> Tensor:
         """The pairs that exist, [batch query key], with a batch axis in any case."""
-        listed = self.pairs.reshape(-1, *self.pairs.shape[-2:])
+        listed = self.pairs.detach().cpu().reshape(-1, *self.pairs.shape[-2:])
         return listed if diagonal else listed & ~torch.eye(*listed.shape[-2:], dtype=torch.bool)
 
 
@@ -150,7 +154,8 @@ def ff_amplification(norms: BlockNorms, *, normalize: Normalize = None) -> FFAmp
     if scope is None:
         raise UnknownScopeError(f"this model has no feed-forward: its chain is {', '.join(norms.chain)}.")
     before, after = norms[scope.removesuffix("_ff")], norms[scope]
-    result = FFAmplification(scope, norms.layers, before, after, norms.pairs(scope), norms.mask, normalize)
+    names = _names(norms, before.shape[-1])
+    result = FFAmplification(scope, norms.layers, before, after, norms.pairs(scope), norms.mask, normalize, names)
     if normalize is None:
         return result
     if normalize not in ("row", "map"):
@@ -160,7 +165,17 @@ def ff_amplification(norms: BlockNorms, *, normalize: Normalize = None) -> FFAmp
     count = 1 if normalize == "row" else pairs.sum((-2, -1), keepdim=True).reshape(*before.shape[1:-2], 1, 1)
     tiny = torch.finfo(before.dtype).tiny
     before, after = (value / (value.sum(axes, keepdim=True) / count).clamp_min(tiny) for value in (before, after))
-    return FFAmplification(scope, norms.layers, before, after, norms.pairs(scope), norms.mask, normalize)
+    return replace(result, before=before, after=after)
+
+
+def _names(norms: BlockNorms, n_keys: int) -> tuple[tuple[str, ...], ...] | None:
+    """What keys are called: the positions' own strings, then the encoder's; None where some have none."""
+    own, source = norms.token_strings, norms.source_strings
+    if own is None:
+        return None
+    rows = own if source is None else tuple(row + other for row, other in zip(own, source, strict=True))
+    rows = tuple(row[:n_keys] for row in rows)
+    return rows if all(len(row) == n_keys for row in rows) else None
 
 
 def _texts(tokens: Sequence, n_batch: int, n: int) -> list[Sequence[str]]:

@@ -18,6 +18,7 @@ from ..linear.measure.lengths import Shared, source_norms
 from ..linear.operators import HeldNorm
 from ..options import AnalysisOptions
 from ..plan import Plan
+from ..storage.storable import Storable
 from .change import MetricsInputError, contextualization_change
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class Cancellation:
+class Cancellation(Storable):
     """Changes of the map from the attention block up to each later step, side by side.
 
     Attributes:

@@ -35,7 +35,8 @@ def page_of_norms(
     Args:
         norms: the result
         tokens: the tokens of the text, or one list per text; those kept with the result, if left out
-        keys: of an encoder-decoder, the tokens of the source sentence, or the target's and then the source's
+        keys: of an encoder-decoder, the tokens of the source sentence, or the target's and then the source's; those
+            kept with the result, if left out
         batch: which text, where the result has several
         model_name: what to call the model; the result's own name for it, if it has one
         text: the text itself; the tokens joined, if it is left out
@@ -65,6 +66,7 @@ def page_of_norms(
     words = fitted(of_text(kept_tokens(norms) if tokens is None else tokens, chosen), kept)
     widest = max(norms[name].shape[-1] for name in scopes)
     source_kept = row_of(norms.source_mask, chosen, widest - n)
+    keys = norms.source_strings if keys is None else keys
     source = _source_tokens(words, None if keys is None else of_text(keys, chosen), source_kept, n)
 
     def one(value: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ def page_of_norms(
         "ratios": {name: packed(one(norms.mixing_ratio(name))[:, kept]) for name in scopes},
         "errors": {name: [finite(error) for error in norms.error[name].tolist()] for name in scopes},
         "processing": list(norms.processing),
-        "measure": getattr(norms, "measure", "l2"),
+        "measure": norms.measure.name,
         "sketch": norms.sketch,
         "software": versions(software),
     }

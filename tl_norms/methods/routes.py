@@ -18,6 +18,7 @@ from ..linear.carry.pairs import Multiple
 from ..linear.carry.terms import Hidden, MixedHeads, Mixture, Neurons, Sent, Term, pairs
 from ..linear.measure.measures import nearer
 from ..plan import Plan, chain_of, reader_of
+from ..storage.storable import Storable
 
 Kind = Literal["attention", "bypass", "feed-forward", "bypass of the feed-forward"]
 _CHUNK_BYTES = 24 << 20  # bytes of pair vectors at a time
@@ -36,7 +37,7 @@ class FlowEdge:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class InformationFlow:
+class InformationFlow(Storable):
     """Shares at every sum of every layer, and the graph behind one position.
 
     Attributes:

@@ -1,0 +1,235 @@
+"""Carry dense vectors forward through held steps, as many sources at a time as the caller stacked, [s b q d].
+
+Only linear parts: what a step adds by itself belongs to no source. A luggage that is None is zero everywhere and costs
+nothing. In a causal stack no source reaches a position before its own, so positions before the first source of a chunk
+are left out: `later` cuts them off the held steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import singledispatch
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..graph import HeldBlock, HeldStep
+from ..integrated_attention import IntegratedAttention
+from ..layers import HeldLayer
+from ..operators import (
+    Chain,
+    HeldFeedForward,
+    HeldNorm,
+    Mixing,
+    Operator,
+    Parallel,
+    Projection,
+    Scaling,
+    SplitHeads,
+)
+
+
+def carry(
+    block: HeldBlock, x: Float[Tensor, "s b q d"] | None, elsewhere: Sequence[Tensor | None] = ()
+) -> Float[Tensor, "s b q d"] | None:
+    """The last point of a block; points are let go as soon as no later step reads them."""
+    last_use = {step.reads: number for number, step in enumerate(block.steps, 1)}
+    for number, step in enumerate(block.steps, 1):
+        if step.other is not None:
+            last_use[step.other] = max(last_use.get(step.other, 0), number)
+    points: dict[int, Tensor | None] = {0: x}
+    del x
+    for number, step in enumerate(block.steps, 1):
+        read = points[step.reads] if step.reads >= 0 else elsewhere[-1 - step.reads]
+        if step.operator is not None:
+            made = None if read is None else step.operator(read)
+        else:
+            made = _sum(step, read, None if step.other is None else points[step.other])
+        points[number] = made if made is None or step.edit is None else step.edit(made)
+        for point in {step.reads, step.other, number} - {None}:
+            if point in points and last_use.get(point, 0) <= number and number < len(block.steps):
+                del points[point]
+        del read, made
+    return points[len(block.steps)]
+
+
+def _sum(step: HeldStep, read: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """scale * read + other_scale * other."""
+    if other is not None and read is not None and step.scale == 1:
+        return torch.add(read, other, alpha=step.other_scale)
+    read = read if read is None or step.scale == 1 else read * step.scale
+    if other is None:
+        return read
+    other = other if step.other_scale == 1 else other * step.other_scale
+    return other if read is None else read + other
+
+
+class NotByPositionError(TypeError):
+    """Positions cannot be cut off an operator."""
+
+
+def later(layer: HeldLayer, first: int) -> HeldBlock:
+    """The steps of a causal layer for positions from `first` on.
+
+    Raises:
+        NotByPositionError: positions cannot be cut off one of its operators.
+    """
+    crossing = layer.crossing
+    steps = []
+    for number, step in enumerate(layer.block.steps, 1):
+        if crossing is not None and number == crossing.values_point:  # keys of another sequence
+            steps.append(step)
+            continue
+        operator = step.operator
+        if crossing is not None and number == crossing.point and isinstance(operator, Mixing):
+            operator = _queries(operator, first)
+        elif operator is not None:
+            operator = from_position(operator, first)
+        edit = None if step.edit is None else from_position(step.edit, first)
+        steps.append(replace(step, operator=operator, beside=None, edit=edit))
+    return HeldBlock(tuple(steps))
+
+
+@singledispatch
+def from_position(operator: Operator, first: int) -> Operator:
+    """The linear part of an operator for positions from `first` on."""
+    raise NotByPositionError(f"positions cannot be cut off a {type(operator).__name__}")
+
+
+@from_position.register
+def _(operator: Projection, first: int) -> Projection:
+    return operator
+
+
+@from_position.register
+def _(operator: SplitHeads, first: int) -> SplitHeads:
+    return replace(operator, offset=None)
+
+
+@from_position.register
+def _(operator: HeldNorm, first: int) -> HeldNorm:
+    return replace(operator, inverse_scale=_cut(operator.inverse_scale, first))
+
+
+@from_position.register
+def _(operator: Scaling, first: int) -> Scaling:
+    factor = operator.factor
+    if isinstance(factor, Tensor) and factor.ndim == 2:
+        raise NotByPositionError("a factor of two axes: which one are positions?")
+    factor = _cut(factor, first) if isinstance(factor, Tensor) and factor.ndim > 2 else factor
+    return Scaling(factor)
+
+
+@from_position.register
+def _(operator: HeldFeedForward, first: int) -> HeldFeedForward:
+    scale_in, scale_out = (
+        None if part is None else _cut(part, first) for part in (operator.scale_in, operator.scale_out)
+    )
+    rows, coefficients = operator.rows, operator.coefficients
+    if rows is None:
+        coefficients = tuple(_cut(c, first) for c in coefficients)
+    else:
+        rows = _cut(rows, first)
+        kept = rows >= 0
+        coefficients = tuple(c[rows[kept]] for c in coefficients)
+        rows = torch.where(kept, kept.flatten().cumsum(0).view_as(rows) - 1, -1)
+    return replace(operator, coefficients=coefficients, offset=None, scale_in=scale_in, scale_out=scale_out, rows=rows)
+
+
+@from_position.register
+def _(operator: Mixing, first: int) -> Mixing:
+    return replace(_queries(operator, first), pattern=operator.pattern[:, :, first:, first:])
+
+
+def _queries(operator: Mixing, first: int) -> Mixing:
+    """A mixing for the queries from `first` on, of all keys."""
+    gate = None if operator.gate is None else _cut(operator.gate, first)
+    inner = None if operator.inner is None else from_position(operator.inner, first)
+    return replace(operator, pattern=operator.pattern[:, :, first:], gate=gate, inner=inner, added=None)
+
+
+@from_position.register
+def _(operator: Chain, first: int) -> Chain:
+    return Chain(tuple(from_position(step, first) for step in operator.steps))
+
+
+@from_position.register
+def _(operator: Parallel, first: int) -> Parallel:
+    return Parallel(tuple(from_position(part, first) for part in operator.parts))
+
+
+def _cut(value: Tensor, first: int) -> Tensor:
+    """[b q ..] from a position on; one number for all positions stays."""
+    return value if value.ndim < 2 or value.shape[1] == 1 else value[:, first:]
+
+
+def widest(layer: HeldLayer, d_model: int) -> int:
+    """Numbers that are alive at once, per position and source, while a layer is walked."""
+    return 4 * d_model + max(
+        (scratch(step.operator) for step in layer.block.steps if step.operator is not None), default=0
+    )
+
+
+@singledispatch
+def scratch(operator: Operator) -> int:
+    """Numbers that an operator needs per position and source, its result included."""
+    raise TypeError(f"the memory of a {type(operator).__name__} is not known")
+
+
+@scratch.register
+def _(operator: Projection) -> int:
+    return operator.weight.shape[1]
+
+
+@scratch.register
+def _(operator: HeldNorm) -> int:
+    width = operator.gain.shape[0] if operator.gain is not None else 0
+    return 3 * width
+
+
+@scratch.register
+def _(operator: Scaling) -> int:
+    return 0
+
+
+@scratch.register
+def _(operator: SplitHeads) -> int:
+    return 0
+
+
+@scratch.register
+def _(operator: HeldFeedForward) -> int:
+    m, d = operator.out.shape
+    return (len(operator.branches) + 2) * m + 2 * d
+
+
+@scratch.register
+def _(operator: Mixing) -> int:
+    h, e, d = operator.weight.shape
+    return 5 * h * e + d
+
+
+@scratch.register
+def _(operator: Chain) -> int:
+    widths = [_width(step) for step in operator.steps]
+    return 2 * max(widths, default=0) + max((scratch(step) for step in operator.steps), default=0)
+
+
+@scratch.register
+def _(operator: Parallel) -> int:
+    return max((scratch(part) for part in operator.parts), default=0) + sum(_width(part) for part in operator.parts)
+
+
+@scratch.register
+def _(operator: IntegratedAttention) -> int:
+    heads, keys = operator.path.mean.shape[1], operator.path.mean.shape[-1]
+    return 6 * heads * (operator.q.shape[-1] + operator.v.shape[-1]) + 4 * heads * keys
+
+
+def _width(operator: Operator) -> int:
+    """Numbers per position that an operator makes, where they are more than it was given."""
+    if isinstance(operator, Projection):
+        return operator.weight.shape[1]
+    if isinstance(operator, HeldFeedForward):
+        return operator.out.shape[1]
+    return scratch(operator)
