@@ -70,7 +70,8 @@ def direct(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Fl
 
 def lengths(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
     """`tl_norms.propagate(...).norms`: how long each token's part of the last state is."""
-    return row(_function("propagate")(_cache(model, tokens)).norms[-1, 0], target)
+    last = int(model.cfg.n_layers) - 1  # type: ignore[union-attr]
+    return row(_function("propagate")(_cache(model, tokens), layers=last, progress=False).norms[-1, 0], target)
 
 
 def rolled_out(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, name: str) -> Float[Tensor, " pos"]:
