@@ -1,11 +1,11 @@
-"""Write the repository's address, which is one setting, wherever it is needed: badges, first cells, documentation, citation.
+"""Write the repository's address, one setting, wherever it is needed: badges, first cells, documentation, citation.
 
 python scripts/repository_address.py            writes what pyproject.toml says
 python scripts/repository_address.py --check    says where something else is written; exit status 1 if so
 
-The setting is `Repository` under `[project.urls]` in pyproject.toml. Without it no badge and no link is shown, and the
-first cell of a notebook says on Colab which line to fill in. Colab opens notebooks of GitHub only: elsewhere there is no
-badge either.
+The setting is `Repository` under `[project.urls]` in pyproject.toml. Without it no badge or link is shown, and
+the first cell of a notebook says on Colab which line to fill in. Colab opens notebooks
+of GitHub only: elsewhere there is no badge either.
 """
 
 import argparse
@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 BRANCH = "main"
 _LINE = "the repository's address, such as https://github.com/OWNER/tl_norms: fill it in here"
 _MODEL = "\n    !git clone -q --depth 1 {ADDRESS} tl_norms_repository  # for the folder alignment_model"
-_CELL = '''import importlib.util
+_CELL = """import importlib.util
 import sys
 
 ADDRESS = "{address}"{comment}
 if "google.colab" in sys.modules and importlib.util.find_spec("tl_norms") is None:
     assert ADDRESS, "fill in ADDRESS above: where pip finds tl_norms"
-    %pip install -q "tl_norms[{extras}] @ git+{{ADDRESS}}"{more}'''
+    %pip install -q "tl_norms[{extras}] @ git+{{ADDRESS}}"{more}"""
 
 
 def address(pyproject: str) -> str:
@@ -75,7 +75,9 @@ def readme(text: str, where: str) -> str:
         workflow = f"https://github.com/{short}/actions/workflows/ci.yml"
         owner, _, name = short.partition("/")
         badges.append(f"[![CI]({workflow}/badge.svg)]({workflow})")
-        badges.append(f"[![Documentation](https://img.shields.io/badge/docs-site-blue)](https://{owner}.github.io/{name}/)")
+        badges.append(
+            f"[![Documentation](https://img.shields.io/badge/docs-site-blue)](https://{owner}.github.io/{name}/)"
+        )
         page = f"https://colab.research.google.com/github/{short}/blob/{BRANCH}/tutorials/0_quick_start.ipynb"
         badges.append(f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({page})")
     inner = "".join(f"{badge}\n" for badge in badges)

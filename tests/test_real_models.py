@@ -1,5 +1,7 @@
 """Trained models: every scope complete, and numbers like those of the papers."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -47,3 +49,73 @@ def test_smollm2_is_complete_through_the_whole_block(smollm2):
     for scope, error in norms.error.items():
         assert float(error.max()) < 1e-5, scope
         assert norms[scope].isfinite().all()
+
+
+# ---- where a prediction comes from
+
+SINGULAR, PLURAL = ("is", "was", "has"), ("are", "were", "have")
+NOUNS = ("key", "book", "letter", "car", "door")
+OTHERS = ("cabinet", "houses", "teacher", "boxes", "gardens")
+
+
+def agreement_sentences():
+    """50 of them: (text, verb that agrees, verb that does not)."""
+    made = []
+    for number, (noun, other) in enumerate(itertools.product(NOUNS, OTHERS)):
+        one, many = SINGULAR[number % 3], PLURAL[number % 3]
+        made.append((f"The {noun}s to the {other}", f" {many}", f" {one}"))
+        made.append((f"The {noun} near the {other}", f" {one}", f" {many}"))
+    return made
+
+
+@pytest.mark.slow
+def test_smollm2_prefers_are_because_of_keys(smollm2):
+    """The first example of the README."""
+    with torch.no_grad():
+        logits, cache = smollm2.run_with_cache("The keys to the cabinet", prepend_bos=False)
+    found = tl_norms.attribute(cache, tl_norms.logit(" are") - tl_norms.logit(" is"))
+    ids = [smollm2.tokenizer(word)["input_ids"][0] for word in (" are", " is")]
+    assert float(found.value) == pytest.approx(float(logits[0, -1, ids[0]] - logits[0, -1, ids[1]]), abs=1e-4)
+    assert float(found.value) == pytest.approx(3.40967, abs=1e-3)
+    assert found.error.shape == (31,) and float(found.error.max()) < 1e-5
+    values = dict(zip(found.token_strings[0], found.tokens[0].tolist(), strict=True))
+    assert values[" keys"] > 0 and values["The"] > 0 > values[" cabinet"]
+
+
+@pytest.mark.slow
+def test_tokens_beside_the_effects_of_removing_them(smollm2, record_property):
+    """Rank correlation over the tokens of 50 sentences, reported. A removed token gets the mean embedding."""
+    weights = smollm2.tokenizer, smollm2.original_model.get_input_embeddings().weight
+    tokenizer, mean = weights[0], weights[1].detach().mean(0)
+    hooks = tl_norms.required_hooks(smollm2, target=tl_norms.logit(0))
+    correlations = []
+    for text, agrees, other in agreement_sentences():
+        tokens = tokenizer(text, return_tensors="pt").input_ids
+        first, second = (tokenizer(word)["input_ids"] for word in (agrees, other))
+        assert len(first) == len(second) == 1
+        with torch.no_grad():
+            cache = smollm2.run_with_cache(tokens, names_filter=hooks)[1]
+        found = tl_norms.attribute(cache, tl_norms.logit(agrees) - tl_norms.logit(other))
+        assert float(found.error.max()) < 1e-5, text
+        n = tokens.shape[1]
+
+        def removed(embedded, hook, n=n):  # row j without token j; the last row is the sentence itself
+            embedded = embedded.clone()
+            embedded[torch.arange(n), torch.arange(n)] = mean
+            return embedded
+
+        with torch.no_grad(), smollm2.hooks(fwd_hooks=[("embed.hook_out", removed)]):
+            logits = smollm2(tokens.repeat(n + 1, 1))[:, -1]
+        difference = logits[:, first[0]] - logits[:, second[0]]
+        torch.testing.assert_close(difference[-1:], found.value, rtol=1e-3, atol=1e-3)
+        effects = difference[-1] - difference[:-1]
+        correlations.append(float(torch.corrcoef(torch.stack([ranks(found.tokens[0]), ranks(effects)]))[0, 1]))
+    correlations = torch.tensor(correlations)
+    assert len(correlations) == 50 and correlations.isfinite().all()
+    for name, value in (("mean", correlations.mean()), ("median", correlations.median()), ("min", correlations.min())):
+        record_property(f"rank correlation, {name}", float(value))
+        print(f"rank correlation of tokens and effects of removing them, {name} of 50: {float(value):.3f}")
+
+
+def ranks(values):
+    return values.argsort().argsort().double()

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from .attribution_result import Attribution, DirectAttribution, shape_of
 from .backward import carry_back, raise_if_off, relative_error
+from .baseline import Baseline, references
 from .blocks.activations import Activations, check_cache
-from .errors import UnknownOptionError
+from .blocks.masks import pass_masks
 from .labels import id_hook, model_name, strings_of_ids
 from .linear.carry.direction import direct_through
-from .model_map import ModelMap, hold_model, map_hooks
+from .linear.edits import Edits
+from .linear.hold import Rule
+from .model_map import AttentionRule, ModelMap, hold_model, map_hooks
 from .names import is_post_norm
 from .plan import reader_of
 from .read_targets import read_targets, top_two
@@ -32,7 +35,10 @@ def attribute(
     cache,
     target: Target | Sequence[Target],
     *,
-    ff: str = "ig",
+    attention: AttentionRule = "held",
+    baseline: Baseline = None,
+    ff: Rule = "ig",
+    edits: Edits = "refuse",
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
     token_strings: Sequence[str] | None = None,
@@ -46,12 +52,22 @@ def attribute(
 
     Cuts add up one by one; numbers of different layers do not add up with each other: what a head wrote contains what
     the layers before it wrote. A model whose norms were folded into its weights gives the same tokens, but its gains'
-    and biases' shares move between offsets and heads.
+    and biases' shares move between offsets and heads. Where the run kept no outputs (HookedTransformer has no hook
+    there), the value is what the model's own head gives now for the cached last stream.
 
     Args:
         cache: an ActivationCache with `required_hooks(model, target=target)`
         target: one target, or several, which give every field a leading axis
-        ff: how feed-forwards share what they write: "ig"
+        attention: "held": patterns are constants, the answer says what was moved. "integrated": every softmax is
+            integrated from zero logits and values, o_i = sum_j mean_ij v_j + sum_j s_ij B_ij, and a logit s_ij is
+            shared half and half by its query and its key: the answer also says why it was moved. Both are complete
+        baseline: a token (string or id) or a vector [d_model] or [pos d_model] of what enters the first layer; tokens
+            then give <g_j, x_j - b_j>, and what the reference itself gives is in `offset[0]`. Later cuts are unchanged
+        ff: how feed-forwards share what they write: "ig" (integrated gradients from zero), "half" (half of act(G) U to
+            each branch), "gate" (act(G) held, all to the up branch), "drop" (nothing passes: all of it is offset)
+        edits: of a run that hooks changed: "refuse", "replace" (a multiple scales what was there, anything else takes
+            its place and belongs to the offset) or "add" (what was there stays, the difference is offset); with a full
+            cache, or one of `required_hooks(model, target=target, edits=True)`. The result lists them
         mask: attention mask, [batch pos], needed if the batch is padded
         source_mask: the encoder's, of an encoder-decoder
         token_strings: what to call the positions; by default the tokenizer's strings, if the cache holds the token ids
@@ -71,9 +87,9 @@ def attribute(
         >>> target = tl_norms.logit(" are") - tl_norms.logit(" is")             # doctest: +SKIP
         >>> tl_norms.attribute(cache, target).tokens                            # doctest: +SKIP
     """
-    model_map, targets = _held(cache, target, ff, mask, source_mask)
+    model_map, targets = _held(cache, target, ff, mask, source_mask, attention, edits)
     ending = read_targets(model_map, targets)
-    credit = carry_back(model_map, ending, check)
+    credit = carry_back(model_map, ending, check, references(model_map, baseline))
     return Attribution.of(
         credit,
         target_names=tuple(t.name for t in targets),
@@ -82,6 +98,7 @@ def attribute(
         token_strings=_strings(cache, token_strings),
         model_name=model_name(cache.model),
         tolerance=model_map.stack.tolerance if check else float("inf"),
+        edits=model_map.edits,
     )
 
 
@@ -90,6 +107,7 @@ def direct_attribution(
     cache,
     target: Target | Sequence[Target],
     *,
+    attention: AttentionRule = "held",
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
     check: bool = True,
@@ -103,6 +121,8 @@ def direct_attribution(
 
     Args:
         cache, target, mask, source_mask, check: as for `attribute`; targets at the last stream only
+        attention: "held" credits a key with what was moved from it; "integrated" also with what its logits did to the
+            pattern (a sink's own logit is in the offset)
 
     Returns:
         DirectAttribution: `embed` [*batch], `heads` [layer *batch head key], `ffn` [layer *batch], `offset` [*batch],
@@ -114,7 +134,7 @@ def direct_attribution(
     Example:
         >>> tl_norms.direct_attribution(cache, tl_norms.logit(" are")).heads.sum(-1)   # doctest: +SKIP
     """
-    model_map, targets = _held(cache, target, "ig", mask, source_mask)
+    model_map, targets = _held(cache, target, "ig", mask, source_mask, attention)
     ending = read_targets(model_map, targets)
     stack = model_map.stack
     chain = next(block.scopes for block in reversed(stack.reader.blocks()) if block is not None)
@@ -130,9 +150,10 @@ def direct_attribution(
         heads[number], crossing[number], ffn[number] = credit.heads, credit.crossing_heads, credit.ffn
         g = credit.entering + (ending.covectors[number] if number in ending.covectors else 0)
     embed = (g * stack.stream(first)).sum(-1)
-    rows = [_filled(part, ending.value) for part in (heads, crossing)]
+    own, crossed = (_filled(part, ending.value) for part in (heads, crossing))
+    own = ending.value.new_zeros(stack.n_layers, n, b, 0, 0) if own is None else own
     parts = [embed, ffn.permute(1, 2, 0)]
-    parts += [row.permute(1, 2, 0, 3, 4).flatten(2) for row in rows if row is not None]
+    parts += [row.permute(1, 2, 0, 3, 4).flatten(2) for row in (own, crossed) if row is not None]
     error = relative_error(ending.value, offset, *parts)
     if check:
         raise_if_off(error, stack.tolerance, "the direct attribution", ending.names)
@@ -144,11 +165,11 @@ def direct_attribution(
     return DirectAttribution(
         value=shape(ending.value, 0),
         embed=shape(embed.sum(-1), 0),
-        heads=shape(rows[0], 1),
+        heads=shape(own, 1),
         ffn=shape(ffn, 1),
         offset=shape(offset, 0),
         error=error[0] if single else error,
-        source_heads=None if rows[1] is None else shape(rows[1], 1),
+        source_heads=None if crossed is None else shape(crossed, 1),
         target_name=targets[0].name if single else tuple(t.name for t in targets),
         model_name=model_name(cache.model),
     )
@@ -158,7 +179,10 @@ def run_with_attribution(
     model: nn.Module,
     *model_args: Any,
     target: Target | Sequence[Target],
-    ff: str = "ig",
+    attention: AttentionRule = "held",
+    baseline: Baseline = None,
+    ff: Rule = "ig",
+    edits: Edits = "refuse",
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
     check: bool = True,
@@ -169,7 +193,8 @@ def run_with_attribution(
     Args:
         model: the model
         *model_args, **model_kwargs: what the model is called with
-        target, ff, mask, source_mask, check: as for `attribute`; the masks are not passed on to the model
+        target, attention, baseline, ff, edits, mask, source_mask, check: as for `attribute`; the masks go to the model
+            too, unless it is given its own
 
     Returns:
         The model's output and the Attribution, equal to that of a full cache.
@@ -180,11 +205,23 @@ def run_with_attribution(
     Example:
         >>> logits, why = tl_norms.run_with_attribution(model, text, target=tl_norms.logit(" are"))  # doctest: +SKIP
     """
-    names = attribution_hooks(model)
+    names = attribution_hooks(model, edits=edits != "refuse")
     with torch.no_grad():
+        decoder = any(block.cross() is not None for block in reader_of(model).blocks() if block is not None)
+        pass_masks(model, model_kwargs, mask, source_mask, decoder)
         run: Any = model.run_with_cache
         output, cache = run(*model_args, names_filter=names, **model_kwargs)
-    return output, attribute(cache, target, ff=ff, mask=mask, source_mask=source_mask, check=check)
+    return output, attribute(
+        cache,
+        target,
+        attention=attention,
+        baseline=baseline,
+        ff=ff,
+        edits=edits,
+        mask=mask,
+        source_mask=source_mask,
+        check=check,
+    )
 
 
 @torch.no_grad()
@@ -228,42 +265,46 @@ def last_stream(cache) -> Float[Tensor, "batch pos d_model"]:
     return stack.stream(stack.n_layers)
 
 
-def attribution_hooks(model: nn.Module) -> list[str]:
+def attribution_hooks(model: nn.Module, *, edits: bool = False) -> list[str]:
     """The activations that `attribute` needs, as a `names_filter` for `run_with_cache`.
 
     Args:
         model: the model that will be run
+        edits: also those in which a hook's change of the run would show
 
     Raises:
         UnsupportedArchitectureError: the model is not understood as a whole.
     """
-    names = map_hooks(model, reader_of(model))
+    names = map_hooks(model, reader_of(model), edits=edits)
     points = getattr(model, "hook_dict", {})
     return names + [name for name in dict.fromkeys((id_hook(model), id_hook(model, "encoder"))) if name in points]
 
 
 def _held(
-    cache, target: Target | Sequence[Target], ff: str, mask: Tensor | None, source_mask: Tensor | None
+    cache,
+    target: Target | Sequence[Target],
+    ff: Rule,
+    mask: Tensor | None,
+    source_mask: Tensor | None,
+    attention: AttentionRule,
+    edits: Edits = "refuse",
 ) -> tuple[ModelMap, list[Target]]:
     check_cache(cache)
-    if ff != "ig":
-        raise UnknownOptionError(f"ff is {ff!r}; expected 'ig'.")
     targets = [target] if isinstance(target, Target) or not isinstance(target, Sequence) else list(target)
-    return _map(cache, mask, source_mask), targets
+    return _map(cache, mask, source_mask, attention=attention, ff=ff, edits=edits), targets
 
 
-def _map(cache, mask: Tensor | None, source_mask: Tensor | None) -> ModelMap:
+def _map(cache, mask: Tensor | None, source_mask: Tensor | None, **rules: Any) -> ModelMap:
     reader = reader_of(cache.model)
-    return hold_model(
-        cache.model, Activations(cache.cache_dict, cache.has_batch_dim, reader, mask, source_mask), reader
-    )
+    activations = Activations(cache.cache_dict, cache.has_batch_dim, reader, mask, source_mask)
+    return hold_model(cache.model, activations, reader, **rules)
 
 
-def _filled(rows: list[Tensor | None], value: Tensor) -> Tensor:
-    """[layer t b h k] with zeros for layers that write nothing directly."""
+def _filled(rows: list[Tensor | None], value: Tensor) -> Tensor | None:
+    """[layer t b h k] with zeros for layers that write nothing directly; None if no layer has such heads."""
     there = [row for row in rows if row is not None]
     if not there:
-        return None  # pyright: ignore[reportReturnType]
+        return None
     width = max(row.shape[-2] for row in there)
     filled = value.new_zeros(len(rows), *value.shape, width, there[0].shape[-1])
     for number, row in enumerate(rows):

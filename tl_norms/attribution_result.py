@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .backward import Credit, KeptAttention, KeptEdges, StackCredit, raise_if_off, relative_error
+from .edits import Edit
 from .errors import UnknownLayerError, UnknownOptionError
-from .linear.carry.direction import edge_credits
+from .linear.carry.direction import edge_credits, logit_credits
 from .ranking import Ranking, pandas_of, ranked
 from .storage.storable import Storable
 
@@ -38,6 +39,10 @@ class Attribution(Storable):
         source_stream, source_offset, source_error: the encoder's cuts; with `tokens` they add up to the value
         beside: [cut *batch source_pos], what crosses the decoder's cuts in the encoder's output
         cross_heads: [layer *batch head], heads of cross-attention
+        queries, keys, values: [layer *batch pos], with attention="integrated": what each position of the stream that
+            enters a layer gives through each; with `bypass` they are the layer's cut. None with attention="held"
+        edits: what hooks changed during the run
+        nodes: of every layer's integrals over its softmax (0 without attention); empty with attention="held"
         layers: numbers of all layers; unattended: those without attention (their writing is in the offset) with how
             long what they write is relative to the stream
         token_strings, target_name, model_name: for tables
@@ -60,6 +65,11 @@ class Attribution(Storable):
     source_error: Tensor | None = None
     beside: Tensor | None = None
     cross_heads: Tensor | None = None
+    queries: Tensor | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    nodes: tuple[int, ...] = ()
+    edits: tuple[Edit, ...] = ()
     has_targets: bool = False
     has_batch: bool = True
     tolerance: float = float("inf")
@@ -76,6 +86,7 @@ class Attribution(Storable):
         token_strings: tuple[tuple[str, ...], ...] | None,
         model_name: str,
         tolerance: float,
+        edits: tuple[Edit, ...] = (),
     ) -> "Attribution":
         """The user's axes: [t b ..] in; the target axis first or gone, the batch axis kept or gone."""
 
@@ -89,6 +100,7 @@ class Attribution(Storable):
             return None if value is None else value[:, 0] if single else value.movedim(1, 0)
 
         stack, encoder = credit.stack, credit.encoder
+        queries, keys, values = (None, None, None) if stack.ways is None else stack.ways
         error = cut_error(stack.error)
         return cls(
             value=whole(credit.value, 0),
@@ -108,6 +120,11 @@ class Attribution(Storable):
             source_error=None if encoder is None else cut_error(encoder.error),
             beside=shaped(stack.beside),
             cross_heads=shaped(stack.crossing_heads),
+            queries=shaped(queries),
+            keys=shaped(keys),
+            values=shaped(values),
+            nodes=stack.nodes,
+            edits=edits,
             has_targets=not single,
             has_batch=has_batch,
             tolerance=tolerance,
@@ -157,6 +174,29 @@ class Attribution(Storable):
             raise UnknownLayerError(f"layer {layer} has no cross-attention.")
         return self._shaped(_edges_of(kept))
 
+    def logits(self, layer: int, stack: Literal["decoder", "encoder"] | None = None) -> Tensor:
+        """c_ij s_ij: what each attention logit gives by what it does to the pattern, with attention="integrated".
+
+        With `edges(layer)`, `bypass[layer]` and the later offsets they add up to the value, which is checked. A sink's
+        own logit belongs to no key and is left out.
+
+        Args:
+            layer, stack: as for `edges`
+
+        Returns:
+            [*batch head query key], in the units of the target.
+
+        Raises:
+            UnknownOptionError: the pattern was held. Otherwise as `edges`.
+        """
+        found = self._stack(stack)
+        if found.ways is None:
+            raise UnknownOptionError(
+                'with attention="held" logits give nothing; attribute with attention="integrated".'
+            )
+        self._edges(layer, found)
+        return self._shaped(_logits_of(found.kept[self._number(layer, found)])[0])
+
     def _edges(self, layer: int, found: StackCredit) -> Tensor:
         number = self._number(layer, found)
         kept = found.kept[number]
@@ -169,6 +209,7 @@ class Attribution(Storable):
         # what crosses beside the stream and the edges: the encoder's output, or (in an encoder) the decoder's own input
         parts = [edges.flatten(2), found.bypass[number]]
         parts += [] if found.beside is None else [found.beside[number]]
+        parts += [part.flatten(2) for part in _logits_of(kept)]
         error = relative_error(credit.value, found.values_offset[number], *parts)
         raise_if_off(error, self.tolerance, f"layer {number}, cut at the values", self.names)
         return edges
@@ -206,7 +247,7 @@ class Attribution(Storable):
 
         def formed(found: StackCredit) -> StackCredit:
             kept, crossed = (
-                tuple(None if one is None else KeptEdges(_edges_of(one)) for one in row)
+                tuple(None if one is None else KeptEdges(_edges_of(one), _logits_of(one)) for one in row)
                 for row in (found.kept, found.crossed)
             )
             return replace(found, kept=kept, crossed=crossed)
@@ -343,3 +384,10 @@ def shape_of(value: Tensor, before: int, single: bool, has_batch: bool) -> Tenso
 
 def _edges_of(kept: KeptAttention | KeptEdges) -> Tensor:
     return kept.edges if isinstance(kept, KeptEdges) else edge_credits(kept.attended, kept.attention)
+
+
+def _logits_of(kept: KeptAttention | KeptEdges | None) -> tuple[Tensor, ...]:
+    """What logits give, where attention is integrated; nothing where patterns are held."""
+    if isinstance(kept, KeptEdges):
+        return kept.logits
+    return () if kept is None or not kept.attention.integrated else tuple(logit_credits(kept.attended, kept.attention))

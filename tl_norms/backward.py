@@ -31,6 +31,7 @@ class KeptEdges:
     """The edges of one attention, formed: what a file holds in place of what they are made of."""
 
     edges: Float[Tensor, "t b h q k"]
+    logits: tuple[Tensor, ...] = ()  # with attention integrated: what its logits give, of keys and of a sink
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class StackCredit:
         stream: <g_j, x_j>, [cut t b q]
         beside: what crosses from an encoder, [cut t b k]; None without one
         offset, error: [cut t b] and [cut t]
+        ways: through queries, keys and values, [3 layer t b q]; None where patterns are held
         bypass, ffn: [layer t b q]; heads: [layer t b h]; values_offset: offsets after the values, [layer t b]
         kept, crossed: of every layer's self- and cross-attention
         unattended: layers without attention, with how long what they write is
@@ -58,6 +60,8 @@ class StackCredit:
     crossing_heads: Tensor | None
     crossed: tuple[KeptAttention | KeptEdges | None, ...]
     unattended: dict[int, float]
+    ways: Tensor | None = None
+    nodes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,22 @@ class Credit:
     encoder: StackCredit | None
 
 
-def carry_back(model_map: ModelMap, ending: Ending, check: bool = True) -> Credit:
+def carry_back(
+    model_map: ModelMap,
+    ending: Ending,
+    check: bool = True,
+    references: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Credit:
     """All targets back through the whole model.
+
+    Args:
+        references: what the first cut of the stack, and of its encoder, is measured against, [1 q d]
 
     Raises:
         DecompositionError: a cut does not add up to the value; nan included.
     """
     stack = model_map.stack
-    walk = _Walk(stack, ending, check)
+    walk = _Walk(stack, ending, check, reference=references[0])
     found = walk.cuts()
     if model_map.encoder is None or model_map.to_memory is None:
         return Credit(ending.value, found, None)
@@ -84,17 +96,18 @@ def carry_back(model_map: ModelMap, ending: Ending, check: bool = True) -> Credi
     g = torch.zeros_like(ending.at(stack.n_layers)) if g is None else g
     encoder, way = model_map.encoder, model_map.to_memory
     own = way.offset
-    constant = found.offset[0] + found.stream[0].sum(-1)
+    constant = found.offset[0] + found.stream[0].sum(-1)  # tokens less their reference, and the reference
     constant = constant if own is None else constant + inner(g, own, g)
     inside = Ending(ending.value, {encoder.n_layers: way.transpose(g)}, constant, {}, ending.names)
-    return Credit(ending.value, found, _Walk(encoder, inside, check, "encoder ").cuts())
+    return Credit(ending.value, found, _Walk(encoder, inside, check, "encoder ", references[1]).cuts())
 
 
 class _Walk:
     """One stack, from its last cut to its first."""
 
-    def __init__(self, stack: HeldStack, ending: Ending, check: bool, name: str = ""):
+    def __init__(self, stack: HeldStack, ending: Ending, check: bool, name: str = "", reference: Tensor | None = None):
         self.stack, self.ending, self.check, self.name = stack, ending, check, name
+        self.reference = reference
         self.memory: Tensor | None = None  # the covector of the encoder's output
         self.shared: dict[int, Tensor] = {}  # covectors of earlier streams, whose values later layers share
 
@@ -105,7 +118,18 @@ class _Walk:
         offset = ending.constant
         rows: dict[str, list] = {name: [] for name in ("stream", "beside", "offset", "error")}
         layers: dict[str, list] = {
-            name: [] for name in ("bypass", "ffn", "heads", "values_offset", "kept", "crossing_heads", "crossed")
+            name: []
+            for name in (
+                "bypass",
+                "ffn",
+                "heads",
+                "values_offset",
+                "kept",
+                "crossing_heads",
+                "crossed",
+                "ways",
+                "nodes",
+            )
         }
         unattended: dict[int, float] = {}
         for cut in range(n, -1, -1):
@@ -132,6 +156,8 @@ class _Walk:
             layers["bypass"].append(credit.bypass)
             layers["ffn"].append(credit.ffn)
             layers["heads"].append(credit.heads)
+            layers["ways"].append(self._ways(layer.attention, credit.ways, credit.bypass, g=credit.entering, x=before))
+            layers["nodes"].append(0 if layer.attention is None else layer.attention.nodes)
             layers["crossing_heads"].append(credit.crossing_heads)
             layers["kept"].append(_kept(credit.attended, layer.attention))
             layers["crossed"].append(_kept(credit.crossed, layer.crossing))
@@ -155,7 +181,21 @@ class _Walk:
             _stacked(layers["crossing_heads"], ending.value) if crossing else None,
             tuple(layers["crossed"]),
             dict(sorted(unattended.items())),
+            torch.stack(layers["ways"], 1) if stack.logits is not None else None,
+            tuple(layers["nodes"]) if stack.logits is not None else (),
         )
+
+    def _ways(
+        self, attention: HeldAttention | None, ways: tuple[Tensor, ...] | None, bypass: Tensor, g: Tensor, x: Tensor
+    ) -> Tensor:
+        """Queries, keys and values, [3 t b q]; with what passes by they are the cut, which is checked."""
+        found = torch.stack([torch.zeros_like(bypass)] * 3) if ways is None else torch.stack(ways)
+        if attention is None or ways is None or attention.reads < 0:
+            return found
+        error = relative_error((g * x).sum((-1, -2)), torch.zeros_like(self.ending.value), bypass, *found)
+        if self.check:
+            raise_if_off(error, self.stack.tolerance, f"{self.name}queries, keys and values", self.ending.names)
+        return found
 
     def _pass_on(self, source: int | None, carried: Tensor) -> None:
         if source is None:
@@ -176,8 +216,11 @@ class _Walk:
 
     def _cut(self, rows: dict[str, list], cut: int, g: Tensor, x: Tensor, offset: Tensor) -> None:
         ending = self.ending
-        stream = (g * x).sum(-1)
         offset = offset + self._shared(cut) + ending.read_below(cut)
+        if cut == 0 and self.reference is not None:
+            offset = offset + inner(g, self.reference.expand_as(x), g)
+            x = x - self.reference
+        stream = (g * x).sum(-1)
         parts = [stream]
         if self.stack.memory is not None:
             memory = self.stack.memory

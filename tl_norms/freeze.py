@@ -180,6 +180,8 @@ class FrozenBlock:
         if step.edit is None:
             return made
         made = None if made is None else step.edit(made)
+        if step.edit.offset is None:
+            return made
         return step.edit.offset if made is None else made + step.edit.offset
 
     def _held(self, number: int) -> HeldStep:
@@ -224,8 +226,9 @@ class FrozenBlock:
         edit = self._edit(made, found, operation.mixed)
         if edit is None:
             return plain
-        factor = edit.factor[..., None]
-        sent = rearrange(edit.scaling.offset, "b q h e -> b q (h e)") @ rearrange(plain.weight, "h e d -> (h e) d")
+        factor, put = edit.factor[..., None], edit.scaling.offset
+        weight = rearrange(plain.weight, "h e d -> (h e) d")
+        sent = None if put is None else rearrange(put, "b q h e -> b q (h e)") @ weight
         return replace(plain, gate=factor if plain.gate is None else plain.gate * factor, added=sent)
 
     def _norm(self, operation: Norm, full: Tensor) -> Operator:

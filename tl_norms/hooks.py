@@ -7,7 +7,6 @@ a cache of the same run, made by the same code.
 Memory: the activations of one block, whatever the number of layers, plus what is kept.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from .blocks.activations import Activations
 from .blocks.compat import attach, detach
+from .blocks.masks import pass_masks
 from .blocks.structure import Block
 from .errors import RecorderError
 from .labels import id_hook
@@ -219,22 +219,9 @@ def run_with_norms(
     inputs = dict(options_and_inputs)
     options = {name: inputs.pop(name) for name in AnalysisOptions.__annotations__ if name in inputs}
     recorder = NormRecorder(model, scopes, **options)
-    _pass_masks(model, recorder.plan, inputs)
+    chosen = recorder.plan.options
+    decoder = recorder.plan.blocks[0].cross() is not None
+    pass_masks(model, inputs, chosen.mask, chosen.source_mask, decoder)
     with recorder:
         output = model(*model_args, **inputs)
     return output, recorder.norms
-
-
-def _pass_masks(model: nn.Module, plan: Plan, inputs: dict[str, Any]) -> None:
-    """Give the model the masks of the analysis, unless it has its own."""
-    mask, source_mask = plan.options.mask, plan.options.source_mask
-    decoder = plan.blocks[0].cross() is not None
-    if decoder and mask is not None and hasattr(model, "original_model"):
-        inputs.setdefault("decoder_attention_mask", torch.as_tensor(mask))
-    attention_mask = source_mask if decoder else mask
-    if attention_mask is None:
-        return
-    parameters = inspect.signature(model.forward).parameters
-    name = next((n for n in ("attention_mask", "one_zero_attention_mask") if n in parameters), None)
-    if name is not None:
-        inputs.setdefault(name, torch.as_tensor(attention_mask))

@@ -12,6 +12,7 @@ its skip connection: what it wrote belongs to no source.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,17 +20,24 @@ from torch import Tensor, nn
 
 from .blocks.activations import Activations
 from .blocks.ends import Joins, head, joins, memory
+from .blocks.queries import LogitPath, logit_paths
 from .blocks.structure import Attention, Block, CrossAttention, FeedForward, Reader
 from .blocks.values import ValuePath, value_paths
-from .errors import DecompositionError, UnsupportedArchitectureError
+from .edits import Edit, described
+from .errors import DecompositionError, UnknownOptionError, UnsupportedArchitectureError
 from .freeze import FrozenBlock
 from .freeze_ends import HeldHead, hold_head, hold_way
+from .freeze_queries import hold_logits
 from .freeze_values import hold_path
+from .linear.edits import Edits, hold_edit
 from .linear.graph import HeldBlock, HeldStep
+from .linear.heads import JoinHeads
+from .linear.hold import Rule
 from .linear.layers import HeldAttention, HeldLayer
-from .linear.operators import Chain, applied
+from .linear.operators import Chain, Mixing, Scaling, applied
 from .plan import reader_of
 
+AttentionRule = Literal["held", "integrated"]
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -40,6 +48,8 @@ class HeldStack:
     Attributes:
         memory: what these blocks read of an encoder
         keep: whether layers stay held; otherwise each is let go as soon as its user does
+        logits: the ways to the logits of attentions whose softmax is integrated; None: patterns are held
+        ff, edits: as for `FrozenBlock`; found: the edits of the layers held so far
     """
 
     reader: Reader
@@ -48,6 +58,10 @@ class HeldStack:
     paths: dict[str, ValuePath]
     memory: Float[Tensor, "b k d"] | None = None
     keep: bool = False
+    logits: dict[str, LogitPath] | None = None
+    ff: Rule = "ig"
+    edits: Edits = "refuse"
+    found: list[Edit] = field(default_factory=list)
     _layers: dict[int, HeldLayer] = field(default_factory=dict)
 
     @property
@@ -104,7 +118,7 @@ class _LayerInTheMaking:
 
     def __init__(self, stack: HeldStack, block: Block):
         self.stack, self.source = stack, block
-        self.frozen = FrozenBlock(stack.reader, stack.activations, block)
+        self.frozen = FrozenBlock(stack.reader, stack.activations, block, edits=stack.edits, ff=stack.ff)
         self.steps: list[HeldStep] = []
         self.numbers = {0: 0}
         self.elsewhere: list[int | None] = []
@@ -124,8 +138,10 @@ class _LayerInTheMaking:
                 feed_forwards.append((self.numbers[number], self.frozen.real(number)))
         factors = self.stack.joins.factors
         factor = factors[self.source.layer] if self.source.layer < len(factors) else 1.0
-        if factor != 1:
-            self._add(HeldStep(len(self.steps), scale=factor))
+        edit = self._edited_stream(factor)
+        if factor != 1 or edit is not None:
+            self._add(HeldStep(len(self.steps), scale=factor, edit=edit))
+        self.stack.found.extend(self.frozen.found)
         return HeldLayer(
             self.source.layer,
             HeldBlock(tuple(self.steps)),
@@ -135,8 +151,25 @@ class _LayerInTheMaking:
             tuple(feed_forwards),
         )
 
+    def _edited_stream(self, factor: float) -> Scaling | None:
+        """What a hook did to the stream between this layer and the next."""
+        after = self.source.layer + 1
+        if self.stack.edits == "refuse" or after == self.stack.n_layers:
+            return None
+        made, found = self.frozen.real(len(self.source.steps)) * factor, self.stack.stream(after)
+        return self._edit(made, found, self.stack.joins.streams[after], self.stack.real())
+
+    def _edit(self, made: Tensor, found: Tensor, hook: str, real: Tensor) -> Scaling | None:
+        made = made * real.reshape(*real.shape, *[1] * (made.ndim - 2))
+        edit = hold_edit(made, found, self.stack.edits, self.stack.tolerance)
+        if edit is None:
+            return None
+        self.frozen.found.append(described(self.source.layer, hook, edit, real))
+        return edit.scaling
+
     def _attention(self, number: int, operation: Attention) -> HeldAttention:
         values, mixing = self.frozen.mixing(number)
+        edit = self.frozen.step(number).edit
         path = self.stack.paths[operation.module]
         reads = 0
         if path.layer != self.source.layer:
@@ -144,15 +177,46 @@ class _LayerInTheMaking:
             reads = -len(self.elsewhere)
         x = self.stack.outside(path.layer)
         real = self.stack.activations.real_keys(operation, x)
-        held = hold_path(self.stack.reader, path, operation, x, values, real, self.stack.tolerance)
+        allowed = self.stack.tolerance if self.stack.edits == "refuse" else float("inf")  # edits of values are steps
+        held = hold_path(self.stack.reader, path, operation, x, values, real, allowed)
+        if self.stack.edits != "refuse":
+            changed = self._edit(applied(held, x), values, operation.values, real)
+            held = held if changed is None else Chain((*held.steps, changed))
+        if self.stack.logits is not None:
+            return self._integrated(number, operation, reads, x, values, held, mixing)
         at = self._add(HeldStep(reads, held))
-        point = self._add(HeldStep(at, mixing))
+        point = self._add(HeldStep(at, mixing, edit=edit))
         self.numbers[number] = point
         return HeldAttention(at, point, reads, values, held, mixing)
+
+    def _integrated(
+        self, number: int, operation: Attention, reads: int, x: Tensor, values: Tensor, path: Chain, mixing: Mixing
+    ) -> HeldAttention:
+        """Attention with its softmax integrated: queries, keys and values to mixed values and what is written."""
+        logits = (self.stack.logits or {})[operation.module]
+        own = number - 1 if isinstance(operation, CrossAttention) else 0  # whose queries they are
+        stream = self.frozen.real(own)
+        source = None if reads == own else x
+        parts = hold_logits(
+            self.stack.reader, logits, operation, stream, source, path, mixing.pattern, self.stack.tolerance
+        )
+        sources = (self.numbers[own],) if source is None else (self.numbers[own], reads)
+        integrated = tuple(zip(sources, parts, strict=True))
+        points = [self._add(HeldStep(place, part)) for place, part in integrated]
+        at = points[0] if len(points) == 1 else self._add(HeldStep(points[0], other=points[1]))
+        join = JoinHeads(mixing.weight, _sum(mixing.bias, mixing.added), mixing.gate, mixing.inner)
+        point = self._add(HeldStep(at, join, edit=self.frozen.step(number).edit))
+        self.numbers[number] = point
+        mean = replace(mixing, pattern=parts[0].mean)
+        return HeldAttention(at, point, reads, values, path, mean, integrated)
 
     def _add(self, step: HeldStep) -> int:
         self.steps.append(step)
         return len(self.steps)
+
+
+def _sum(bias: Tensor | None, added: Tensor | None) -> Tensor | None:
+    return added if bias is None else bias if added is None else bias + added
 
 
 @dataclass
@@ -176,20 +240,37 @@ class ModelMap:
     def activations(self) -> Activations:
         return self.stack.activations
 
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Of all layers held so far, each once."""
+        found = [*(self.encoder.found if self.encoder is not None else ()), *self.stack.found]
+        return tuple(dict.fromkeys(sorted(found, key=lambda edit: edit.layer)))
+
 
 def hold_model(
-    model: nn.Module, activations: Activations, reader: Reader | None = None, *, keep: bool = False
+    model: nn.Module,
+    activations: Activations,
+    reader: Reader | None = None,
+    *,
+    keep: bool = False,
+    attention: AttentionRule = "held",
+    ff: Rule = "ig",
+    edits: Edits = "refuse",
 ) -> ModelMap:
     """The held map of a run.
 
     Args:
         activations: of the stack that leads to the outputs (the decoder of an encoder-decoder)
         keep: whether held layers stay
+        attention: "held" patterns, or "integrated" softmaxes
+        ff: the rule by which feed-forwards pass vectors on, see `hold_feed_forward`
+        edits: what to do where a hook changed an activation, see `AnalysisOptions`
 
     Raises:
         UnsupportedArchitectureError: a value path, a join or an end of the model is not understood.
         MissingActivationError: the run lacks an activation.
     """
+    _check_options(attention, ff, edits)
     reader = reader or reader_of(model)
     paths = dict(value_paths(reader))
     hook = next((path.stream for path in paths.values() if path.layer is None), None)
@@ -197,14 +278,28 @@ def hold_model(
     if hook is not None:
         inner = reader_of(model, "encoder")
         encoder = HeldStack(inner, activations.of_source(inner), joins(inner), dict(value_paths(inner)), keep=keep)
+        encoder.logits, encoder.ff, encoder.edits = _logits(inner, attention), ff, edits
         last = encoder.stream(encoder.n_layers)
         to_memory = hold_way(inner, memory(inner, hook).steps, last)
         read = activations.source(hook) if hook else applied(to_memory, last)
         _check_memory(encoder, applied(to_memory, last), read)
-    stack = HeldStack(reader, activations, joins(reader), paths, read, keep)
+    stack = HeldStack(reader, activations, joins(reader), paths, read, keep, _logits(reader, attention), ff, edits)
     way = head(reader)
     held = None if way is None else hold_head(reader, activations, way, stack.stream(stack.n_layers))
     return ModelMap(model, stack, held, encoder, to_memory)
+
+
+def _check_options(attention: str, ff: str, edits: str) -> None:
+    if attention not in ("held", "integrated"):
+        raise UnknownOptionError(f"attention is {attention!r}; expected 'held' or 'integrated'.")
+    if ff not in ("ig", "half", "gate", "drop"):
+        raise UnknownOptionError(f"ff is {ff!r}; expected 'ig', 'half', 'gate' or 'drop'.")
+    if edits not in ("refuse", "replace", "add"):
+        raise UnknownOptionError(f"edits is {edits!r}; expected 'refuse', 'replace' or 'add'.")
+
+
+def _logits(reader: Reader, attention: str) -> dict[str, LogitPath] | None:
+    return dict(logit_paths(reader)) if attention == "integrated" else None
 
 
 def _check_memory(encoder: HeldStack, made: Tensor, read: Tensor) -> None:
@@ -216,8 +311,8 @@ def _check_memory(encoder: HeldStack, made: Tensor, read: Tensor) -> None:
         )
 
 
-def map_hooks(model: nn.Module, reader: Reader) -> list[str]:
-    """The activations that the map of a model needs."""
+def map_hooks(model: nn.Module, reader: Reader, *, edits: bool = False) -> list[str]:
+    """The activations that the map of a model needs; with `edits`, also those in which a hook's change would show."""
     names: list[str] = []
     readers = [reader]
     paths = value_paths(reader)
@@ -228,7 +323,7 @@ def map_hooks(model: nn.Module, reader: Reader) -> list[str]:
         names += between.streams
         for block in one.blocks():
             if block is not None:
-                names += block.hooks((block.scopes[-1],))
+                names += block.hooks((block.scopes[-1],), edits=edits)
         names += between.last.hooks
         names += [path.stream for path in value_paths(one).values() if path.stream]
     way = head(reader)

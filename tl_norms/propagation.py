@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .attribution import _name, _strings, attribution_hooks
+from .attribution import attribution_hooks
 from .blocks.activations import Activations, check_cache
 from .errors import DecompositionError, UnknownLayerError, UnknownOptionError
+from .labels import model_name, strings_of_ids
 from .linear.measure.measures import Measure, measure_of
 from .model_map import hold_model
 from .options import Layers, Options, layer_numbers
@@ -104,9 +105,9 @@ def propagate(
         layers=numbers,
         start=first,
         measure=measure,
-        model_name=_name(cache.model),
+        model_name=model_name(cache.model),
         boundary=None if model_map.encoder is None else walk.n_own,
-        token_strings=_strings(cache, None),
+        token_strings=strings_of_ids(cache.cache_dict, cache.model),
         unattended={
             layer.layer: layer.written for layer in walk.layers if layer.attention is None and layer.crossing is None
         },

@@ -105,6 +105,10 @@ def logit(token: str | int, at: int = -1) -> Target:
 def class_logit(label: int) -> Target:
     """The logit of a class of a sequence classifier.
 
+    Heads that read the first position (through a pooler or not) of models that TransformerLens wraps with their head:
+    BertForNextSentencePrediction. TransformerLens 4.3 wraps no BertForSequenceClassification or
+    RobertaForSequenceClassification; of an encoder alone, targets are directions of its last stream.
+
     Args:
         label: its number
 

@@ -1,7 +1,10 @@
 """Attention masks as users have them: checked, as booleans with a batch axis."""
 
+import inspect
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import MaskError
 
@@ -44,3 +47,22 @@ def fitting(mask: Tensor, batch: int, positions: int, device: torch.device) -> T
             f"source_mask= for the encoder's)."
         )
     return mask.to(device)
+
+
+def pass_masks(
+    model: nn.Module, inputs: dict[str, Any], mask: Tensor | None, source_mask: Tensor | None, decoder: bool
+) -> None:
+    """Give the model the masks of the analysis, unless its inputs have their own.
+
+    Args:
+        decoder: whether `mask` is that of a decoder and `source_mask` that of its encoder
+    """
+    if decoder and mask is not None and hasattr(model, "original_model"):
+        inputs.setdefault("decoder_attention_mask", torch.as_tensor(mask))
+    attention_mask = source_mask if decoder else mask
+    if attention_mask is None:
+        return
+    parameters = inspect.signature(model.forward).parameters
+    name = next((n for n in ("attention_mask", "one_zero_attention_mask") if n in parameters), None)
+    if name is not None:
+        inputs.setdefault(name, torch.as_tensor(attention_mask))

@@ -147,7 +147,7 @@ def _candidates(
             return
         head_norm = Normed(name, decided_norm(find(reader.model, name), read, wrote, default_eps(reader.model)))
     for projection, entering in _projections(reader, tensors, module, at, attention):
-        for stream, layer, before in _entrances(reader, tensors, block, blocks, at, attention, entering):
+        for stream, layer, before in entrances(reader, tensors, block, blocks, at, attention, entering):
             yield ValuePath(stream, layer, (*before, *projection), head_norm)
 
 
@@ -169,7 +169,7 @@ def _projections(
         yield (Projected(f"{at}.kv_a_proj_with_mqa", first=width), Normed(name, kind), up), down
 
 
-def _entrances(
+def entrances(
     reader: Reader,
     tensors: Mapping[str, Tensor],
     block: Block,
@@ -177,13 +177,17 @@ def _entrances(
     at: str,
     attention: Attention,
     entering: Tensor,
+    stream: Tensor | None = None,
 ) -> Iterator[tuple[str, int | None, tuple[PathStep, ...]]]:
-    """Where a stream becomes what enters the value projection: hook, layer, and the steps before the projection."""
-    if isinstance(attention, CrossAttention):
+    """Where a stream becomes what enters a projection: hook, layer, and the steps before the projection.
+
+    The stream is that of the layer, unless another one is given.
+    """
+    if isinstance(attention, CrossAttention) and stream is None:
         yield f"{at}.v.hook_in", None, ()
         return
     source = next((b for b in blocks if at.startswith(b.attention()[1].module)), block)
-    stream = tensors.get(source.stream)
+    stream = tensors.get(source.stream) if stream is None else stream
     if stream is None or stream.shape != entering.shape:
         return
     if same(stream, entering):

@@ -26,7 +26,7 @@ class Rotary:
     def __call__(self, x: Float[Tensor, "*s pos h e"]) -> Float[Tensor, "*s pos h e"]:
         turned, kept = self._split(x)
         turned = turned * self.cos[..., None, :] + self._rotated(turned) * self.sin[..., None, :]
-        return torch.cat([turned, kept], -1)
+        return torch.cat([turned, kept.expand(*turned.shape[:-1], -1)], -1)  # an offset has no positions yet
 
     def transpose(self, g: Float[Tensor, "*s pos h e"]) -> Float[Tensor, "*s pos h e"]:
         turned, kept = self._split(g)

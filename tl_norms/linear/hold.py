@@ -113,7 +113,8 @@ def hold_feed_forward(
             base = base if branch.bias is None else base + branch.bias * c
         else:  # what the operator will make of the rest, which did not move
             base = base - (still @ branch.weight) * c
-    offset = base @ out
+    # without biases, and with g(0) = 0, there is nothing to send
+    offset = base @ out if bool(base.any()) else base.new_zeros(*base.shape[:-1], out.shape[1])
     if unit.inner is not None and unit.inner.beta is not None:
         offset = offset + unit.inner.beta @ unit.out.weight
     offset = offset if unit.out.bias is None else offset + unit.out.bias

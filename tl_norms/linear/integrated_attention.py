@@ -61,18 +61,37 @@ class IntegratedAttention:
 
     def transposes(self, g: Float[Tensor, "*s b q h e"]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """A covector of the mixed values carried back to the stream through queries, keys and values apart."""
-        by_query = by_key = by_value = None
+        to_q, to_k, to_v = self.at_heads(g)
+        by_query = None if self.queries is None or to_q is None else self.queries.transpose(to_q)
+        by_key = None if self.keys is None or to_k is None else self.keys.transpose(to_k)
+        by_value = None if self.values is None or to_v is None else self.values.transpose(to_v)
+        return by_query, by_key, by_value
+
+    def at_heads(self, g: Float[Tensor, "*s b q h e"]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """A covector of the mixed values carried back to queries, keys and values themselves."""
+        to_q = to_k = to_v = None
         if self.queries is not None or self.keys is not None:
             credit = self.logits(g) * self.held
             if self.queries is not None:
                 to_q = torch.einsum("...bhqk,bkhc->...bqhc", credit, self.k) * self.query_share
-                by_query = self.queries.transpose(to_q)
             if self.keys is not None:
                 to_k = torch.einsum("...bhqk,bqhc->...bkhc", credit, self.q) * (1 - self.query_share)
-                by_key = self.keys.transpose(to_k)
         if self.values is not None:
-            by_value = self.values.transpose(torch.einsum("bhqk,...bqhe->...bkhe", self.mean, g))
-        return by_query, by_key, by_value
+            to_v = torch.einsum("bhqk,...bqhe->...bkhe", self.mean, g)
+        return to_q, to_k, to_v
+
+    def logit_credits(self, g: Float[Tensor, "*s b q h e"]) -> Float[Tensor, "*s b h q k2"]:
+        """c_ij s_ij: what every real logit contributed; with a sink, its own last."""
+        real = torch.einsum("bqhc,bkhc->bhqk", self.q, self.k) * self.held
+        real = self._with_sink(real)
+        real = real if self.added is None else real + self.added
+        scores = torch.einsum("...bqhe,bkhe->...bhqk", g, self.v)
+        return self.path.spread(self._with_sink(scores)) * real
+
+    @property
+    def mixed(self) -> Float[Tensor, "b q h e"]:
+        """The mixed values of the real run."""
+        return torch.einsum("bhqk,bkhe->bqhe", self.path.pattern[..., : self.k.shape[1]], self.v)
 
     def logits(self, g: Float[Tensor, "*s b q h e"]) -> Float[Tensor, "*s b h q k"]:
         """The credit of one unit of each logit, c_ij; times the logit, what that logit contributed."""

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .graph import HeldBlock
+from .integrated_attention import IntegratedAttention
 from .operators import Chain, Mixing
 
 
@@ -18,6 +19,9 @@ class HeldAttention:
         reads: point 0, or the negative number of what is read from elsewhere
         values: of every key and head, grouped heads repeated
         path, mixing: from what is read to the values, and from the values to what is written
+        integrated: with its softmax integrated: the operators that make the mixed values, which `values_point` then
+            is, each with what it reads (a point, or the negative number of what is read from elsewhere); the pattern
+            of `mixing` is then the mean pattern
     """
 
     values_point: int
@@ -26,6 +30,12 @@ class HeldAttention:
     values: Float[Tensor, "b k h e"]
     path: Chain
     mixing: Mixing
+    integrated: tuple[tuple[int, IntegratedAttention], ...] = ()
+
+    @property
+    def nodes(self) -> int:
+        """Of the quadrature, if the softmax is integrated."""
+        return len(self.integrated[0][1].path.nodes) if self.integrated else 0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ Axes: b batch, h head, q query, k key, e d_head, d d_model (or any width in betw
 """
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -252,7 +252,7 @@ class Chain:
 
     steps: tuple[Operator, ...]
 
-    @property
+    @cached_property
     def offset(self) -> Tensor | None:
         total: Tensor | None = None
         for step in self.steps:
