@@ -40,7 +40,7 @@ def has(name: str, module: str = "tl_norms", option: str | None = None) -> bool:
     """Whether this version of the package has a public function, and that option of it."""
     try:
         function = getattr(importlib.import_module(module), name, None)
-    except ImportError:
+    except ModuleNotFoundError:
         return False
     return callable(function) and (option is None or option in inspect.signature(function).parameters)
 
