@@ -15,6 +15,8 @@ PACKAGES = (
     "tl_norms.studies",
     "tl_norms.alignment",
     "tl_norms.plot",
+    "tl_norms.faithfulness",
+    "tl_norms.faithfulness.tasks",
 )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import alignment as alignment
+    from . import faithfulness as faithfulness
     from . import metrics as metrics
     from . import plot as plot
     from . import studies as studies
@@ -221,7 +222,7 @@ _HOME = {
 }
 
 
-_PACKAGES = ("alignment", "demo", "methods", "metrics", "page", "plot", "storage", "studies")
+_PACKAGES = ("alignment", "demo", "faithfulness", "methods", "metrics", "page", "plot", "storage", "studies")
 
 
 def __getattr__(name: str):

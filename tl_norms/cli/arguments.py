@@ -27,6 +27,7 @@ examples:
   tl-norms --check MiniLM                             (the embedded model)
   tl-norms --model Helsinki-NLP/opus-mt-de-en --target "the house is small" "das Haus ist klein"
   tl-norms study mixing-ratio --texts corpus.txt      (tl-norms study --help: all studies over a corpus)
+  tl-norms judge --model gpt2 --task agreement        (tl-norms judge --help: which attribution is faithful)
 
 exit status: 0, or 1 if --check finds a scope that is not complete or a model that is refused, or 2 for bad input.
 """

@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from . import study
 
         options, command = study.parse(arguments[1:]), study.run
+    elif arguments[:1] == ["judge"]:
+        from . import judge
+
+        options, command = judge.parse(arguments[1:]), judge.run
     elif arguments[:1] == ["demo"]:
         from . import demo
 

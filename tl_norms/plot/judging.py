@@ -52,7 +52,7 @@ def judge_table(
             ]
             known = [metric for metric in chosen["metric"] if (rows["metric"] == metric).any()]
             if known:
-                panels.append(_table(rows, known, f"{task}, removed tokens: {removal}"))
+                panels.append(_table(rows, known, f"{task}, removed tokens: {removal}" if removal else task))
     if not panels:
         raise PlotInputError("this report has no row for these tasks and metrics.")
     note = "value [interval]; ↑ higher is better, ↓ lower is; bold: the best, and all whose interval meets it"
@@ -75,7 +75,7 @@ def _table(rows: Any, metrics: list[str], title: str) -> Table:
         higher = str(cells["better"].iloc[0]) == "higher"
         values = {method: cells.loc[method] for method in methods if method in cells.index}
         finite = {method: cell for method, cell in values.items() if cell["value"] == cell["value"]}
-        names.append(f"{metric} {'↑' if higher else '↓'}")
+        names.append(metric if metric.endswith(("↑", "↓")) else f"{metric} {'↑' if higher else '↓'}")
         columns.append(tuple(_cell(values.get(method)) for method in methods))
         if finite:
             best = (max if higher else min)(finite.values(), key=lambda cell: cell["value"])

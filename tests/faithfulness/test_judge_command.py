@@ -1,0 +1,58 @@
+"""`tl-norms judge`."""
+
+import judge_models
+import pytest
+import tiny
+
+from tl_norms.__main__ import main
+from tl_norms.faithfulness import Report
+
+if "bridge" not in tiny.KINDS:
+    pytest.skip("these models are bridges", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model on disk."""
+    made = tmp_path_factory.mktemp("model")
+    words = judge_models.tokenizer()
+    judge_models.hugging_face("gpt2", len(words)).save_pretrained(made)
+    words.save_pretrained(made)
+    return str(made)
+
+
+def judge(*arguments: str) -> int:
+    return main(["judge", *arguments])
+
+
+def test_a_table_a_csv_and_a_page(folder, tmp_path, capsys):
+    csv, page = tmp_path / "all.csv", tmp_path / "page.html"
+    given = ["--model", folder, "--task", "agreement", "--task", "polarity", "--limit", "4", "--method", "erasure"]
+    assert judge(*given, "--method", "recency", "--csv", str(csv), "--html", str(page), "--draws", "2") == 0
+    out = capsys.readouterr().out
+    assert "| erasure |" in out and "SRG (cut) ↑" in out and "examples that the model gets" in out
+    report = Report.from_csv(csv)
+    assert len(report.full) == 8 and report.tasks == ("agreement", "polarity") and page.exists()
+
+
+def test_rows_of_ones_own(folder, tmp_path, capsys):
+    rows = tmp_path / "mine.csv"
+    rows.write_text("prefix,good,bad\nThe keys near the car,are,is\nThe key near the cars,is,are\n", encoding="utf-8")
+    given = ["--model", folder, "--rows", str(rows), "--evidence", "none", "--method", "recency", "--metric", "SRG"]
+    assert judge(*given, "--removal", "replace", "--replacement", "9", "--draws", "2") == 0
+    assert "replacement: 9" in capsys.readouterr().out
+
+
+def test_bad_input(folder, tmp_path, capsys):
+    assert judge("--model", folder, "--task", "sentiment") == 2
+    assert "no task 'sentiment'" in capsys.readouterr().err
+    for arguments, message in (
+        ([], "a task is needed"),
+        (["--task", "ioi", "--csv", str(tmp_path / "gone" / "x.csv")], "no folder"),
+        (["--task", "ioi", "--replacement", "median"], "token id"),
+        (["--task", "ioi", "--fraction", "2"], "share in"),
+        (["--task", "ioi", "--removal", "drop"], "invalid choice"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            judge(*arguments)
+        assert caught.value.code == 2 and message in capsys.readouterr().err

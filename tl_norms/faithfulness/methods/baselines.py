@@ -1,0 +1,56 @@
+"""What every attribution has to beat: chance, position, attention, and one forward pass per token."""
+
+import hashlib
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ...errors import AttentionPatternError
+from ..removals import Subsets
+from ..running import output
+from ..targets import Target
+from .reading import row
+
+
+def random(
+    model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, draws: int = 10, seed: int = 0
+) -> Float[Tensor, "draw pos"]:
+    """Uniform numbers, several draws: the same for the same tokens."""
+    key = hashlib.blake2b(repr((tokens.tolist(), seed)).encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
+    return torch.rand(draws, tokens.shape[1], generator=generator)
+
+
+def recency(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
+    """The later, the higher."""
+    return torch.arange(tokens.shape[1], dtype=torch.float32)
+
+
+def attention_last(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
+    """Attention weights of the last layer, mean over heads, in the row of the position that predicts.
+
+    Raises:
+        AttentionPatternError: the model never forms them.
+    """
+    caught: list[Tensor] = []
+    hook = f"blocks.{int(model.cfg.n_layers) - 1}.attn.hook_pattern"  # type: ignore[union-attr]
+    if hook in model.hook_dict:  # type: ignore[operator]
+        with torch.no_grad():
+            output(model, tokens, {hook: caught.append})
+    if not caught:
+        raise AttentionPatternError(f"{type(model).__name__} has no {hook}: load it with eager attention.")
+    return row(caught[0].mean(1)[0], target)
+
+
+def erasure(
+    model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, removal: str = "cut"
+) -> Float[Tensor, " pos"]:
+    """f(all) - f(all but j) for every position: the costly reference, n + 1 forward passes."""
+    f, n = Subsets(model, tokens[0].cpu(), target, removal), tokens.shape[1]
+    last = np.zeros(n, bool)
+    last[-1] = True  # predicts, and cannot be removed from a decoder
+    kept = ~np.eye(n, dtype=bool) | last
+    values = f(np.concatenate([np.ones((1, n), bool), kept]))
+    return torch.from_numpy(values[0] - values[1:])

@@ -1,0 +1,134 @@
+"""The package's own attributions and maps, and the whole-model methods of others, as scores of the input tokens.
+
+Everything is looked up when it is used: what this version of the package does not have is not offered.
+"""
+
+import importlib
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..running import device_of, pass_on
+from ..targets import Target
+from .reading import row
+from .reference import Baseline, reference_token
+
+MAPS = (
+    "attention_rollout",
+    "attention_flow",
+    "norm_rollout",
+    "globenc",
+    "alti",
+    "value_zeroing",
+    "decompx",
+    "information_flow",
+)
+
+
+_shared: ContextVar[dict[tuple[int, ...], tuple[Any, float]] | None] = ContextVar("shared runs", default=None)
+
+
+def has(name: str, module: str = "tl_norms", option: str | None = None) -> bool:
+    """Whether this version of the package has a public function, and that option of it."""
+    try:
+        function = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError:
+        return False
+    return callable(function) and (option is None or option in inspect.signature(function).parameters)
+
+
+def attribute(
+    model: nn.Module,
+    tokens: Int[Tensor, "1 pos"],
+    target: Target,
+    ff: str = "ig",
+    attention: str = "held",
+    baseline: Baseline = None,
+) -> Float[Tensor, " pos"]:
+    """`tl_norms.attribute(...).tokens`: complete attributions."""
+    reference = None if baseline is None else reference_token(model, baseline)
+    given = {"ff": (ff, "ig"), "attention": (attention, "held"), "baseline": (reference, None)}
+    options: dict[str, Any] = {name: value for name, (value, default) in given.items() if value != default}
+    return _function("attribute")(_cache(model, tokens), target.exact(tokens.shape[1]), **options).tokens[0]
+
+
+def direct(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
+    """`tl_norms.direct_attribution`: heads by source token, summed over layers; the rest at the target's position."""
+    found = _function("direct_attribution")(_cache(model, tokens), target.exact(tokens.shape[1]))
+    scores = found.heads[:, 0].sum((0, 1)).clone()
+    scores[target.at] += found.embed[0] + found.ffn[:, 0].sum()
+    return scores
+
+
+def lengths(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
+    """`tl_norms.propagate(...).norms`: how long each token's part of the last state is."""
+    last = int(model.cfg.n_layers) - 1  # type: ignore[union-attr]
+    return row(_function("propagate")(_cache(model, tokens), layers=last, progress=False).norms[-1, 0], target)
+
+
+def rolled_out(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, name: str) -> Float[Tensor, " pos"]:
+    """A method of `tl_norms.methods`, composed over all layers."""
+    return row(_function(name, "tl_norms.methods")(_cache(model, tokens)).rollout[-1, 0], target)
+
+
+def alti_logit(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
+    """`tl_norms.methods.alti_logit`, summed over layers."""
+    return _function("alti_logit", "tl_norms.methods")(_cache(model, tokens), target.exact(tokens.shape[1]))[:, 0].sum(
+        0
+    )
+
+
+def variants() -> dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]]:
+    """Name -> (function, whether it is there), in the order of tables."""
+    complete = partial(has, "attribute")
+    found: dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]] = {"attribute": (attribute, complete)}
+    for rule in ("half", "gate", "drop"):
+        found[f"attribute ff={rule}"] = (partial(attribute, ff=rule), complete)
+    baseline, integrated = (partial(has, "attribute", option=option) for option in ("baseline", "attention"))
+    found["attribute baseline"] = (partial(attribute, baseline="space"), baseline)
+    found["attribute integrated"] = (partial(attribute, attention="integrated"), integrated)
+    both: Callable[..., Tensor] = partial(attribute, attention="integrated", baseline="space")
+    found["attribute integrated baseline"] = (both, lambda: baseline() and integrated())
+    found["direct"] = (direct, partial(has, "direct_attribution"))
+    found["lengths"] = (lengths, partial(has, "propagate"))
+    for name in MAPS:
+        found[name.replace("_", "-")] = (partial(rolled_out, name=name), partial(has, name, "tl_norms.methods"))
+    found["alti-logit"] = (alti_logit, partial(has, "alti_logit", "tl_norms.methods"))
+    return found
+
+
+def _function(name: str, module: str = "tl_norms") -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
+@contextmanager
+def shared_runs() -> Iterator[None]:
+    """While this lasts, methods that read a cache share one run per input; nobody may change the model meanwhile."""
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def _cache(model: Any, tokens: Tensor) -> Any:
+    """The activations of a run; one that was shared costs every method what it cost."""
+    known, key = _shared.get(), (id(model), *tokens[0].tolist())
+    if known is not None and key in known:
+        cache, seconds = known[key]
+        pass_on(forward=len(tokens), seconds=seconds)
+        return cache
+    started = time.perf_counter()
+    with torch.no_grad():
+        cache = model.run_with_cache(tokens.to(device_of(model)))[1]
+    if known is not None:
+        known[key] = (cache, time.perf_counter() - started)
+    return cache

@@ -1,0 +1,15 @@
+"""Which row of a map explains a target."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..targets import Target
+
+
+def row(scores: Float[Tensor, "query key"], target: Target) -> Float[Tensor, " key"]:
+    """The position that predicts; with a probe the positions whose states are pooled."""
+    if target.probe is None:
+        return scores[target.at]
+    if target.probe.pool == "mean":
+        return scores.mean(0)
+    return scores[0 if target.probe.pool == "first" else -1]

@@ -1,0 +1,273 @@
+"""Removing positions from an input: what the target is when only some of them are there.
+
+    cut      nobody else attends to the position; length and positions of the others stay
+    replace  its embedding by that of a token, by the mean embedding, or by zero
+    swap     its token by that of a minimal counterfactual of the same length
+
+Hooks live for one run, and the first use on a model proves the removal: what is removed must not reach the output.
+"""
+
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from einops import repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..errors import UnsupportedArchitectureError
+from .errors import FaithfulnessInputError, RemovalError
+from .running import Edit, device_of, edited, embedding_hook, embeddings, is_causal, output
+from .targets import Target
+
+_IN_FRONT_OF_HEADS = ("unembed.hook_in", "ln_final.hook_normalized")  # bridge, HookedTransformer
+REMOVALS = ("cut", "replace", "swap")
+Replacement = str | int
+"""A token id, "mean" (of all embeddings) or "zero"."""
+
+_proved: "weakref.WeakKeyDictionary[nn.Module, dict[tuple, str]]" = weakref.WeakKeyDictionary()
+_means: "weakref.WeakKeyDictionary[nn.Module, Tensor]" = weakref.WeakKeyDictionary()
+
+
+def check_removals(removals: tuple[str, ...], replacement: Replacement) -> None:
+    """Raise FaithfulnessInputError for names that mean nothing."""
+    for name in removals:
+        if name not in REMOVALS:
+            raise FaithfulnessInputError(f"there is no removal {name!r}; expected {', '.join(REMOVALS)}.")
+    if isinstance(replacement, str) and replacement not in ("mean", "zero"):
+        raise FaithfulnessInputError(f"replacement is {replacement!r}; expected 'mean', 'zero' or a token id.")
+
+
+@dataclass
+class Subsets:
+    """f(S) of one input: the target with only the positions in S kept. Every set is run once.
+
+    Args:
+        model: a TransformerBridge, HookedTransformer or HookedEncoder
+        tokens: [pos]
+        target: what f is
+        removal: "cut", "replace" or "swap"
+        replacement: for "replace"
+        counterfactual: token ids of the same length, for "swap"
+        batch_tokens: positions per run
+
+    Raises:
+        RemovalError: this removal is not proved on this model.
+        UnsupportedArchitectureError: "cut", and attention that has no scores, pattern or mask to edit.
+    """
+
+    model: nn.Module
+    tokens: Int[Tensor, " pos"]
+    target: Target
+    removal: str
+    replacement: Replacement = "mean"
+    counterfactual: Int[Tensor, " pos"] | None = None
+    batch_tokens: int = 1024
+    _known: dict[bytes, float] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        check_removals((self.removal,), self.replacement)
+        if self.removal == "swap" and (self.counterfactual is None or self.counterfactual.shape != self.tokens.shape):
+            raise FaithfulnessInputError("swap needs a counterfactual of the same number of tokens.")
+        _prove(self.model, self.removal, self.replacement)
+
+    def __call__(self, kept: Bool[np.ndarray, "sets pos"]) -> Float[np.ndarray, " sets"]:
+        """f of each set, in the order given."""
+        kept = np.asarray(kept, bool) | self._unchanged()
+        keys = [row.tobytes() for row in kept]
+        new = {key: row for key, row in zip(keys, kept, strict=True) if key not in self._known}
+        step = max(1, self.batch_tokens // len(self.tokens))
+        rows = list(new.items())
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            found = self._run(torch.from_numpy(np.stack([row for _, row in part])))
+            self._known.update(zip((key for key, _ in part), found.tolist(), strict=True))
+        return np.array([self._known[key] for key in keys])
+
+    def _unchanged(self) -> Bool[np.ndarray, " pos"]:
+        """Positions whose removal puts the same token there: the same input must give the same number, to the bit."""
+        other = self.counterfactual if self.removal == "swap" else self.replacement
+        if self.removal == "cut" or other is None or isinstance(other, str):
+            return np.zeros(len(self.tokens), bool)
+        return (self.tokens == other).cpu().numpy()
+
+    @property
+    def runs(self) -> int:
+        """Rows that went through the model so far."""
+        return len(self._known)
+
+    @torch.no_grad()
+    def _run(self, kept: Bool[Tensor, "sets pos"]) -> Float[Tensor, " sets"]:
+        kept = kept.to(device_of(self.model))
+        tokens = repeat(self.tokens.to(kept.device), "pos -> sets pos", sets=len(kept))
+        at, target = self.target.hook(self.model), self.target
+        with edited(self.model, {} if at else _narrow(self.model, target.at)):
+            found = removed(self.model, tokens, kept, self.removal, self.replacement, self.counterfactual, at)
+        target = replace(target, at=0) if found.shape[1] == 1 and not at else target
+        return target.value(found, kept if self.removal == "cut" else None).double().cpu()
+
+
+def removed(
+    model: nn.Module,
+    tokens: Int[Tensor, "batch pos"],
+    kept: Bool[Tensor, "batch pos"],
+    removal: str,
+    replacement: Replacement = "mean",
+    counterfactual: Int[Tensor, " pos"] | None = None,
+    at: str | None = None,
+) -> Float[Tensor, "batch pos d_out"]:
+    """What the model returns, or has at a hook point, with the positions that are not kept removed."""
+    if removal == "swap":
+        if counterfactual is None:
+            raise FaithfulnessInputError("swap needs a counterfactual of the same number of tokens.")
+        return output(model, torch.where(kept, tokens, counterfactual.to(tokens)), at=at)
+    if removal == "replace" and isinstance(replacement, int):
+        return output(model, tokens.masked_fill(~kept, replacement), at=at)
+    if removal == "replace":
+        filling = replacing(model, replacement)
+        return output(model, tokens, {embedding_hook(model): _filled(kept, filling)}, at=at)
+    way = _way_of_cutting(model)
+    return output(model, tokens, *_cut(model, kept, way), at=at)
+
+
+def _narrow(model: nn.Module, at: int) -> dict[str, Edit]:
+    """Only the position that predicts goes on to the head, which is the largest matrix of a small model."""
+    points: Any = model.hook_dict
+    hook = next((name for name in _IN_FRONT_OF_HEADS if name in points), None)
+    return {} if hook is None else {hook: lambda x: x[:, [at]]}
+
+
+def replacing(model: nn.Module, replacement: Replacement) -> Float[Tensor, " d_model"]:
+    """The embedding that stands in for a removed one."""
+    if isinstance(replacement, int):
+        return embeddings(model, torch.tensor([[replacement]]))[0, 0]
+    if model not in _means:
+        _means[model] = _mean_embedding(model)
+    mean = _means[model]
+    return torch.zeros_like(mean) if replacement == "zero" else mean
+
+
+def _mean_embedding(model: nn.Module) -> Float[Tensor, " d_model"]:
+    """Over the whole vocabulary, as embeddings pass the hook."""
+    weight: Any = getattr(model, "W_E", None)
+    some = torch.arange(3)[None]
+    passed = embeddings(model, some)[0]
+    if isinstance(weight, Tensor) and weight.ndim == 2 and weight.shape[-1] == passed.shape[-1]:
+        factor = (passed * weight[:3]).sum() / weight[:3].square().sum()  # some models scale what they look up
+        if torch.allclose(passed, weight[:3].to(passed) * factor, rtol=1e-3, atol=1e-5):
+            return weight.detach().float().mean(0).to(passed) * factor
+    size, step = int(model.cfg.d_vocab), 64  # type: ignore[union-attr]
+    parts = [embeddings(model, torch.arange(n, min(n + step, size))[None])[0].sum(0) for n in range(0, size, step)]
+    return torch.stack(parts).sum(0) / size
+
+
+def _filled(kept: Bool[Tensor, "batch pos"], filling: Tensor) -> Edit:
+    return lambda x: torch.where(kept[..., None].to(x.device), x, filling.to(x))
+
+
+def _cut(model: nn.Module, kept: Bool[Tensor, "batch pos"], way: str) -> tuple[dict[str, Edit], Tensor | None]:
+    """Edits and mask of a run in which nobody else attends to what is not kept."""
+    seen = kept[:, None, None, :] | torch.eye(kept.shape[1], dtype=torch.bool, device=kept.device)
+    if way == "mask":
+        if type(model).__name__ == "HookedEncoder":
+            return {}, kept.long()
+        # with all four axes: of a mask [batch pos] a bridge makes new position ids, and everybody moves up
+        dtype = next(model.parameters()).dtype
+        return {}, torch.zeros(seen.shape, dtype=dtype, device=kept.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+    def scores(x: Tensor) -> Tensor:  # behind the model's own mask and in front of the softmax, so exact
+        return x.masked_fill(~seen.to(x.device), torch.finfo(x.dtype).min)
+
+    def pattern(x: Tensor) -> Tensor:  # what a softmax over fewer scores gives; a learned sink keeps its share
+        left = x.masked_fill(~seen.to(x.device), 0)
+        sink = (1 - x.sum(-1, keepdim=True)).clamp(min=0)
+        sink = torch.where(sink < 1e-3, 0, sink)
+        return left / (left.sum(-1, keepdim=True) + sink)
+
+    edit, ending = (scores, ".hook_attn_scores") if way == "scores" else (pattern, ".hook_pattern")
+    points: Any = model.hook_dict
+    seen_points: dict[int, str] = {}
+    for name, point in points.items():  # a point has several names on a bridge
+        if name.endswith(ending):
+            seen_points.setdefault(id(point), name)
+    return {name: edit for name in seen_points.values()}, None
+
+
+def _way_of_cutting(model: nn.Module) -> str:
+    """How positions are hidden in this model: found by trying, once."""
+    known = _proved.setdefault(model, {})
+    if ("way",) in known:
+        return known[("way",)]
+    problems = []
+    for way in ("scores", "pattern") if is_causal(model) else ("mask", "scores", "pattern"):
+        try:
+            run: Callable[[Tensor, Tensor], Tensor] = lambda ids, kept, way=way: output(  # noqa: E731
+                model, ids, *_cut(model, kept, way)
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # some models announce that such an edit comes too late
+                problem = _influence(model, run)
+            if not problem:
+                known[("way",)] = way
+                return way
+            problems.append(f"by {way}: {problem}")
+        except UnsupportedArchitectureError:
+            raise
+        except Exception as error:  # a model that takes no such mask, or has no such hook
+            problems.append(f"by {way}: {type(error).__name__}")
+    raise UnsupportedArchitectureError(
+        f"positions of {type(model).__name__} cannot be cut out of attention ({'; '.join(problems)}). Fused attention "
+        f"has nothing to edit: load the model with attn_implementation='eager', or use removals=('replace',)."
+    )
+
+
+def _prove(model: nn.Module, removal: str, replacement: Replacement) -> None:
+    """Once per model: what is removed does not reach the other positions, and removing nothing changes nothing."""
+    known = _proved.setdefault(model, {})
+    key = (removal, replacement if removal == "replace" else "")
+    if key in known or removal == "swap":
+        return
+    if removal == "cut":
+        known[key] = _way_of_cutting(model)
+        return
+    problem = _influence(model, lambda ids, kept: removed(model, ids, kept, removal, replacement))
+    if problem:
+        raise RemovalError(
+            f"{removal} by {replacement!r} does not remove a position from {type(model).__name__}: {problem}. "
+            f"Replace by a token instead: replacement=<token id>."
+        )
+    known[key] = "proved"
+
+
+@torch.no_grad()
+def _influence(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """What is wrong with a removal, "" if nothing is."""
+    n, d_vocab = 6, max(int(getattr(model.cfg, "d_vocab", 12) or 12), 12)
+    ids = (torch.arange(n) * 7 + 5) % (d_vocab - 3) + 3
+    other = ids.clone()
+    other[[1, 3]] = (ids[[1, 3]] - 3 + 1) % (d_vocab - 3) + 3
+    device = device_of(model)
+    both = torch.stack([ids, other]).to(device)
+    kept = torch.ones_like(both, dtype=torch.bool)
+    plain = output(model, both).float()
+    size = plain.abs().max()
+    if (run(both, kept).float() - plain).abs().max() > 1e-4 * size:
+        return "removing nothing changes the output"
+    with edited(model, _narrow(model, 2)):
+        narrow = output(model, both).float()
+        narrow = narrow[:, 2] if narrow.shape[1] == n else narrow[:, 0]
+        if not torch.allclose(narrow, plain[:, 2], rtol=1e-3, atol=1e-4 * float(size)):
+            return "what follows the last block does not go position by position"
+    if (plain[0, -1] - plain[1, -1]).abs().max() < 1e-4 * size:
+        return "the output does not depend on the input"
+    kept[:, [1, 3]] = False
+    found = run(both, kept).float()[:, kept[0]]
+    if not found.isfinite().all():
+        return "the output is not finite"
+    if (found[0] - found[1]).abs().max() > 1e-5 * size:
+        return "the token of a removed position changes the output"
+    return ""
