@@ -67,7 +67,7 @@ def attribute(
             each branch), "gate" (act(G) held, all to the up branch), "drop" (nothing passes: all of it is offset)
         edits: of a run that hooks changed: "refuse", "replace" (a multiple scales what was there, anything else takes
             its place and belongs to the offset) or "add" (what was there stays, the difference is offset); with a full
-            cache, or one of `required_hooks(model, target=target, edits=True)`. The result lists them
+            cache. The result lists them
         mask: attention mask, [batch pos], needed if the batch is padded
         source_mask: the encoder's, of an encoder-decoder
         token_strings: what to call the positions; by default the tokenizer's strings, if the cache holds the token ids
