@@ -250,7 +250,11 @@ def test_every_kind_of_value(value):
         assert math.copysign(1, again) == math.copysign(1, value)
 
 
-@pytest.mark.parametrize("value", [{1, 2}, 1j, object(), torch.nn.Linear(2, 2), np.array(["a"]), b"a", print], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [{1, 2}, 1j, object(), torch.nn.Linear(2, 2), np.array(["a"]), b"a", print],
+    ids=lambda value: type(value).__name__,
+)
 def test_what_no_file_holds_is_refused(value, tmp_path):
     with pytest.raises(storage.UnstorableError, match="rows.0.1"):
         Ranking(("a", "b"), (("x", value),)).save(tmp_path / "file")

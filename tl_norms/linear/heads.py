@@ -63,8 +63,8 @@ class JoinHeads:
         sent = beta @ self._flat
         return sent if self.bias is None else sent + self.bias
 
-    def __call__(self, mixed: Float[Tensor, "*s b q h e"]) -> Float[Tensor, "*s b q d"]:
-        mixed = mixed if self.gate is None else mixed * self.gate
+    def __call__(self, x: Float[Tensor, "*s b q h e"]) -> Float[Tensor, "*s b q d"]:
+        mixed = x if self.gate is None else x * self.gate
         mixed = rearrange(mixed, "... h e -> ... (h e)")
         return (mixed if self.inner is None else self.inner(mixed)) @ self._flat
 

@@ -252,8 +252,12 @@ class Chain:
 
     steps: tuple[Operator, ...]
 
-    @cached_property
+    @property
     def offset(self) -> Tensor | None:
+        return self._offset
+
+    @cached_property
+    def _offset(self) -> Tensor | None:
         total: Tensor | None = None
         for step in self.steps:
             total = None if total is None else step(total)

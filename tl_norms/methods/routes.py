@@ -206,7 +206,7 @@ def _layer(
                 found = nearer(frozen.real(part.point) * part.factor, y)[:, None, :, None]
             shares[part.what] = found.double().clamp_min(floor)
         shares = _normalized(shares, part_threshold)
-        stay = sum(shares[name][:, 0, :, 0] for name in ("bypass", "feed-forward") if name in shares)
+        stay = torch.stack([shares[name][:, 0, :, 0] for name in ("bypass", "feed-forward") if name in shares]).sum(0)
         if "attention" in shares:
             heads, bypass = shares["attention"], shares["bypass"][:, 0, :, 0]
             own = torch.diag_embed(stay)
@@ -228,7 +228,7 @@ def _normalized(shares: dict[str, Tensor], part_threshold: float) -> dict[str, T
     """Shares of all parts of a sum, 1 together; small ones set to zero if asked for."""
     for least in (0.0, part_threshold) if part_threshold else (0.0,):
         shares = {name: share.masked_fill(share < least, 0) for name, share in shares.items()}
-        total = sum(share.sum((1, 3), keepdim=True) for share in shares.values())
+        total = torch.stack([share.sum((1, 3), keepdim=True) for share in shares.values()]).sum(0)
         shares = {name: share / total.masked_fill(total == 0, 1) for name, share in shares.items()}
     return shares
 
@@ -238,7 +238,7 @@ def _head_shares(made: Completed, part: _Part, y: Float[Tensor, "b q d"]) -> Flo
     cross = made.sources.cross
     terms = made.sources.terms if part.what == "attention" else (() if cross is None else cross.terms)
     n_heads = max(_heads(term) for term in terms)
-    n_keys, (n_batch, n_queries, d_model) = terms[0].n_keys, y.shape
+    n_keys, (n_batch, n_queries, d_model) = next(term.n_keys for term in terms), y.shape
     out = y.new_zeros(n_batch, n_heads, n_queries, n_keys)
     columns = max(1, _CHUNK_BYTES // (3 * n_queries * d_model * y.element_size()))
     for head in range(n_heads):

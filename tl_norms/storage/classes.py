@@ -45,7 +45,7 @@ def class_named(name: object) -> type:
             f"the file holds a {name!r}, which this version of tl_norms does not know: pip install -U tl_norms"
         )
     found = getattr(importlib.import_module(f"tl_norms.{home}"), str(name))
-    if not is_dataclass(found):
+    if not isinstance(found, type) or not is_dataclass(found):
         raise UnknownResultError(f"{name!r} is no dataclass.")
     return found
 

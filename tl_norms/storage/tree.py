@@ -46,7 +46,7 @@ class Writer:
         if type(value) is dict:
             pairs = enumerate(value.items())
             return {"dict": [[self.written(k, f"{path}.k{n}"), self.written(v, f"{path}.{k}")] for n, (k, v) in pairs]}
-        if is_known(value):
+        if is_known(value) and is_dataclass(value):
             parts = {f.name: self.written(getattr(value, f.name), f"{path}.{f.name}") for f in fields(value)}
             return {"class": type(value).__name__, "fields": parts}
         raise UnstorableError(

@@ -83,13 +83,13 @@ def tokenizer(given: Any) -> str:
     if given is None:
         return "none"
     parts = [name_of(type(given))]
-    backend = getattr(given, "backend_tokenizer", None)
+    backend: Any = getattr(given, "backend_tokenizer", None)
     if hasattr(backend, "to_str"):  # truncation and padding are those of its last call
         rules = json.loads(backend.to_str())
         parts.append(json.dumps({key: rules[key] for key in rules if key not in ("truncation", "padding")}))
     elif hasattr(given, "get_vocab"):
         parts.append(repr(sorted(given.get_vocab().items())))
-        pieces = getattr(given, "sp_model", None) or getattr(given, "spm_source", None)
+        pieces: Any = getattr(given, "sp_model", None) or getattr(given, "spm_source", None)
         parts.append(digest(pieces.serialized_model_proto()) if hasattr(pieces, "serialized_model_proto") else "")
     else:
         parts.append(words(vars(given)))

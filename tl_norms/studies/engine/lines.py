@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...errors import MissingExtraError
 from ...files import is_file
@@ -78,10 +79,11 @@ class TextFile:
             from datasets import load_dataset
         except ImportError as error:
             raise MissingExtraError(f"reading {self.path.suffix} files needs datasets: pip install datasets") from error
-        options = {"sep": "\t"} if ".tsv" in self.path.suffixes else {}
+        options: dict[str, Any] = {"sep": "\t"} if ".tsv" in self.path.suffixes else {}
         try:
             name = glob.escape(str(self.path.resolve()))
             rows = load_dataset(format, data_files=name, split="train", streaming=True, **options)
+            row: Any
             for row in rows:
                 if format != "text":
                     yield row

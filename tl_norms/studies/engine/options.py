@@ -140,7 +140,7 @@ def chosen(layers: Layers) -> tuple[int, ...] | None:
     """
     if layers is None:
         return None
-    given = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+    given: list[Any] = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
     try:
         found = tuple(operator.index(layer) for layer in given if not isinstance(layer, bool))
     except TypeError:

@@ -97,7 +97,7 @@ def name_of(value: Any) -> str:
 def bytes_of(tensor: Tensor) -> str:
     """A digest of all bytes of a tensor."""
     flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    return hashlib.blake2b(memoryview(flat.view(torch.uint8).numpy()), digest_size=16).hexdigest()
+    return hashlib.blake2b(flat.view(torch.uint8).numpy().data, digest_size=16).hexdigest()
 
 
 def digest(text: str | bytes) -> str:
