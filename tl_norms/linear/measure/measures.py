@@ -162,7 +162,7 @@ def measure_of(measure: object) -> Measure:
                 f"Onto(directions). Pass measure='l2' for lengths."
             )
         return MEASURES[measure]
-    if not isinstance(measure, Measure):
+    if isinstance(measure, type) or not isinstance(measure, Measure):
         raise UnknownOptionError(
             f"measure is a {type(measure).__name__}; expected one of {', '.join(map(repr, MEASURES))} or a measure "
             f"such as Onto(directions). Pass measure='l2' for lengths, measure=Onto(directions) for directions."
