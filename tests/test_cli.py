@@ -278,10 +278,20 @@ def test_a_nan_is_not_taken_for_nothing_to_compare_with(norms):
     assert not report.is_complete(_replaced(norms, error=nothing), 1e-4)
 
 
-def _replaced(norms, **changes):
-    import dataclasses
+def _replaced(norms, causal=None, error=None, mixing_ratios=None):
+    """The same with other facts, errors or ratios."""
+    from dataclasses import replace
 
-    return dataclasses.replace(norms, **changes)
+    by_scope = {
+        scope: replace(
+            one,
+            error=one.error if error is None else error[scope],
+            mixing_ratio=one.mixing_ratio if mixing_ratios is None else mixing_ratios[scope],
+        )
+        for scope, one in norms.by_scope.items()
+    }
+    facts = norms.facts if causal is None else replace(norms.facts, causal=causal)
+    return replace(norms, by_scope=by_scope, facts=facts)
 
 
 def test_causal_models_have_no_later_sources(norms):
