@@ -27,7 +27,7 @@ CLASSES = [
     if dataclasses.is_dataclass(thing) and thing.__module__ == name
 ]
 FACTOR = 1.08
-MOST = 6  # constructions of one field that get a fault
+MOST = 4  # constructions of one field that get a fault
 
 
 def tensors_of(value, path: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .blocks.activations import Activations
@@ -15,6 +16,7 @@ from .linear.carry.terms import MixedHeads, Mixture, Sent
 from .linear.measure.factors import head_norms
 from .linear.measure.lengths import Shared, needs_vectors, source_norms
 from .linear.measure.measures import Length
+from .linear.measure.spots import agree
 from .linear.measure.values import check_sum, source_values
 from .plan import Plan
 from .results import BlockNorms, HeadNorms, RunFacts, ScopeNorms
@@ -94,7 +96,12 @@ def heads_of(frozen: FrozenBlock, made: list[Completed] | tuple[Completed, ...] 
                 if term.pattern is mixing.pattern and term.sent.projection is mixing.weight:
                     return term
             sources = None if sources.image is None else sources.image.of
-    return Mixture(Sent(MixedHeads(mixing.pattern, values), mixing.weight))
+    heads = Mixture(Sent(MixedHeads(mixing.pattern, values), mixing.weight))
+    weight = rearrange(mixing.weight, "h e d -> (h e) d")
+    wanted = rearrange(mixing.mixed(values), "b q h e -> b q (h e)") @ weight
+    found = heads.others + heads.sent.mixed.own @ weight
+    agree(found, wanted, wanted.norm(dim=-1, keepdim=True) + heads.others.norm(dim=-1, keepdim=True), "sums of heads")
+    return heads
 
 
 def collected(

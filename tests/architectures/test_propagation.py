@@ -46,4 +46,5 @@ def test_one_source_at_a_time_gives_the_same(name):
     budget = int(str(least.value).partition("max_memory=")[2].split()[0])
     found = tl_norms.propagate(made.cache, max_memory=budget)
     largest = whole.norms.abs().amax()
-    assert float((found.norms - whole.norms).abs().max() / largest) < 1e-10
+    limit = 1e-6 if whole.norms.dtype == torch.float32 else 1e-10
+    assert float((found.norms - whole.norms).abs().max() / largest) < limit
