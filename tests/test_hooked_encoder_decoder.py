@@ -69,7 +69,7 @@ def test_vectors_are_those_of_the_weights(model, cache):
         far = far * MASK[:, None, None, :, None]
     norms = tl_norms.block_norms(cache, ["attn_res_cross_res"], layers=[1], source_mask=MASK)
     torch.testing.assert_close(norms["attn_res_cross_res"][0], torch.cat([near, far.sum(1)], 2).norm(dim=-1))
-    cross = tl_norms.cross_norms(cache, layers=[1], mask=MASK)
+    cross = tl_norms.cross_norms(cache, layers=[1], source_mask=MASK)
     torch.testing.assert_close(cross.head_norms[0], far.norm(dim=-1))
     torch.testing.assert_close(cross.norms[0], far.sum(1).norm(dim=-1))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .blocks.structure import Add, Attention, Step
+from .blocks.structure import Add, Attention, FeedForward, Step
 from .errors import DecompositionError
 from .freeze import FrozenBlock
 from .linear.carry.dense import ChosenPairs
@@ -92,9 +92,7 @@ def completeness(frozen: FrozenBlock, step: Step, points: dict[int, Sources], nu
         found = found[..., :_COLUMNS]
         size = total.norm(dim=-1)
     else:
-        branch = points[step.reads] if isinstance(step.operation, Add) else sources
-        scale = step.operation.scale if isinstance(step.operation, Add) else 1.0
-        size = abs(scale) * _largest(branch.others, branch.own, branch.rest, branch.total)
+        size = _size(frozen, step, points, sources)
     rounding = 2 * coarse / tolerance * found.norm(dim=-1)  # of the cached sum itself
     size = size + rounding if isinstance(step.operation, Add) else torch.maximum(size, found.norm(dim=-1))
     relative = (total - found).norm(dim=-1) / size.clamp_min(torch.finfo(size.dtype).tiny)
@@ -119,6 +117,17 @@ def completeness(frozen: FrozenBlock, step: Step, points: dict[int, Sources], nu
     return error
 
 
+def _size(frozen: FrozenBlock, step: Step, points: dict[int, Sources], sources: Sources) -> Tensor:
+    """What an error is relative to: of a sum, the branches it adds, without the stream that they are added to."""
+    if not isinstance(step.operation, Add):
+        return _largest(sources)
+    size = abs(step.operation.scale) * _largest(points[step.reads])
+    other = step.operation.other
+    if other and isinstance(frozen.block.steps[other - 1].operation, Attention | FeedForward):  # a branch as well
+        size = torch.maximum(size, abs(step.operation.other_scale) * _largest(points[other]))
+    return size
+
+
 def _compared_with(frozen: FrozenBlock, step: Step) -> Tensor | None:
     """The model's activation of a scope: hooked, or what its own module makes of the input that was compared before."""
     if step.truth is None:
@@ -127,7 +136,8 @@ def _compared_with(frozen: FrozenBlock, step: Step) -> Tensor | None:
     return found if step.truth.sent_by is None else frozen.sent(step.truth.sent_by, found)
 
 
-def _largest(*parts: Tensor) -> Tensor:
+def _largest(sources: Sources) -> Tensor:
+    parts = (sources.others, sources.own, sources.rest, sources.total)
     return torch.stack([part.norm(dim=-1) for part in parts]).amax(0)
 
 
