@@ -28,6 +28,8 @@ class Words:
 
 @pytest.fixture
 def model():
+    if tiny.KINDS[0] != "bridge":
+        pytest.skip("only a bridge leaves the text to the tokenizer")
     made = tiny.make("gpt2", tiny.KINDS[0], fresh=True)
     made.model.tokenizer = Words()
     return made

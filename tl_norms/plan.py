@@ -82,6 +82,10 @@ def reader_of(model: nn.Module, stack: str | None = None) -> Reader:
             )
         return BridgeReader(model, chosen)
     if hasattr(model, "blocks") and hasattr(model, "cfg"):
+        if stack is not None:
+            raise UnsupportedArchitectureError(
+                f"{type(model).__name__} has no stack {stack!r} of blocks; it has only one: leave stack out."
+            )
         return HookedReader(model)
     if hasattr(model, "encoder") and hasattr(model, "decoder") and hasattr(model, "cfg"):
         if stack not in (None, "encoder", "decoder"):

@@ -87,8 +87,9 @@ def without_user_hooks(model: nn.Module) -> Iterator[None]:
     """The user's own hooks neither fire nor change anything meanwhile; those the bridge is made of stay."""
     points = {id(point): point for point in model.hook_dict.values()}.values()
     saved = [(point, point._forward_hooks) for point in points]
+    bridge = hasattr(model, "original_model")  # the classes of TransformerLens itself place no hooks of their own
     for point, hooks in saved:
-        users = {handle.hook.id for handle in point.fwd_hooks if not _is_internal(handle)}
+        users = {handle.hook.id for handle in point.fwd_hooks if not (bridge and _is_internal(handle))}
         point._forward_hooks = OrderedDict((key, hook) for key, hook in hooks.items() if key not in users)
     try:
         yield
