@@ -134,7 +134,7 @@ def case(name: str):
     spec = zoo.SPECS[name]
     try:
         return zoo.cached(spec).cache, spec.stack
-    except (zoo.NotHere, ValueError) as reason:
+    except (zoo.NotHere, ValueError, ImportError) as reason:
         pytest.skip(str(reason))
 
 

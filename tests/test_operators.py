@@ -148,7 +148,7 @@ SOME = ["MixtralForCausalLM", "GraniteForCausalLM", "Gemma2ForCausalLM", "BitNet
 def test_held_steps_of_other_layouts(name):
     try:
         cache = zoo.cached(zoo.SPECS[name]).cache
-    except (zoo.NotHere, ValueError) as reason:
+    except (zoo.NotHere, ValueError, ImportError) as reason:
         pytest.skip(str(reason))
     for frozen in frozen_blocks(cache, zoo.SPECS[name].stack):
         assert check_points(frozen, 2e-6) >= 2

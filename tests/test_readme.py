@@ -225,6 +225,7 @@ def test_layouts_and_counts_are_those_of_the_table_of_architectures():
 
 def test_speed_is_quoted_from_the_benchmarks():
     measured = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    measured = measured.partition("Vectors of every input token")[0]  # whose table has rows of the same names
 
     def both(label: str) -> list[str]:
         (found,) = re.findall(rf"^\| {re.escape(label)} \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)

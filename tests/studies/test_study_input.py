@@ -231,7 +231,9 @@ def test_arguments_of_the_command(arguments, capsys):
 def test_a_table_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(load, "load", lambda name, dtype: study_models.bert())
     monkeypatch.setattr(load, "model_name", lambda given: "tiny")
-    assert main(["study", "expansion-rate", "--quiet", "--csv", str(tmp_path / ("a" * 300))]) == 2
+    with pytest.raises(SystemExit) as stop:
+        main(["study", "expansion-rate", "--quiet", "--csv", str(tmp_path / ("a" * 300))])
+    assert stop.value.code == 2
     assert "cannot be written" in capsys.readouterr().err
     for texts in ("\udcff.txt", "a" * 5000):
         assert main(["study", "frequency", "--texts", texts]) == 2

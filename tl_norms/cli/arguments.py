@@ -93,11 +93,15 @@ def unwritable(file: str | None) -> str:
     if file is None:
         return ""
     path = Path(file).expanduser()
-    if path.is_dir():
-        return f"{file!r} is a folder; give it a file name"
-    if not path.parent.is_dir():
-        return f"{str(path.parent)!r} is a file" if path.parent.exists() else f"there is no folder {str(path.parent)!r}"
-    return "" if os.access(path if path.exists() else path.parent, os.W_OK) else f"{file!r} cannot be written"
+    try:
+        if path.is_dir():
+            return f"{file!r} is a folder; give it a file name"
+        if not path.parent.is_dir():
+            there = path.parent.exists()
+            return f"{str(path.parent)!r} is a file" if there else f"there is no folder {str(path.parent)!r}"
+        return "" if os.access(path if path.exists() else path.parent, os.W_OK) else f"{file!r} cannot be written"
+    except (OSError, ValueError):  # no path at all: too long a name, a null byte
+        return f"{file[:200]!r} cannot be written"
 
 
 def unreadable(file: str | None) -> str:
