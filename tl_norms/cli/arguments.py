@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import is_file, is_folder
 from . import why_arguments
 
 EMBEDDED = ("all-minilm-l6-v2", "minilm", "embedded")  # names of the embedded model, in small letters
@@ -108,12 +109,11 @@ def unreadable(file: str | None) -> str:
     """Why a file cannot be read, or "" if it can or is not wanted."""
     if file is None:
         return ""
-    path = Path(file).expanduser()
-    if path.is_dir():
+    if is_folder(file):
         return f"{file!r} is a folder; give a file"
-    if not path.is_file():
-        return f"there is no file {file!r}"
-    return "" if os.access(path, os.R_OK) else f"{file!r} cannot be read"
+    if not is_file(file):
+        return f"there is no file {file[:200]!r}"
+    return "" if os.access(Path(file).expanduser(), os.R_OK) else f"{file!r} cannot be read"
 
 
 def _refuse_with_check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
