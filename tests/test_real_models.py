@@ -47,7 +47,7 @@ def test_smollm2_is_complete_through_the_whole_block(smollm2):
     norms = tl_norms.block_norms(cache, "all")
     assert len(norms.layers) == 30 and norms.scopes[-1] == "attn_res_ln_ff_res" and norms.causal
     for scope, error in norms.error.items():
-        assert float(error.max()) < 1e-5, scope
+        assert float(error.max()) < 5e-5, scope  # relative to what the branch adds, not to the long stream
         assert norms[scope].isfinite().all()
 
 
