@@ -181,8 +181,10 @@ def _compare(
             continue
         points[number], sizes[number] = _one_by_one(held, points, sizes, zero)
     vectors, total = points.get(point, zero), completed.sources.total
+    keys = pairs.keys.to(vectors.device)
     spots = Spots(
-        pairs.keys.to(vectors.device),
+        torch.arange(keys.shape[1], device=keys.device).expand_as(keys),
+        keys,
         measure.of(vectors, total).transpose(0, 1),
         measure.sizes(sizes.get(point, zero[..., 0]), total).transpose(0, 1),
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..carry.terms import Linear, Mixture
-from .spots import Spots, agree, chosen_keys
+from .spots import Spots, agree, chosen_queries
 
 _CHUNK_BYTES = 2 << 20  # head vectors formed at a time: with their float64 copies they stay in the processor's cache
 _APART = 1 / 16  # a head's squared norm outside the span of the heads before it: float32 is enough above this share
@@ -50,11 +50,13 @@ def _measured(
     n_batch, n_keys, n_heads = mixture.values.shape[:3]
     n_queries = mixture.pattern.shape[2]
     norms = mixture.values.new_empty(n_batch, n_heads, n_keys)
-    keys_of = chosen_keys(n_queries, n_keys, causal=causal, crossed=mixture.sent.mixed.crossed)
-    keys_of = keys_of.to(norms.device)
+    queries_of = chosen_queries(n_queries, n_keys, causal=causal, crossed=mixture.sent.mixed.crossed).to(norms.device)
+    keys_of = torch.arange(n_keys, device=norms.device).expand_as(queries_of)
+    # the weights of the chosen pairs, [b h s k]
+    chosen = mixture.pattern[:, :, queries_of.clamp_min(0), keys_of]
     images: list[Linear | None] = [] if functions is None else [None, *functions]
     triangles = [norms.new_zeros(n_batch, n_heads, n_heads, n_keys) for _ in images]
-    plain = [norms.new_zeros(n_batch, *keys_of.shape) for _ in images]
+    plain = [norms.new_zeros(n_batch, *queries_of.shape) for _ in images]
     chunk = max(1, _CHUNK_BYTES // (n_heads * mixture.width * mixture.values.element_size()))
     for b in range(n_batch):
         for first in range(0, n_keys, chunk):
@@ -65,16 +67,13 @@ def _measured(
             if not images:
                 continue
             vectors = by_head.transpose(0, 1)  # [k h d]
-            for number, row in enumerate(keys_of):
-                (query,) = ((row >= keys.start) & (row < keys.stop)).nonzero(as_tuple=True)
-                weights, sent = mixture.pattern[b, :, query, row[query]], by_head[:, row[query] - first]
-                some = torch.einsum("hp,hpd->pd", weights, sent)
-                for function, found in zip(images, plain, strict=True):
-                    found[b, number, query] = (some if function is None else function(some)).norm(dim=-1)
+            some = torch.bmm(chosen[b, :, :, keys].permute(2, 1, 0), vectors)  # [k s d]
+            for function, found in zip(images, plain, strict=True):
+                found[b, :, keys] = (some if function is None else function(some)).norm(dim=-1).T
             for function, triangle in zip(images, triangles, strict=True):
                 triangle[b, :, :, keys] = _triangle(vectors if function is None else function(vectors)).permute(1, 2, 0)
-    sizes = _sizes(mixture, norms, keys_of)
-    return norms, [Factors(t, Spots(keys_of, p, sizes)) for t, p in zip(triangles, plain, strict=True)]
+    sizes = torch.einsum("bhsk,bhk->bsk", chosen.abs(), norms)  # what rounding is relative to where heads cancel
+    return norms, [Factors(t, Spots(queries_of, keys_of, p, sizes)) for t, p in zip(triangles, plain, strict=True)]
 
 
 def _compare_heads(mixture: Mixture, b: int, keys: slice, by_head: Tensor, norms: Tensor) -> None:
@@ -82,21 +81,10 @@ def _compare_heads(mixture: Mixture, b: int, keys: slice, by_head: Tensor, norms
     n_heads, n_keys = norms.shape
     weights = torch.arange(n_heads * n_keys, device=norms.device, dtype=norms.dtype).reshape(n_heads, n_keys)
     weights = (weights * 1.7).cos()
-    values = torch.einsum("hk,khe->he", weights, mixture.values[b, keys])
-    sent = torch.einsum("he,hed->d", values, mixture.weight)
-    agree(
-        torch.einsum("hk,hkd->d", weights, by_head),
-        sent,
-        (weights.abs() * norms).sum() + norms.max(),
-        "the vectors that heads send",
-    )
-
-
-def _sizes(mixture: Mixture, norms: Tensor, keys_of: Tensor) -> Tensor:
-    """sum_h a_h |t_h| of the chosen pairs, [b s q]: what rounding is relative to where heads cancel."""
-    queries = torch.arange(keys_of.shape[1], device=keys_of.device).expand_as(keys_of)
-    keys = keys_of.clamp_min(0)
-    return (mixture.pattern[:, :, queries, keys].abs() * norms[:, :, keys]).sum(1)
+    values = (weights[..., None] * mixture.values[b, keys].transpose(0, 1)).sum(1)
+    sent = values.flatten() @ mixture.weight.flatten(0, 1)
+    found = weights.flatten() @ by_head.flatten(0, 1)
+    agree(found, sent, (weights.abs() * norms).sum() + norms.max(), "the vectors that heads send")
 
 
 def _triangle(vectors: Tensor) -> Tensor:

@@ -31,26 +31,37 @@ def chosen_keys(n_queries: int, n_keys: int, *, causal: bool, crossed: bool = Fa
     return torch.stack([torch.where(keys == queries, -1, keys) for keys in (near, far)])
 
 
+def chosen_queries(n_queries: int, n_keys: int, *, causal: bool, crossed: bool = False) -> Int[Tensor, "s k"]:
+    """The same the other way round: queries whose vectors are formed for each key; every query is in some row."""
+    keys = torch.arange(n_keys)
+    if crossed:
+        return torch.stack([(keys + s * n_keys) % n_queries for s in range(math.ceil(n_queries / n_keys))])
+    if causal:
+        return torch.where(keys + 1 < n_queries, keys + 1, -1)[None]
+    queries = (keys + max(1, n_queries // 2)) % n_queries
+    return torch.where(queries == keys, -1, queries)[None]
+
+
 @dataclass(frozen=True)
 class Spots:
     """Norms of vectors formed the plain way.
 
     Attributes:
-        keys: of each query, -1 for none
-        norms: of those pairs, or another measure; directions last, if it has several
+        queries, keys: of the pairs, -1 for none
+        norms: of those pairs
         sizes: what rounding is relative to: the norms of what each vector is the sum of
     """
 
-    keys: Int[Tensor, "s q"]
-    norms: Float[Tensor, "b s q *r"]
-    sizes: Float[Tensor, "b s q *r"]
+    queries: Int[Tensor, "s p"]
+    keys: Int[Tensor, "s p"]
+    norms: Float[Tensor, "b s p"]
+    sizes: Float[Tensor, "b s p"]
 
-    def compare(self, lengths: Float[Tensor, "b q k *r"], what: str) -> None:
+    def compare(self, lengths: Float[Tensor, "b q k"], what: str) -> None:
         """Raise a DecompositionError if the map says another norm for one of the pairs."""
-        queries = torch.arange(lengths.shape[1], device=lengths.device).expand_as(self.keys)
-        mapped = lengths[:, queries, self.keys.clamp_min(0)]
-        there = self.keys >= 0
-        agree(mapped[:, there], self.norms[:, there], self.sizes[:, there], what)
+        mapped = lengths[:, self.queries.clamp_min(0), self.keys.clamp_min(0)]
+        there = ((self.queries >= 0) & (self.keys >= 0)).expand_as(mapped)
+        agree(mapped[there], self.norms[there], self.sizes[there], what)
 
 
 def agree(found: Tensor, plain: Tensor, size: Tensor, what: str) -> None:
