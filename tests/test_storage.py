@@ -236,10 +236,10 @@ def test_what_is_shared_is_stored_and_moved_once():
         math.nan, math.inf, -math.inf, 0.1, -0.0, 3, True, None, "ü\n\x00", (), [], {}, ((1,), [2.5]),
         {1: "a", (2, 3): {"b": None}, "1": "another key", None: 0},
         torch.zeros(0, 3), torch.tensor(2), torch.tensor([True, False]), torch.tensor([1e-40], dtype=torch.float64),
-        torch.tensor([1.5], dtype=torch.bfloat16), torch.rand(2, 3).expand(4, 2, 3), np.arange(6).reshape(2, 3),
+        torch.tensor([1.5], dtype=torch.bfloat16), torch.linspace(0, 1, 6).reshape(2, 3).expand(4, 2, 3), np.arange(6).reshape(2, 3),
         np.array([math.nan, 1.5], np.float32), Edit(1, "hook", ((0, 2),), (), None, False),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_every_kind_of_value(value):
     writer = Writer()
