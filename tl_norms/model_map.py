@@ -330,11 +330,3 @@ def map_hooks(model: nn.Module, reader: Reader, *, edits: bool = False) -> list[
     if way is not None and way.hook:
         names.append(way.hook)
     return list(dict.fromkeys(names))
-
-
-def check_one_stack(reader: Reader) -> None:
-    """Refuse models without any attention."""
-    if not any(block is not None for block in reader.blocks()):
-        raise UnsupportedArchitectureError(
-            f"{type(reader.model).__name__} has no layer with attention, so there are no sources to tell apart."
-        )
