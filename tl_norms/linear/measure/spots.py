@@ -54,14 +54,14 @@ class Spots:
 
     queries: Int[Tensor, "s p"]
     keys: Int[Tensor, "s p"]
-    norms: Float[Tensor, "b s p"]
-    sizes: Float[Tensor, "b s p"]
+    norms: Float[Tensor, "b s p *directions"]
+    sizes: Float[Tensor, "b s p *directions"]
 
-    def compare(self, lengths: Float[Tensor, "b q k"], what: str) -> None:
+    def compare(self, lengths: Float[Tensor, "b q k *directions"], what: str) -> None:
         """Raise a DecompositionError if the map says another norm for one of the pairs."""
         mapped = lengths[:, self.queries.clamp_min(0), self.keys.clamp_min(0)]
-        there = ((self.queries >= 0) & (self.keys >= 0)).expand_as(mapped)
-        agree(mapped[there], self.norms[there], self.sizes[there], what)
+        there = (self.queries >= 0) & (self.keys >= 0)
+        agree(mapped[:, there], self.norms[:, there], self.sizes[:, there], what)
 
 
 def agree(found: Tensor, plain: Tensor, size: Tensor, what: str) -> None:
