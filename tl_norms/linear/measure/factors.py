@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from ..carry.terms import Linear, Mixture
-from .spots import Spots, agree, chosen_queries
+from ..pieces import pieces
+from . import formed
+from .spots import Spots, chosen_queries, compare_heads
 
-_CHUNK_BYTES = 2 << 20  # head vectors formed at a time: with their float64 copies they stay in the processor's cache
 _APART = 1 / 16  # a head's squared norm outside the span of the heads before it: float32 is enough above this share
 _FEW_KEYS = 64  # up to here, and two more per head, a batched matrix product beats H^2 / 2 planes
-_TILE_BYTES = 8 << 20  # weights transposed for such a product at a time
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Factors:
 
 def head_norms(mixture: Mixture) -> Tensor:
     """|t_h| of every key, the norm of what each head would send: [b h k]."""
-    return _measured(mixture, None)[0]
+    return formed.head_norms(mixture) if mixture.few else _measured(mixture, None)[0]
 
 
 def factored(mixture: Mixture, causal: bool, functions: Sequence[Linear] = ()) -> tuple[Tensor, list[Factors]]:
@@ -50,20 +50,22 @@ def _measured(
     n_batch, n_keys, n_heads = mixture.values.shape[:3]
     n_queries = mixture.pattern.shape[2]
     norms = mixture.values.new_empty(n_batch, n_heads, n_keys)
-    queries_of = chosen_queries(n_queries, n_keys, causal=causal, crossed=mixture.sent.mixed.crossed).to(norms.device)
-    keys_of = torch.arange(n_keys, device=norms.device).expand_as(queries_of)
+    crossed = mixture.sent.mixed.crossed
+    queries_of, keys_of = chosen_queries(n_queries, n_keys, causal=causal, crossed=crossed, device=norms.device)
     # the weights of the chosen pairs, [b h s k]
     chosen = mixture.pattern[:, :, queries_of.clamp_min(0), keys_of]
     images: list[Linear | None] = [] if functions is None else [None, *functions]
     triangles = [norms.new_zeros(n_batch, n_heads, n_heads, n_keys) for _ in images]
     plain = [norms.new_zeros(n_batch, *queries_of.shape) for _ in images]
-    chunk = max(1, _CHUNK_BYTES // (n_heads * mixture.width * mixture.values.element_size()))
+    chunk = max(1, pieces(norms.device).head_vectors // (n_heads * mixture.width * mixture.values.element_size()))
     for b in range(n_batch):
         for first in range(0, n_keys, chunk):
             keys = slice(first, min(first + chunk, n_keys))
             by_head = mixture.head_vectors(b, keys)
             norms[b, :, keys] = by_head.norm(dim=-1)
-            _compare_heads(mixture, b, keys, by_head, norms[b, :, keys])
+            compare_heads(
+                by_head.transpose(0, 1)[None], norms[b : b + 1, :, keys], mixture.values[b : b + 1, keys], mixture.weight
+            )
             if not images:
                 continue
             vectors = by_head.transpose(0, 1)  # [k h d]
@@ -74,17 +76,6 @@ def _measured(
                 triangle[b, :, :, keys] = _triangle(vectors if function is None else function(vectors)).permute(1, 2, 0)
     sizes = torch.einsum("bhsk,bhk->bsk", chosen.abs(), norms)  # what rounding is relative to where heads cancel
     return norms, [Factors(t, Spots(queries_of, keys_of, p, sizes)) for t, p in zip(triangles, plain, strict=True)]
-
-
-def _compare_heads(mixture: Mixture, b: int, keys: slice, by_head: Tensor, norms: Tensor) -> None:
-    """A fixed combination of the head vectors of some keys, against the same of the values, mapped once."""
-    n_heads, n_keys = norms.shape
-    weights = torch.arange(n_heads * n_keys, device=norms.device, dtype=norms.dtype).reshape(n_heads, n_keys)
-    weights = (weights * 1.7).cos()
-    values = (weights[..., None] * mixture.values[b, keys].transpose(0, 1)).sum(1)
-    sent = values.flatten() @ mixture.weight.flatten(0, 1)
-    found = weights.flatten() @ by_head.flatten(0, 1)
-    agree(found, sent, (weights.abs() * norms).sum() + norms.max(), "the vectors that heads send")
 
 
 def _triangle(vectors: Tensor) -> Tensor:
@@ -128,7 +119,7 @@ def mixture_norms(mixture: Mixture, factors: Factors, *, causal: bool, rows: int
     few_keys = n_keys <= _FEW_KEYS + 2 * n_heads
     square = _squares_by_products if few_keys else _squares_by_planes
     if few_keys:
-        rows = max(16, min(rows, _TILE_BYTES // (n_heads * n_keys * out.element_size())))
+        rows = max(16, min(rows, pieces(out.device).tile // (n_heads * n_keys * out.element_size())))
     elif causal:
         rows = min(rows, max(128, n_queries // 4))  # finer pieces skip more of the upper triangle
     for b in range(n_batch):
