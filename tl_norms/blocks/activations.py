@@ -113,7 +113,8 @@ class Activations:
                     f"be zero. Run the model in float64."
                 )
 
-        judged(torch.linalg.vector_norm(value, torch.inf), judge)
+        least_value, most_value = torch.aminmax(value)
+        judged(torch.maximum(-least_value, most_value), judge)
         return value
 
     @staticmethod

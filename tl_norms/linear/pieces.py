@@ -18,6 +18,7 @@ class Pieces:
 
     Attributes:
         head_vectors: head vectors, before their triangles are made
+        kept: head vectors of all keys, up to which they are made once for a layer
         copied: attention weights copied with their diagonals emptied
         tile: attention weights transposed for a batched product
         pair_vectors: pair vectors, unless `max_memory` says less
@@ -27,6 +28,7 @@ class Pieces:
     """
 
     head_vectors: int
+    kept: int
     copied: int
     tile: int
     pair_vectors: int
@@ -36,7 +38,7 @@ class Pieces:
 
 
 # head vectors with their float64 copies, and planes of weights, stay in a processor's second cache, pairs in its third
-_PROCESSOR = Pieces(2 * _MiB, 2 * _MiB, 8 * _MiB, 24 * _MiB, (512, 4096), 3 << 18, True)
+_PROCESSOR = Pieces(2 * _MiB, 48 * _MiB, 2 * _MiB, 8 * _MiB, 24 * _MiB, (512, 4096), 3 << 18, True)
 
 
 def pieces(device: torch.device) -> Pieces:
@@ -44,7 +46,7 @@ def pieces(device: torch.device) -> Pieces:
     if not is_card(device):
         return _PROCESSOR
     part = max(64 * _MiB, min(free_memory(device) // 8, 4096 * _MiB))
-    return Pieces(part, part, part, part, (4096, 1 << 20), 1 << 24, False)
+    return Pieces(part, part, part, part, part, (4096, 1 << 20), 1 << 24, False)
 
 
 def is_card(device: torch.device) -> bool:

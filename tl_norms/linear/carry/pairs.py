@@ -193,7 +193,7 @@ def attend(values: Float[Tensor, "b k h e"], mixing: Mixing) -> Sources:
     """v_ij = sum_h a^h_ij f^h(x_j) from the values of the keys; the output bias is the rest."""
     heads = MixedHeads(mixing.pattern, values)
     term = _attended(heads, mixing)
-    if isinstance(term, Mixture) and term.few and mixing.inner is None:
+    if isinstance(term, Mixture) and term.sent.kept and mixing.inner is None:
         own = term.sent.own
     else:
         own = mixing.send(rearrange(heads.own, "b q (h e) -> b q h e", h=values.shape[2]))

@@ -71,10 +71,10 @@ class MixedHeads:
         return rearrange(mixed, "(b h) q e -> b q (h e)", b=n_batch)
 
     @cached_property
-    def by_key(self) -> Float[Tensor, "(b k) q h"]:
+    def by_key(self) -> Float[Tensor, "bk q h"]:
         """The weights, one matrix for every key; without the diagonal, unless keys are another sequence's."""
         weights = self.pattern if self.crossed else _without_diagonal(self.pattern)
-        return rearrange(weights, "b h q k -> (b k) q h")
+        return rearrange(weights, "b h q k -> (b k) q h").contiguous()  # products of strided ones are slow
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,16 @@ class Sent:
         size = n_batch * n_queries * n_keys * self.projection.shape[-1]
         return size <= pieces(self.projection.device).formed
 
+    @cached_property
+    def kept(self) -> bool:
+        """Whether the vectors of all heads and keys are formed once, and kept as long as their norms are wanted."""
+        size = self.mixed.values.shape[:3].numel() * self.projection.shape[-1] * self.projection.element_size()
+        return size <= pieces(self.projection.device).kept
+
     @property
     def own(self) -> Float[Tensor, "b q d"]:
         """sum_h a^h_ii t^h_i, from the head vectors."""
-        weights = rearrange(self.mixed.pattern.diagonal(dim1=-2, dim2=-1), "b h q -> (b q) 1 h")
+        weights = rearrange(self.mixed.pattern.diagonal(dim1=-2, dim2=-1), "b h q -> (b q) 1 h").contiguous()
         own = torch.bmm(weights, rearrange(self.heads, "b q h d -> (b q) h d"))
         return rearrange(own, "(b q) 1 d -> b q d", b=len(self.heads))
 
@@ -172,6 +178,17 @@ class Mixture:
     def head_vectors(self, batch: int, keys: slice) -> Float[Tensor, "h k d"]:
         """What each head would send from each key."""
         return torch.bmm(self.values[batch, keys].transpose(0, 1), self.weight)
+
+    def vectors_of(self, rows: slice) -> Float[Tensor, "k h d"]:
+        """What each head would send, of some keys of all texts one after the other."""
+        if self.sent.kept:
+            return self.through(self.sent.heads.flatten(0, 1)[rows])
+        values = self.values.flatten(0, 1)[rows]
+        return self.through(torch.bmm(values.transpose(0, 1), self.sent.projection).transpose(0, 1))
+
+    def through(self, x: Tensor) -> Tensor:
+        """The linear functions, without the scale."""
+        return _through(self.functions, x)
 
     def pairs(self, batch: int, queries: Queries, keys: slice) -> Float[Tensor, "k q d"]:
         """v_ij for a block of queries and keys (keys first: one small matrix product per key)."""

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..carry.terms import Mixture
-from .spots import Spots, chosen_queries, compare_heads
+from .spots import Spots, chosen_queries, combination, compare_heads, weighed
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,11 @@ class Plain:
 
 def head_norms(mixture: Mixture) -> Float[Tensor, "b h k"]:
     """|t_h| of every key, the norm of what each head would send."""
-    heads = mixture.sent.heads
+    heads, values = mixture.sent.heads, mixture.values
     norms = rearrange(torch.linalg.vector_norm(heads, dim=-1), "b k h -> b h k")
-    compare_heads(heads, norms, mixture.values, mixture.sent.projection)
+    weights, sizes = combination(*norms.shape[1:], norms.dtype, norms.device)
+    sent = (weights * values).sum(1).flatten(1) @ mixture.sent.projection.flatten(0, 1)
+    compare_heads(torch.stack([weighed(weights, one) for one in heads]), sent, sizes, norms)
     return norms
 
 

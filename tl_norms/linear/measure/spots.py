@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -99,27 +100,22 @@ def agree(found: Tensor, plain: Tensor, size: Tensor, what: str, there: Tensor |
 
 
 def compare_heads(
-    heads: Float[Tensor, "b k h d"],
-    norms: Float[Tensor, "b h k"],
-    values: Float[Tensor, "b k h e"],
-    weight: Float[Tensor, "h e d"],
+    found: Float[Tensor, "b d"], sent: Float[Tensor, "b d"], sizes: Float[Tensor, "h k"], norms: Float[Tensor, "b h k"]
 ) -> None:
-    """A fixed combination of the vectors that heads send from some keys, against that of the values, mapped once."""
-    n_heads, n_keys = norms.shape[1:]
-    weights, plain = _combination(n_heads, n_keys, norms.dtype, norms.device)
-    sent = (weights * values).sum(1).flatten(1) @ weight.flatten(0, 1)
-    found = (weights * heads).sum((1, 2)) if heads.is_contiguous() else _weighed(weights, heads)
-    size = (plain * norms).sum((1, 2)) + norms.amax((1, 2))
+    """A `combination` of the vectors that all heads send from all keys, against that of the values, mapped once."""
+    size = (sizes * norms).sum((1, 2)) + norms.amax((1, 2))
     agree(found, sent, size[:, None], "the vectors that heads send")
 
 
-def _weighed(weights: Tensor, heads: Tensor) -> Tensor:
-    """The same where the vectors of one head are side by side."""
-    return torch.stack([weights[..., 0].T.flatten() @ one.transpose(0, 1).flatten(0, 1) for one in heads])
+def weighed(weights: Float[Tensor, "k h 1"], vectors: Float[Tensor, "k h d"]) -> Float[Tensor, " d"]:
+    """The weighted sum of head vectors, as one product in whichever order they lie."""
+    if vectors.is_contiguous():
+        return weights.flatten() @ vectors.flatten(0, 1)
+    return torch.bmm(rearrange(weights, "k h 1 -> h 1 k"), vectors.transpose(0, 1)).sum((0, 1))
 
 
 @lru_cache(maxsize=64)
-def _combination(
+def combination(
     n_heads: int, n_keys: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Float[Tensor, "k h 1"], Float[Tensor, "h k"]]:
     """One weight for every head and key, and their sizes."""
