@@ -72,7 +72,9 @@ def _carried(frozen: FrozenBlock, number: int, points: dict[int, Sources]) -> So
     return made if held.edit is None else through(held.edit, made)
 
 
-def completeness(frozen: FrozenBlock, step: Step, points: dict[int, Sources], number: int, check: bool = True) -> Tensor:
+def completeness(
+    frozen: FrozenBlock, step: Step, points: dict[int, Sources], number: int, check: bool = True
+) -> Tensor:
     """|total - activation| at the worst position, relative to the largest of the vectors involved.
 
     nan if TransformerLens has no hook for this scope and the model's own modules cannot tell either.

@@ -29,10 +29,9 @@ from .structure import (
 from .value_weights import value_weights
 
 
-
 @dataclass(frozen=True)
 class _Layout:
-    """The blocks of a stack, the fingerprint of the weights that they were read on, and what else was found on those."""
+    """The blocks of a stack, the fingerprint of the weights they were read on, and what else was found on those."""
 
     read_on: Hashable
     blocks: tuple[Block | None, ...]

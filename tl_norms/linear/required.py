@@ -32,7 +32,7 @@ def judged(number: Tensor, judge: Judge) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Judge all numbers of the body at its end; before an exception of the body leaves it, too: the first one counts."""
+    """Judge all numbers of the body at its end, or before an exception of the body leaves it: the first counts."""
     if _waiting.get() is not None:
         yield
         return
