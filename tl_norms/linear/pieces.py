@@ -37,14 +37,11 @@ class Pieces:
     planes: bool
 
 
-# head vectors with their float64 copies, and planes of weights, stay in a processor's second cache, pairs in its third
-_PROCESSOR = Pieces(2 * _MiB, 48 * _MiB, 2 * _MiB, 8 * _MiB, 24 * _MiB, (512, 4096), 3 << 18, True)
-
-
 def pieces(device: torch.device) -> Pieces:
     """The sizes for tensors on a device: constants of a processor, parts of the free memory of a card."""
     if not is_card(device):
-        return _PROCESSOR
+        # head vectors with their float64 copies stay in a processor's second cache, pair vectors in its third
+        return Pieces(2 * _MiB, 48 * _MiB, 2 * _MiB, 8 * _MiB, 24 * _MiB, (512, 4096), 3 << 18, True)
     part = max(64 * _MiB, min(free_memory(device) // 8, 4096 * _MiB))
     return Pieces(part, part, part, part, part, (4096, 1 << 20), 1 << 24, False)
 
