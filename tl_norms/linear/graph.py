@@ -1,4 +1,4 @@
-"""A held block: held steps between numbered points, forward with any luggage and backward with any covector.
+"""A held block: held steps between numbered points, forward with any vectors and backward with any covector.
 
 Point 0 is what enters the block; step number p makes point p. An operator reads one point; a sum reads two. Negative
 numbers are what a block reads from elsewhere: -1 the first, -2 the second (an encoder's output, an earlier stream).
