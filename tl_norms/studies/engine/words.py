@@ -42,8 +42,8 @@ def told(option: str, value: Any) -> str:
         what = str(error) if isinstance(error, UntoldError) else "objects within objects without end"
         raise StudyInputError(
             f"{option}= cannot be distinguished from others in a file to resume from: it holds {what}, which looks "
-            f"the same whatever it does. Say what it is in an attribute, function.version = 'tagger 3', and change that with "
-            f"the function; or leave resume= and parts= out."
+            f"the same whatever it does. Say what it is in an attribute, function.version = 'tagger 3', and change "
+            f"that with the function; or leave resume= and parts= out."
         ) from None
 
 
