@@ -165,6 +165,7 @@ class _Walk:
             if layer.attention is None:
                 unattended[cut - 1] = layer.written
             g = credit.entering
+            del layer, credit  # before the next layer is held
         for one in (rows, layers):
             for values in one.values():
                 values.reverse()
