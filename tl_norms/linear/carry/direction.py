@@ -119,7 +119,7 @@ def back_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"], x: Float[Tensor
         offset,
         value_offset,
         bypass,
-        _written(layer, found, g),
+        _written(layer, found, g, cut),
         ways,
         None if attention is None else _heads(at_values, attention, g),
         None if crossing is None else _heads(found[crossing.values_point], crossing, g),
@@ -128,8 +128,8 @@ def back_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"], x: Float[Tensor
     )
 
 
-def _written(layer: HeldLayer, found: list[Tensor | None], g: Tensor) -> tuple[WrittenBy, ...]:
-    """What the feed-forwards wrote, by the point that they read."""
+def _written(layer: HeldLayer, found: list[Tensor | None], g: Tensor, cut: int) -> tuple[WrittenBy, ...]:
+    """What the feed-forwards wrote, by the point that they read; steps up to `cut` carried nothing."""
     by_read: dict[int, list[HeldFeedForward]] = {}
     for one in layer.feed_forwards:
         if found[one.point] is not None:
@@ -141,7 +141,9 @@ def _written(layer: HeldLayer, found: list[Tensor | None], g: Tensor) -> tuple[W
         entered = g.new_zeros(g.shape) if entered is None else entered
         for number, step in enumerate(layer.block.steps, start=1):  # what others that read the same point carried there
             covector = found[number]
-            if number not in points and covector is not None and reads in (step.reads, step.other):
+            if number <= cut or number in points or covector is None:
+                continue
+            if reads in (step.reads, step.other):
                 entered = entered - step.carried_to(reads, covector)
         wrote, offset = [], _zero(g)
         for one in group:
