@@ -116,6 +116,12 @@ RESULTS = {
     "ComposedMaps": lambda: tl_norms.methods.alti(tiny.make("bert", KIND).cache()),
     "InformationFlow": lambda: tl_norms.methods.information_flow(tiny.make("gpt2", KIND).cache()),
     "BlockNorms of shares": lambda: tl_norms.block_norms(tiny.make("gpt2", KIND).cache(), measure="share"),
+    "TokenNorms": lambda: tl_norms.propagate(tiny.make("gpt2", KIND).cache()),
+    "TokenNorms along directions": lambda: tl_norms.propagate(
+        tiny.make("bert", KIND).cache(), measure=tl_norms.Onto(torch.ones(2, tiny.D_MODEL)), start=1
+    ),
+    "TokenNorms of an encoder-decoder": lambda: tl_norms.propagate(encoder_decoder(), attention="integrated"),
+    "DecompX": lambda: tl_norms.methods.decompx(tiny.make("bert", KIND).cache(), TARGET),
     "Ranking": lambda: attribute(tiny.make("gpt2", KIND).cache(), TARGET).top(4),
 }
 

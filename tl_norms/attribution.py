@@ -17,15 +17,13 @@ from torch import Tensor, nn
 from .attribution_result import Attribution, DirectAttribution, shape_of
 from .backward import carry_back, raise_if_off, relative_error
 from .baseline import Baseline, references
-from .blocks.activations import Activations, check_cache
-from .blocks.masks import pass_masks
-from .labels import id_hook, model_name, strings_of_ids
+from .held_run import map_of, run_keeping
+from .labels import model_name, strings_of_ids
 from .linear.carry.direction import direct_through
 from .linear.edits import Edits
 from .linear.hold import Rule
-from .model_map import AttentionRule, ModelMap, hold_model, map_hooks
+from .model_map import AttentionRule, ModelMap
 from .names import is_post_norm
-from .plan import reader_of
 from .read_targets import read_targets, top_two
 from .targets import Target, TargetError, logit
 
@@ -205,12 +203,7 @@ def run_with_attribution(
     Example:
         >>> logits, why = tl_norms.run_with_attribution(model, text, target=tl_norms.logit(" are"))  # doctest: +SKIP
     """
-    names = attribution_hooks(model, edits=edits != "refuse")
-    with torch.no_grad():
-        decoder = any(block.cross() is not None for block in reader_of(model).blocks() if block is not None)
-        pass_masks(model, model_kwargs, mask, source_mask, decoder)
-        run: Any = model.run_with_cache
-        output, cache = run(*model_args, names_filter=names, **model_kwargs)
+    output, cache = run_keeping(model, model_args, model_kwargs, mask, source_mask, edits)
     return output, attribute(
         cache,
         target,
@@ -241,8 +234,7 @@ def top_target(cache, at: int = -1, *, mask: Tensor | None = None, source_mask: 
     Example:
         >>> tl_norms.attribute(cache, tl_norms.top_target(cache))               # doctest: +SKIP
     """
-    check_cache(cache)
-    model_map = _map(cache, mask, source_mask)
+    model_map = map_of(cache, mask, source_mask)
     pairs = set(top_two(model_map, at))
     if len(pairs) > 1:
         raise TargetError(
@@ -260,24 +252,8 @@ def top_target(cache, at: int = -1, *, mask: Tensor | None = None, source_mask: 
 @torch.no_grad()
 def last_stream(cache) -> Float[Tensor, "batch pos d_model"]:
     """What leaves the last block, which directions at `layer=None` are read off."""
-    check_cache(cache)
-    stack = _map(cache, None, None).stack
+    stack = map_of(cache, None, None).stack
     return stack.stream(stack.n_layers)
-
-
-def attribution_hooks(model: nn.Module, *, edits: bool = False) -> list[str]:
-    """The activations that `attribute` needs, as a `names_filter` for `run_with_cache`.
-
-    Args:
-        model: the model that will be run
-        edits: also those in which a hook's change of the run would show
-
-    Raises:
-        UnsupportedArchitectureError: the model is not understood as a whole.
-    """
-    names = map_hooks(model, reader_of(model), edits=edits)
-    points = getattr(model, "hook_dict", {})
-    return names + [name for name in dict.fromkeys((id_hook(model), id_hook(model, "encoder"))) if name in points]
 
 
 def _held(
@@ -289,15 +265,8 @@ def _held(
     attention: AttentionRule,
     edits: Edits = "refuse",
 ) -> tuple[ModelMap, list[Target]]:
-    check_cache(cache)
     targets = [target] if isinstance(target, Target) or not isinstance(target, Sequence) else list(target)
-    return _map(cache, mask, source_mask, attention=attention, ff=ff, edits=edits), targets
-
-
-def _map(cache, mask: Tensor | None, source_mask: Tensor | None, **rules: Any) -> ModelMap:
-    reader = reader_of(cache.model)
-    activations = Activations(cache.cache_dict, cache.has_batch_dim, reader, mask, source_mask)
-    return hold_model(cache.model, activations, reader, **rules)
+    return map_of(cache, mask, source_mask, attention=attention, ff=ff, edits=edits), targets
 
 
 def _filled(rows: list[Tensor | None], value: Tensor) -> Tensor | None:

@@ -9,11 +9,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from ..attribution import attribute, attribution_hooks, last_stream, top_target
+from ..attribution import attribute, last_stream, top_target
 from ..attribution_result import Attribution, Ranking
 from ..errors import DecompositionError, TLNormsError
-from ..model_map import TOLERANCE, AttentionRule
+from ..held_run import attribution_hooks
+from ..model_map import AttentionRule
 from ..targets import Target, TargetError, direction, logit
+from ..tolerances import WHOLE_MODEL
 from .load import TextError, brief
 
 _BAR = 24  # columns of the longest bar on either side
@@ -154,7 +156,7 @@ def checked(model: Any, dtype: str, tokens: Tensor, **inputs: Any) -> Checked:
         return Checked(None if target is None else target.name, (), " ".join(str(error).split()), True)
     errors = [found.error] if found.source_error is None else [found.error, found.source_error]
     error = tuple(float(one) for part in errors for one in part)
-    tolerance = TOLERANCE[getattr(torch, dtype)]
+    tolerance = WHOLE_MODEL[getattr(torch, dtype)]
     return Checked(target.name, error, None, all(one <= tolerance for one in error))  # nan is not complete
 
 
