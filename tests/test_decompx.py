@@ -1,4 +1,4 @@
-"""DecompX against its formula: one held pass of Hugging Face's modules per token, the first value bias with its source."""
+"""DecompX against its formula: one held pass of Hugging Face's modules per token, the first values' bias apart."""
 
 import held_reference
 import pytest
@@ -25,7 +25,10 @@ def limit_of(made):
 
 
 def one_layer(layer, x, first):
-    """Vectors of every position of x behind one layer, [t b q d], and what belongs to none; first: with values' bias."""
+    """Vectors of every position of x behind one layer, [t b q d], and what belongs to none.
+
+    first: the values' bias goes with its source.
+    """
     values = layer.value(x if layer.before is None else layer.before(x))
     none = torch.zeros_like(values)
 
@@ -63,9 +66,8 @@ def test_maps_rollout_and_remainder_are_the_formula(case, first_bias, reading):
     first = first_bias == "sources"
     vectors, rest = all_layers(reference, first)
     own = [one_layer(reference.layers[0], reference.streams[0], first)[0]]
-    own += [
-        one_layer(layer, x, False)[0] for layer, x in zip(reference.layers[1:], reference.streams[1:], strict=False)
-    ]
+    later = zip(reference.layers[1:], reference.streams[1:-1], strict=True)
+    own += [one_layer(layer, x, False)[0] for layer, x in later]
     y = torch.stack(reference.streams[1:])
 
     def read(v, whole):

@@ -65,7 +65,7 @@ def attribute(
             each branch), "gate" (act(G) held, all to the up branch), "drop" (nothing passes: all of it is offset)
         edits: of a run that hooks changed: "refuse", "replace" (a multiple scales what was there, anything else takes
             its place and belongs to the offset) or "add" (what was there stays, the difference is offset); with a full
-            cache. The result lists them
+            cache, or one of `required_hooks(model, target=..., edits=...)`. The result lists them
         mask: attention mask, [batch pos], needed if the batch is padded
         source_mask: the encoder's, of an encoder-decoder
         token_strings: what to call the positions; by default the tokenizer's strings, if the cache holds the token ids
@@ -106,6 +106,7 @@ def direct_attribution(
     target: Target | Sequence[Target],
     *,
     attention: AttentionRule = "held",
+    edits: Edits = "refuse",
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
     check: bool = True,
@@ -118,7 +119,9 @@ def direct_attribution(
     In post-norm models only the last block writes directly: the rest is `embed`, what enters it.
 
     Args:
-        cache, target, mask, source_mask, check: as for `attribute`; targets at the last stream only
+        cache, target, edits, mask, source_mask, check: as for `attribute`; a target that reads the stream before the
+            first layer that writes directly is refused. With edits, what a hook put in place of something is in the
+            offset, but for what it put in place of a feed-forward's output, which is that layer's
         attention: "held" credits a key with what was moved from it; "integrated" also with what its logits did to the
             pattern (a sink's own logit is in the offset)
 
@@ -127,16 +130,22 @@ def direct_attribution(
         which add up to `value` [*batch].
 
     Raises:
+        TargetError: also for a target that reads an earlier stream of a post-norm model.
         As `attribute`.
 
     Example:
         >>> tl_norms.direct_attribution(cache, tl_norms.logit(" are")).heads.sum(-1)   # doctest: +SKIP
     """
-    model_map, targets = _held(cache, target, "ig", mask, source_mask, attention)
+    model_map, targets = _held(cache, target, "ig", mask, source_mask, attention, edits)
     ending = read_targets(model_map, targets)
     stack = model_map.stack
     chain = next(block.scopes for block in reversed(stack.reader.blocks()) if block is not None)
     first = stack.n_layers - 1 if is_post_norm(chain) else 0
+    if min(ending.covectors) < first:
+        raise TargetError(
+            f"the target reads the stream entering layer {min(ending.covectors)}, but in a post-norm model only the "
+            f"last layer writes directly: nothing before layer {first} is told apart. Call attribute(cache, target)."
+        )
     g, offset = ending.at(stack.n_layers), ending.constant
     n, b = ending.value.shape
     heads: list[Tensor | None] = [None] * stack.n_layers
@@ -168,6 +177,7 @@ def direct_attribution(
         offset=shape(offset, 0),
         error=error[0] if single else error,
         source_heads=None if crossed is None else shape(crossed, 1),
+        edits=model_map.edits,
         target_name=targets[0].name if single else tuple(t.name for t in targets),
         model_name=model_name(cache.model),
     )

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -193,6 +193,10 @@ class TokenNorms(Storable):
     def for_storage(self) -> "TokenNorms":
         """A file holds the numbers; vectors and logits need the run."""
         return self.without_vectors()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle holds neither the model nor the cache."""
+        return {**self.__dict__, "_model_map": None}
 
     def to(self, device: torch.device | str) -> "TokenNorms":
         """The same result with all numbers on a device; vectors and logits stay on that of the run."""

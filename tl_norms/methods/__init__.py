@@ -9,7 +9,7 @@
 | `alti` | how much nearer a vector brings its total, rows to 1 | product | no |
 | `value_zeroing` | 1 - cos of the block's output without a source's values | product | no |
 | `information_flow` | how much nearer each head's part brings each sum, parts to 1 | product; graph of edges | no |
-| `decompx` | vectors of one layer, feed-forward included, measured | vectors through all layers | the vectors, with the remainder; a target's scores |
+| `decompx` | lengths of vectors, feed-forward included | vectors through all layers | vectors, and scores of a target |
 | `alti_logit` | ALTI, below the direct logits of heads | product, signed | no |
 
 Products of lengths are pictures. For what decided an output, use signed contributions to a contrast.

@@ -105,9 +105,9 @@ def decompx(
         X^l[i, t]: token t alone through layers 0 .. l;   sum_t X^l[i, t] + remainder = x^l_i, which is compared
 
     Patterns, norm scales and feed-forward coefficients are held; an activation passes g(u)/u of its input (`ff="ig"`
-    is that, and its equivalent for gates, which the authors do not define). Biases belong to no token. The authors go on
-    to deal them out to tokens by rules, which their own ablation shows to be unnecessary: no such rule is offered. Every
-    sum is complete; *lengths* of the vectors do not add up, tokens that cancel each other are long and do nothing.
+    is that, and its equivalent for gates, which the authors do not define). Biases belong to no token. The authors go
+    on to deal them out to tokens by rules, which their own ablation shows to be unnecessary: no such rule is offered.
+    Every sum is complete; *lengths* do not add up: tokens that cancel each other are long and do nothing.
 
     Args:
         cache: an ActivationCache of a whole run

@@ -188,9 +188,12 @@ def direct_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"]) -> DirectCred
     for point, wrote in layer.feed_forwards:
         covector = found[point]
         ffn = ffn if covector is None else ffn + inner(covector, wrote, g)
-    heads = [None if part is None else _by_key(found[part.point], part) for part in (layer.attention, layer.crossing)]
+    heads = [
+        None if part is None else _by_key(_before_edit(layer, part.point, found[part.point]), part)
+        for part in (layer.attention, layer.crossing)
+    ]
     for part in attentions:
-        attended = found[part.point]
+        attended = _before_edit(layer, part.point, found[part.point])
         if part.integrated and attended is not None:
             offset = offset + logit_credits(attended, part)[1].sum((-1, -2))
     entering = found[0]
