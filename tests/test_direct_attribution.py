@@ -9,7 +9,7 @@ from tl_norms import attribute, direct_attribution, direction, logit
 from tl_norms.targets import TargetError
 
 TARGET = logit(7) - 2 * logit(11, at=3)
-EDITED = ["blocks.1.hook_in", "blocks.0.mlp.hook_out", "blocks.0.attn.hook_out", "blocks.0.attn.o.hook_in"]
+EDITED = ["blocks.1.hook_in", "blocks.0.mlp.hook_out", "blocks.0.attn.o.hook_out", "blocks.0.attn.o.hook_in"]
 bridge = pytest.mark.skipif("bridge" not in tiny.KINDS, reason="this TransformerLens has no bridge")
 
 
@@ -46,7 +46,7 @@ def test_edited_runs_add_up(hook, mode, attention):
 def test_a_scaled_attention_output_scales_its_heads():
     """By a half at the target's position: so are the direct logits of every head there."""
     made = tiny.make("gpt2", "bridge")
-    with made.model.hooks(fwd_hooks=[("blocks.1.attn.hook_out", lambda tensor, hook: tensor * 0.5)]):
+    with made.model.hooks(fwd_hooks=[("blocks.1.attn.o.hook_out", lambda tensor, hook: tensor * 0.5)]):
         cache = made.cache()
     found = direct_attribution(cache, logit(7), edits="replace")
     last = cache["blocks.1.hook_out"][:, -1]

@@ -163,8 +163,9 @@ def _(operator: Scaling, first: int) -> Scaling:
     factor = operator.factor
     if isinstance(factor, Tensor) and factor.ndim == 2:
         raise NotByPositionError("a factor of two axes: which one are positions?")
-    factor = _cut(factor, first) if isinstance(factor, Tensor) and factor.ndim > 2 else factor
-    return Scaling(factor)
+    if isinstance(factor, Tensor) and factor.ndim == 3 and factor.shape[1:] == (1, 1):  # [pos 1 1], beside heads
+        return Scaling(factor[first:])
+    return Scaling(_cut(factor, first) if isinstance(factor, Tensor) and factor.ndim > 2 else factor)
 
 
 @from_position.register
