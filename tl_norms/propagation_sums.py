@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .backward import raise_if_off, relative_error
+from .credit_checks import raise_if_off, relative_error
 from .errors import DecompositionError
 from .linear.measure.measures import Measure, measure_of
 from .read_targets import Ending
