@@ -6,6 +6,7 @@ import tiny
 import torch
 
 import tl_norms
+import tl_norms.held_run
 from tl_norms import attribute, direct_attribution, direction, logit, probability, run_with_attribution, top_target
 from tl_norms.blocks.activations import Activations
 from tl_norms.credit_checks import raise_if_off, relative_error
@@ -202,7 +203,7 @@ def test_direct_attribution_is_what_writers_put_into_the_last_stream():
 def test_directions_at_layers_and_weighted_positions(case):
     _, cache, _, _ = case
     probe = tiny.waves((tiny.D_MODEL,), 0.9)
-    stream = tl_norms.attribution._map(cache, None, None).stack.stream(1)
+    stream = tl_norms.held_run.map_of(cache).stack.stream(1)
     weights = torch.full((7,), 1 / 7, dtype=torch.float64)
     found = attribute(cache, direction(probe, layer=1, at=weights))
     torch.testing.assert_close(found.value, (stream @ probe).mean(1))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import alignment as alignment
     from . import faithfulness as faithfulness
+    from . import methods as methods
     from . import metrics as metrics
     from . import plot as plot
     from . import studies as studies

@@ -359,6 +359,7 @@ class DirectAttribution(Storable):
         offset: [*batch], biases, and what layers without attention write
         error: relative to the largest part
         source_heads: [layer *batch head source_key], of cross-attention
+        edits: what hooks changed during the run
     """
 
     value: Float[Tensor, "*batch"]
@@ -370,6 +371,7 @@ class DirectAttribution(Storable):
     source_heads: Tensor | None
     target_name: str | tuple[str, ...]
     model_name: str
+    edits: tuple[Edit, ...] = ()
 
     def __repr__(self) -> str:
         return (

@@ -7,9 +7,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .attribution import attribute, attribution_hooks
+from .attribution import attribute
 from .blocks.activations import Activations
 from .errors import UnknownOptionError
+from .held_run import attribution_hooks
 from .linear.carry.forward import carry
 from .model_map import hold_model
 from .norms import block_norms

@@ -14,7 +14,6 @@ its skip connection: what it wrote belongs to no source.
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -36,9 +35,9 @@ from .linear.hold import Rule
 from .linear.layers import HeldAttention, HeldFeedForward, HeldLayer
 from .linear.operators import Chain, Mixing, Scaling, applied
 from .plan import reader_of
+from .tolerances import WHOLE_MODEL
 
 AttentionRule = Literal["held", "integrated"]
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass
@@ -70,7 +69,7 @@ class HeldStack:
 
     @property
     def tolerance(self) -> float:
-        return TOLERANCE[self.activations.coarsest]
+        return WHOLE_MODEL[self.activations.coarsest]
 
     def stream(self, cut: int) -> Float[Tensor, "b q d"]:
         """What enters a layer; after the last one, what leaves it."""
@@ -205,7 +204,7 @@ class _LayerInTheMaking:
         integrated = tuple(zip(sources, parts, strict=True))
         points = [self._add(HeldStep(place, part)) for place, part in integrated]
         at = points[0] if len(points) == 1 else self._add(HeldStep(points[0], other=points[1]))
-        join = JoinHeads(mixing.weight, _sum(mixing.bias, mixing.added), mixing.gate, mixing.inner)
+        join = JoinHeads(mixing.weight, mixing.bias, mixing.gate, mixing.inner, mixing.added)
         point = self._add(HeldStep(at, join, edit=self.frozen.step(number).edit))
         self.numbers[number] = point
         mean = replace(mixing, pattern=parts[0].mean)
@@ -214,10 +213,6 @@ class _LayerInTheMaking:
     def _add(self, step: HeldStep) -> int:
         self.steps.append(step)
         return len(self.steps)
-
-
-def _sum(bias: Tensor | None, added: Tensor | None) -> Tensor | None:
-    return added if bias is None else bias if added is None else bias + added
 
 
 @dataclass

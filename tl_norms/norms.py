@@ -15,16 +15,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .attribution import attribution_hooks
 from .blocks.activations import check_cache
 from .complete import completed
 from .decomposition import Decomposition
 from .errors import UnknownLayerError, UnknownOptionError, UnknownScopeError
 from .freeze import FrozenBlock
+from .held_run import attribution_hooks
 from .layer_numbers import collected, heads_of, layer_numbers, stacked
 from .linear.carry.terms import Mixture
+from .linear.edits import Edits
 from .linear.measure.factors import head_norms
-from .options import AnalysisOptions, Layers, Scopes
+from .options import AnalysisOptions, Layers, Options, Scopes
 from .options import layer_numbers as chosen_layers
 from .plan import Plan, chain_of, chosen_blocks, chosen_scopes, reader_of
 from .results import BlockNorms
@@ -60,6 +61,7 @@ def required_hooks(
     *,
     stack: str | None = None,
     target: Target | Sequence[Target] | None = None,
+    edits: Edits = "refuse",
 ) -> list[str]:
     """The activations that an analysis needs, as a `names_filter` for `run_with_cache`.
 
@@ -67,24 +69,28 @@ def required_hooks(
         model: the model that will be run
         scopes: as for `block_norms`; None for the attention block
         layers: one layer, several, or None for all
-        target: what `attribute` will be asked for; the whole model is needed then, and scopes and layers are not
+        target: what `attribute` or `propagate` will be asked for; the whole model is needed then, and scopes and layers
+            are not
+        edits: as for the analysis that follows: "replace" and "add" also need the activations in which a hook's change
+            of the run would show
 
     Returns:
         Hook names. A cache of exactly these serves every function of this package for the same scopes and layers.
 
     Raises:
-        UnknownScopeError, UnknownLayerError: not in this model.
+        UnknownScopeError, UnknownLayerError: not in this model. UnknownOptionError: no such way to treat edits.
 
     Example:
         >>> names = tl_norms.required_hooks(model, layers=[0])                  # doctest: +SKIP
         >>> _, cache = model.run_with_cache("A sentence.", names_filter=names)  # doctest: +SKIP
     """
+    changed = Options.of(edits=edits).edits != "refuse"
     if target is not None:
-        return attribution_hooks(model)
+        return attribution_hooks(model, edits=changed)
     reader = reader_of(model, stack)
     blocks, _ = chosen_blocks(reader, layers)
     chosen = chosen_scopes(scopes, chain_of(reader))
-    return list(dict.fromkeys(name for block in blocks for name in block.hooks(chosen)))
+    return list(dict.fromkeys(name for block in blocks for name in block.hooks(chosen, edits=changed)))
 
 
 @torch.no_grad()

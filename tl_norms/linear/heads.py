@@ -48,20 +48,23 @@ class Rotary:
 
 @dataclass(frozen=True)
 class JoinHeads:
-    """The mixed values of every head to what attention writes: what stands behind the pattern in `Mixing`."""
+    """The mixed values of every head to what attention writes: what stands behind the pattern in `Mixing`.
+
+    `added` is what a hook has put in.
+    """
 
     weight: Float[Tensor, "h e d"]
     bias: Float[Tensor, " d"] | None = None
     gate: Tensor | None = None  # [b q h e] or [b q h 1]
     inner: HeldNorm | None = None  # on [b q (h e)]
+    added: Float[Tensor, "b q d"] | None = None
 
     @property
     def offset(self) -> Tensor | None:
         beta = None if self.inner is None else self.inner.beta
-        if beta is None:
-            return self.bias
-        sent = beta @ self._flat
-        return sent if self.bias is None else sent + self.bias
+        sent = None if beta is None else beta @ self._flat
+        there = [part for part in (self.bias, sent, self.added) if part is not None]
+        return sum(there[1:], there[0]) if there else None
 
     def __call__(self, x: Float[Tensor, "*s b q h e"]) -> Float[Tensor, "*s b q d"]:
         mixed = x if self.gate is None else x * self.gate

@@ -9,7 +9,7 @@ from ..names import attention_block
 from ..norms import block_norms
 from ..plan import chain_of, reader_of
 from ..results import BlockNorms
-from .results import ComposedMaps
+from .results import ComposedMaps, unattended
 
 
 def attention_rollout(cache, *, mask: Tensor | None = None, stack: str | None = None) -> ComposedMaps:
@@ -32,7 +32,8 @@ def attention_rollout(cache, *, mask: Tensor | None = None, stack: str | None = 
         >>> tl_norms.methods.attention_rollout(cache).rollout[-1]               # doctest: +SKIP
     """
     norms, maps = _patterns(cache, mask, stack)
-    return ComposedMaps("attention_rollout", None, norms.layers, maps, composition.rollout(maps))
+    left_out = unattended(cache, mask, stack)
+    return ComposedMaps("attention_rollout", None, norms.layers, maps, composition.rollout(maps), left_out)
 
 
 def attention_flow(cache, *, mask: Tensor | None = None, stack: str | None = None) -> ComposedMaps:
@@ -54,7 +55,8 @@ def attention_flow(cache, *, mask: Tensor | None = None, stack: str | None = Non
         >>> tl_norms.methods.attention_flow(cache).rollout[-1]                  # doctest: +SKIP
     """
     norms, maps = _patterns(cache, mask, stack)
-    return ComposedMaps("attention_flow", None, norms.layers, maps, composition.attention_flow(maps))
+    left_out = unattended(cache, mask, stack)
+    return ComposedMaps("attention_flow", None, norms.layers, maps, composition.attention_flow(maps), left_out)
 
 
 def norm_rollout(
@@ -86,7 +88,8 @@ def norm_rollout(
     norms = block_norms(cache, scope, mask=mask, stack=stack)
     (found,) = norms.scopes
     maps = composition.normalized(norms[found]) if normalize else norms[found].double()
-    return ComposedMaps("norm_rollout", found, norms.layers, maps, composition.rollout(maps))
+    left_out = unattended(cache, mask, stack)
+    return ComposedMaps("norm_rollout", found, norms.layers, maps, composition.rollout(maps), left_out)
 
 
 @torch.no_grad()
@@ -120,7 +123,8 @@ def alti(
     norms = block_norms(cache, scope, measure="alti", mask=mask, stack=stack)
     (found,) = norms.scopes
     maps = composition.normalized(norms[found]) if normalize else norms[found].double()
-    return ComposedMaps("alti", found, norms.layers, maps, composition.rollout(maps))
+    left_out = unattended(cache, mask, stack)
+    return ComposedMaps("alti", found, norms.layers, maps, composition.rollout(maps), left_out)
 
 
 def globenc(
@@ -161,7 +165,8 @@ def globenc(
     if add_identity:
         maps = maps + torch.eye(maps.shape[-1], dtype=maps.dtype, device=maps.device)
     maps = composition.normalized(maps) if normalize else maps
-    return ComposedMaps("globenc", scope, norms.layers, maps, composition.rollout(maps))
+    left_out = unattended(cache, mask, stack)
+    return ComposedMaps("globenc", scope, norms.layers, maps, composition.rollout(maps), left_out)
 
 
 def _patterns(cache, mask: Tensor | None, stack: str | None) -> tuple[BlockNorms, Tensor]:
