@@ -168,13 +168,15 @@ def _compare(
     point = completed.point
     values, mixing = frozen.mixing(at)
     edit = frozen.step(at).edit
-    points: dict[int, Tensor] = {at: pairs.attended(values, mixing)}
-    points[at] = points[at] if edit is None else edit(points[at])
+    points, sizes = frozen.one_by_one.setdefault((at, completed.sources.causal), ({}, {}))
+    if at not in points:
+        attended = pairs.attended(values, mixing)
+        points[at] = attended if edit is None else edit(attended)
+        sizes[at] = points[at].norm(dim=-1)
     zero = torch.zeros_like(points[at])
-    sizes = {at: points[at].norm(dim=-1)}
     for number in sorted({at, *frozen.block.needed_up_to(point)}):
         held = frozen.step(number)
-        if number == at:
+        if number in points:  # by an earlier scope
             continue
         if isinstance(held.operator, Mixing):
             points[number], sizes[number] = zero, zero[..., 0]
