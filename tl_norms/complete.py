@@ -168,15 +168,13 @@ def _compare(
     point = completed.point
     values, mixing = frozen.mixing(at)
     edit = frozen.step(at).edit
-    points, sizes = frozen.one_by_one.setdefault((at, completed.sources.causal), ({}, {}))
-    if at not in points:
-        attended = pairs.attended(values, mixing)
-        points[at] = attended if edit is None else edit(attended)
-        sizes[at] = points[at].norm(dim=-1)
+    points: dict[int, Tensor] = {at: pairs.attended(values, mixing)}
+    points[at] = points[at] if edit is None else edit(points[at])
     zero = torch.zeros_like(points[at])
+    sizes = {at: points[at].norm(dim=-1)}
     for number in sorted({at, *frozen.block.needed_up_to(point)}):
         held = frozen.step(number)
-        if number in points:  # by an earlier scope
+        if number == at:
             continue
         if isinstance(held.operator, Mixing):
             points[number], sizes[number] = zero, zero[..., 0]

@@ -41,8 +41,6 @@ class FrozenBlock:
         ff: the rule by which the feed-forward passes vectors on, see `hold_feed_forward`
         edits: what to do where a hook changed an activation, see `AnalysisOptions`
         found: the edits of the steps held so far
-        one_by_one: the pairs that are compared, by their attention: vectors at every point, and what rounding is
-            relative to; one scope goes on where another ended
     """
 
     reader: Reader
@@ -52,7 +50,6 @@ class FrozenBlock:
     edits: Edits = "refuse"
     ff: Rule = "ig"
     found: list[Edit] = field(default_factory=list)
-    one_by_one: dict[tuple[int, bool], tuple[dict[int, Tensor], dict[int, Tensor]]] = field(default_factory=dict)
     _steps: dict[int, HeldStep] = field(default_factory=dict)
     _values: dict[int, Tensor] = field(default_factory=dict)
     _real: dict[int, Tensor] = field(default_factory=dict)
