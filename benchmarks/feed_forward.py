@@ -8,8 +8,8 @@ sketch     ffn_maps(cache, sketch=64), an estimate
 plain      the same maps query by query: v W_in, times the coefficients, W_out, residual, norm, lengths
 W_out      the time that the products with W_out alone would take, one per pair (causal: j <= i), at the matrix
            product rate measured in the same run
-needed     W_out, and what makes the neurons: every head's vector of every key through W_in (gated: twice), and H
-           products per pair and neuron that mix those
+needed     W_out, and what makes the neurons: every head's output weights through W_in, and the values through those
+           (gated: twice), and H products per pair and neuron that mix them
 """
 
 from dataclasses import dataclass
@@ -111,7 +111,8 @@ def measure(name: str, options) -> list[dict[str, object]]:
             tl_norms.ffn_maps(cache)
         n_pairs = size.pairs(n)
         w_out = 2 * n_pairs * n_weights / rate
-        neurons = 2 * size.heads * size.d_mlp * (size.matrices - 1) * (n * size.d_model + n_pairs) / rate
+        heads_through = min(n * size.heads, size.d_model + n) * size.d_model  # every head vector, or the weights first
+        neurons = 2 * size.d_mlp * (size.matrices - 1) * (heads_through + size.heads * n_pairs) / rate
         plain = found.get("plain", float("nan"))
         rows.append(
             {
