@@ -14,7 +14,7 @@ from .blocks.structure import Add, Attention, FeedForward, Step
 from .errors import DecompositionError
 from .freeze import FrozenBlock
 from .linear.carry.dense import ChosenPairs
-from .linear.carry.pairs import Sources, added, attend, attend_across, start, through
+from .linear.carry.pairs import Sources, added, attend, attend_across, attend_to_past, start, through
 from .linear.graph import HeldStep
 from .linear.measure.lengths import needs_vectors
 from .linear.measure.measures import Length, Measure
@@ -59,7 +59,8 @@ def _carried(frozen: FrozenBlock, number: int, points: dict[int, Sources]) -> So
     held = frozen.step(number)
     if isinstance(held.operator, Mixing):
         values, mixing = frozen.mixing(number)
-        made = attend_across(values, mixing) if frozen.block.crosses(number) else attend(values, mixing)
+        attended = attend if mixing.pattern.shape[-2] == mixing.pattern.shape[-1] else attend_to_past
+        made = (attend_across if frozen.block.crosses(number) else attended)(values, mixing)
     elif held.operator is not None:
         made = through(held.operator, points[held.reads])
     elif held.other is not None:
@@ -151,6 +152,12 @@ def compare_pairs(frozen: FrozenBlock, completed: Completed, values: Tensor, mea
     """
     sources, n = completed.sources, values.shape[1]
     factored = isinstance(measure, Length)
+    if sources.past:  # all keys at once, but those that are a query's own
+        keys = chosen_keys(n, values.shape[2], causal=False, crossed=True)
+        own = torch.arange(n) + sources.past
+        pairs = ChosenPairs(torch.where(keys == own, -1, keys))
+        _compare(frozen, frozen.block.attention()[0], pairs, completed, values, measure)
+        return
     if not factored or needs_vectors(sources):
         at = frozen.block.attention()[0]
         pairs = ChosenPairs(chosen_keys(n, n, causal=sources.causal))
