@@ -59,13 +59,19 @@ def _hooked(reader: Reader, block: Block, attention: Attention) -> LogitPath:
     cfg, kind = reader.model.cfg, type(attention)
     module = find(reader.model, attention.module)
     positions = getattr(cfg, "positional_embedding_type", "standard")
-    if kind is CrossAttention or getattr(cfg, "use_qk_norm", False) or positions not in ("standard", "rotary", "alibi"):
+    if kind is CrossAttention or positions not in ("standard", "rotary", "alibi"):
         raise refused(
             reader, attention, "its queries and keys are of a kind that is not read in TransformerLens' own classes"
         )
     path = value_paths(reader)[attention.module]
     before = tuple(step for step in path.steps if isinstance(step, Normed))
-    sides = [LogitSide(path.layer, (*before, Weighed(attention.module, letter))) for letter in "QK"]
+    sides = []
+    for letter in "QK":
+        name = f"{letter.lower()}_norm"
+        own = getattr(module, name, None)
+        norm = None if own is None else Normed(f"{attention.module}.{name}")
+        whole = own is not None and own.w.shape[-1] != cfg.d_head  # OLMo 2: on all heads side by side
+        sides.append(LogitSide(path.layer, (*before, Weighed(attention.module, letter)), (), norm, whole))
     cap = float(getattr(cfg, "attn_scores_soft_cap", 0) or 0)
     turned = "" if positions != "rotary" else "neighbours" if cfg.rotary_adjacent_pairs else "halves"
     scale = 1 / float(getattr(module, "attn_scale", 1.0))
