@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .blocks.structure import Add, Attention, FeedForward, Step
+from .causes import cause
 from .errors import DecompositionError
 from .freeze import FrozenBlock
 from .linear.carry.dense import ChosenPairs
@@ -101,19 +102,9 @@ def completeness(frozen: FrozenBlock, step: Step, points: dict[int, Sources], nu
         relative = relative[activations.real(relative)]
     error = float(relative.max()) if relative.numel() else 0.0
     if check and not error <= tolerance:
-        edited = frozen.suspected_edit(number)
-        if edited is not None:
-            raise DecompositionError(
-                f"layer {frozen.block.layer}, scope {step.scope!r}: the parts miss {name} by {error:.1e} "
-                f"(tolerance {tolerance:.0e}): {edited}. If a hook of yours did that: edits='replace' (its numbers "
-                f"take the place of the sources) or edits='add' (they come on top of them)."
-            )
         raise DecompositionError(
             f"layer {frozen.block.layer}, scope {step.scope!r}: the parts miss {name} by {error:.1e} "
-            f"(tolerance {tolerance:.0e}). Likely causes: the model's weights or device changed after the cache "
-            f"was made; a hook edited an activation inside the block during the run; the model was in training "
-            f"mode (call model.eval()). If none applies, the block is not understood: please report it with "
-            f"tl_norms.scopes(model) and the model's name."
+            f"(tolerance {tolerance:.0e}). {cause(frozen, step, number, total, found)}"
         )
     return error
 

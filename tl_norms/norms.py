@@ -60,6 +60,7 @@ def required_hooks(
     *,
     stack: str | None = None,
     target: Target | Sequence[Target] | None = None,
+    edits: bool = False,
 ) -> list[str]:
     """The activations that an analysis needs, as a `names_filter` for `run_with_cache`.
 
@@ -68,6 +69,7 @@ def required_hooks(
         scopes: as for `block_norms`; None for the attention block
         layers: one layer, several, or None for all
         target: what `attribute` will be asked for; the whole model is needed then, and scopes and layers are not
+        edits: also those in which a hook's change of the run would show
 
     Returns:
         Hook names. A cache of exactly these serves every function of this package for the same scopes and layers.
@@ -80,11 +82,11 @@ def required_hooks(
         >>> _, cache = model.run_with_cache("A sentence.", names_filter=names)  # doctest: +SKIP
     """
     if target is not None:
-        return attribution_hooks(model)
+        return attribution_hooks(model, edits=edits)
     reader = reader_of(model, stack)
     blocks, _ = chosen_blocks(reader, layers)
     chosen = chosen_scopes(scopes, chain_of(reader))
-    return list(dict.fromkeys(name for block in blocks for name in block.hooks(chosen)))
+    return list(dict.fromkeys(name for block in blocks for name in block.hooks(chosen, edits=edits)))
 
 
 @torch.no_grad()
