@@ -84,7 +84,7 @@ def _check(frozen: FrozenBlock, out: Tensor, rows: Tensor) -> None:
         )
 
 
-def as_directions(directions: Float[Tensor, "*direction d_model"], like: Tensor) -> Float[Tensor, "direction d_model"]:
+def as_directions(directions: Any, like: Tensor) -> Float[Tensor, "direction d_model"]:
     """[direction d_model] in the dtype and on the device of the activations.
 
     Raises:
