@@ -16,7 +16,7 @@ def existing_pairs(
 ) -> Bool[Tensor, "batch query key"]:
     """Pairs of real positions, key <= query if the model is causal; one text if none differ. On the CPU.
 
-    Keys beyond the queries are those of another sequence (behind cross-attention), or the `past` ones of the same,
+    Keys beyond the queries are those of another sequence (after cross-attention), or the `past` ones of the same,
     which come first: all of them are seen.
 
     Args:
