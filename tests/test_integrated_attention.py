@@ -284,6 +284,17 @@ def test_masks_written_as_numbers_count_as_masks():
         assert torch.equal(found.mean, wanted.mean) and len(found.nodes) == len(wanted.nodes)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotary_of_the_last_columns(interleaved):
+    """Latent attention turns the last columns of every head: those of a rotary embedding of these alone."""
+    generator = torch.Generator().manual_seed(3)
+    x, g = (torch.randn(2, 5, 3, 7, dtype=torch.float64, generator=generator) for _ in range(2))
+    angles = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    last, alone = (Rotary(angles.cos(), angles.sin(), interleaved, last) for last in (True, False))
+    assert torch.equal(last(x), torch.cat([x[..., :3], alone(x[..., 3:])], -1))
+    torch.testing.assert_close((last.transpose(g) * x).sum(), (g * last(x)).sum())
+
+
 def test_rotary_as_models_have_it():
     """NeoX halves and GPT-J pairs against complex multiplication; what lies beyond is kept."""
     x, angles = torch.randn(2, 5, 3, 6, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)

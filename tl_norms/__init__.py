@@ -73,6 +73,9 @@ if TYPE_CHECKING:
         value_vectors,
         weighted_value_norms,
     )
+    from .past import (
+        with_past_values,
+    )
     from .projections import (
         project_heads,
     )
@@ -160,6 +163,7 @@ __all__ = [
     "value_norms",
     "value_vectors",
     "weighted_value_norms",
+    "with_past_values",
 ]
 
 _HOME = {
@@ -214,6 +218,7 @@ _HOME = {
     "value_norms": "norms",
     "value_vectors": "norms",
     "weighted_value_norms": "norms",
+    "with_past_values": "past",
     "BlockNorms": "results",
     "CrossNorms": "cross",
     "Decomposition": "decomposition",

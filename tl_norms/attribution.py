@@ -19,12 +19,13 @@ from .backward import carry_back
 from .baseline import Baseline, references
 from .credit_checks import raise_if_off, relative_error
 from .held_run import map_of, run_keeping
-from .labels import model_name, strings_of_ids
+from .labels import checked_tokens, given_strings, model_name, strings_of_ids
 from .linear.carry.direction import by_key, direct_through
 from .linear.edits import Edits
 from .linear.hold import Rule
 from .model_map import AttentionRule, ModelMap
 from .names import is_post_norm
+from .options import one_of
 from .read_targets import read_targets, top_two
 from .targets import Target, TargetError, logit
 
@@ -86,7 +87,9 @@ def attribute(
         >>> target = tl_norms.logit(" are") - tl_norms.logit(" is")             # doctest: +SKIP
         >>> tl_norms.attribute(cache, target).tokens                            # doctest: +SKIP
     """
+    one_of("check", check, (True, False))
     model_map, targets = _held(cache, target, ff, mask, source_mask, attention, edits)
+    strings = _strings(cache, token_strings, model_map)
     ending = read_targets(model_map, targets)
     credit = carry_back(model_map, ending, check, references(model_map, baseline))
     return Attribution.of(
@@ -94,7 +97,7 @@ def attribute(
         target_names=tuple(t.name for t in targets),
         single=isinstance(target, Target),
         has_batch=model_map.activations.has_batch,
-        token_strings=_strings(cache, token_strings),
+        token_strings=strings,
         model_name=model_name(cache.model),
         tolerance=model_map.stack.tolerance if check else float("inf"),
         edits=model_map.edits,
@@ -137,6 +140,7 @@ def direct_attribution(
     Example:
         >>> tl_norms.direct_attribution(cache, tl_norms.logit(" are")).heads.sum(-1)   # doctest: +SKIP
     """
+    one_of("check", check, (True, False))
     model_map, targets = _held(cache, target, "ig", mask, source_mask, attention, edits)
     ending = read_targets(model_map, targets)
     stack = model_map.stack
@@ -300,8 +304,10 @@ def _filled(rows: list[Tensor | None], value: Tensor) -> Tensor | None:
     return filled
 
 
-def _strings(cache, given: Sequence[str] | None) -> tuple[tuple[str, ...], ...] | None:
-    """The strings of the tokens of every row."""
-    if given is not None:
-        return (tuple(given),)
+def _strings(cache, given: Sequence[str] | None, model_map: ModelMap) -> tuple[tuple[str, ...], ...] | None:
+    """The strings of the tokens of every row; one list of them serves all rows."""
+    checked, real = checked_tokens(given), model_map.stack.real()
+    if checked is not None:
+        single = all(isinstance(one, str) for one in checked)
+        return given_strings([checked] * len(real) if single else checked, *real.shape, model_map.activations.mask)
     return strings_of_ids(cache.cache_dict, cache.model)

@@ -233,8 +233,8 @@ class Attribution(Storable):
 
     def _number(self, layer: int, found: StackCredit) -> int:
         n = len(found.kept)
-        if not -n <= layer < n:
-            raise UnknownLayerError(f"there is no layer {layer}: this model has layers 0 to {n - 1}.")
+        if isinstance(layer, bool) or not hasattr(layer, "__index__") or not -n <= layer < n:
+            raise UnknownLayerError(f"there is no layer {layer!r}: this model has layers 0 to {n - 1}.")
         return layer % n
 
     def _shaped(self, value: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .blocks.activations import Activations
+from .blocks.activations import Activations, check_whole_run
 from .blocks.ends import Joins, head, joins, memory
-from .blocks.queries import LogitPath, logit_paths
+from .blocks.logit_path import LogitPath
+from .blocks.queries import logit_paths
 from .blocks.structure import Attention, Block, CrossAttention, FeedForward, Reader
 from .blocks.values import ValuePath, value_paths
 from .edits import Edit, described
@@ -268,6 +269,7 @@ def hold_model(
     """
     _check_options(attention, ff, edits)
     reader = reader or reader_of(model)
+    check_whole_run(reader, activations)
     paths = dict(value_paths(reader))
     hook = next((path.stream for path in paths.values() if path.layer is None), None)
     encoder, to_memory, read = None, None, None

@@ -18,15 +18,14 @@ from typing_extensions import Unpack
 from .blocks.activations import check_cache
 from .complete import completed
 from .decomposition import Decomposition
-from .errors import UnknownLayerError, UnknownOptionError, UnknownScopeError
+from .errors import UnknownOptionError, UnknownScopeError
 from .freeze import FrozenBlock
 from .held_run import attribution_hooks
 from .layer_numbers import collected, heads_of, layer_numbers, stacked
 from .linear.carry.terms import Mixture
 from .linear.edits import Edits
 from .linear.measure.factors import head_norms
-from .options import AnalysisOptions, Layers, Options, Scopes
-from .options import layer_numbers as chosen_layers
+from .options import AnalysisOptions, Layers, Options, Scopes, one_layer
 from .plan import Plan, chain_of, chosen_blocks, chosen_scopes, reader_of
 from .results import BlockNorms
 from .targets import Target
@@ -117,7 +116,7 @@ def value_vectors(
         >>> tl_norms.value_vectors(cache, 0).shape                              # doctest: +SKIP
         torch.Size([1, 12, 9, 384])
     """
-    ((heads,), has_batch) = _heads(cache, layers=_one_layer(layer), stack=stack, mask=mask, check=check)
+    ((heads,), has_batch) = _heads(cache, layers=one_layer(layer), stack=stack, mask=mask, check=check)
     vectors = torch.stack([heads.head_vectors(b, slice(None)) for b in range(len(heads.values))])
     return vectors if has_batch else vectors[0]
 
@@ -277,7 +276,7 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
             raise UnknownOptionError(f"decompose takes no {name}=: its vectors are exact, and of one layer.")
     if "measure" in options:
         raise UnknownOptionError("decompose takes no measure=: call .measure(...) of what it returns.")
-    plan, activations = Plan.of_cache(cache, scope, **{**options, "layers": _one_layer(layer)})
+    plan, activations = Plan.of_cache(cache, scope, **{**options, "layers": one_layer(layer)})
     (block,) = plan.blocks
     frozen = FrozenBlock(plan.reader, activations, block, plan.options.bias, plan.options.edits, plan.options.ff)
     (made,) = completed(frozen, plan.scopes, plan.options.check)
@@ -296,13 +295,6 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
 def _only_lengths(options: Mapping[str, Any], who: str) -> None:
     if options.get("measure", "l2") != "l2":
         raise UnknownOptionError(f"measure={options['measure']!r} does not go with {who}. Leave measure out.")
-
-
-def _one_layer(layer) -> int:
-    numbers = chosen_layers(layer)
-    if numbers is None or len(numbers) != 1:
-        raise UnknownLayerError(f"layer is {layer!r}; expected one number, such as 0 or -1.")
-    return numbers[0]
 
 
 def extend_cache(cache, scopes: Scopes = None, **options: Unpack[AnalysisOptions]):

@@ -8,7 +8,7 @@ from ..blocks.activations import check_cache
 from ..names import attention_block
 from ..norms import block_norms
 from ..plan import chain_of, reader_of
-from ..results import BlockNorms
+from ..results import BlockNorms, check_whole
 from .results import ComposedMaps, unattended
 
 
@@ -161,6 +161,7 @@ def globenc(
     check_cache(cache)
     scope = chain_of(reader_of(cache.model, stack))[-1]
     norms = block_norms(cache, scope, ff="drop", mask=mask, source_mask=source_mask, stack=stack)
+    check_whole(norms, "globenc")
     maps = norms[scope][..., : norms.boundary].double()
     if add_identity:
         maps = maps + torch.eye(maps.shape[-1], dtype=maps.dtype, device=maps.device)
@@ -172,6 +173,7 @@ def globenc(
 def _patterns(cache, mask: Tensor | None, stack: str | None) -> tuple[BlockNorms, Tensor]:
     """(A + I) / 2 of all layers, rows exactly 1."""
     norms = block_norms(cache, "attn", mask=mask, stack=stack)
+    check_whole(norms, "attention rollout")
     patterns = norms.attention
     identity = torch.eye(patterns.shape[-1], dtype=patterns.dtype, device=patterns.device)
     return norms, composition.normalized(patterns + identity)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import composition
-from ..blocks.activations import check_cache
+from ..blocks.activations import check_cache, check_whole_run
 from ..blocks.structure import Add, Attention, Block, CrossAttention, FeedForward, Norm
 from ..complete import Completed, completed
 from ..errors import UnknownOptionError, UnknownPositionError, UnsupportedArchitectureError
@@ -122,6 +122,7 @@ def information_flow(
             raise UnknownOptionError(f"{name} is {value!r}; expected a number from 0 to 1, such as 0.04.")
     chain = chain_of(reader_of(cache.model, stack))
     plan, activations = Plan.of_cache(cache, chain, mask=mask, source_mask=source_mask, stack=stack)
+    check_whole_run(plan.reader, activations)
     found = []
     for block in plan.blocks:
         frozen = FrozenBlock(plan.reader, activations, block)
