@@ -28,7 +28,7 @@ class PathInTheMaking:
         if isinstance(step, Normed):
             self.add(self.norm(step))
             return
-        weights = (weights_in if isinstance(step, Weighed) else value_projection)(self.reader, step)
+        weights = weights_in(self.reader, step) if isinstance(step, Weighed) else value_projection(self.reader, step)
         bias = None if weights.bias is None else weights.bias.detach().to(self.made)
         self.add(Projection(weights.weight.detach().to(self.made), bias))
 
