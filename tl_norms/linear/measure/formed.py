@@ -25,14 +25,12 @@ class Plain:
         queries, keys: of the pairs, -1 for none
         vectors: weighted values through the output projection, before linear functions and scale
         sizes: what rounding is relative to: the norms of what each vector is the sum of
-        heads: |t_h| of every key, the norm of what each head would send
     """
 
     queries: Int[Tensor, "s k"]
     keys: Int[Tensor, "s k"]
     vectors: Float[Tensor, "b s k d"]
     sizes: Float[Tensor, "b s k"]
-    heads: Float[Tensor, "b h k"]
 
 
 def head_norms(mixture: Mixture) -> Float[Tensor, "b h k"]:
@@ -45,8 +43,8 @@ def head_norms(mixture: Mixture) -> Float[Tensor, "b h k"]:
     return norms
 
 
-def plain(mixture: Mixture, causal: bool) -> Plain:
-    """Vectors of chosen pairs and norms of all heads; one call serves all images of a mixture."""
+def plain(mixture: Mixture, causal: bool) -> tuple[Float[Tensor, "b h k"], Plain]:
+    """Norms of all heads, and vectors of chosen pairs; one call serves all images of a mixture."""
     pattern, values, heads = mixture.pattern, mixture.values, head_norms(mixture)
     queries, keys = chosen_queries(
         *pattern.shape[2:], causal=causal, crossed=mixture.sent.mixed.crossed, device=pattern.device
@@ -55,7 +53,7 @@ def plain(mixture: Mixture, causal: bool) -> Plain:
     mixed = rearrange(weights, "b h s k -> b s k h 1") * values[:, None]
     vectors = mixed.flatten(3) @ mixture.sent.projection.flatten(0, 1)
     sizes = (weights.abs() * heads[:, :, None]).sum(1)
-    return Plain(queries, keys, vectors, sizes, heads)
+    return heads, Plain(queries, keys, vectors, sizes)
 
 
 def mixture_norms(mixture: Mixture, beside: Plain) -> Float[Tensor, "b q k"]:

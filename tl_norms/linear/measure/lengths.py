@@ -45,14 +45,16 @@ class Shared:
     def norms_of_heads(self, mixture: Mixture, causal: bool) -> Float[Tensor, "b h k"]:
         """The norms of what the heads would send, from the vectors that the triangles are made of."""
         if mixture.few:
-            return self.plain_of(mixture, causal).heads
+            self.plain_of(mixture, causal)
+            return self.head_norms[id(mixture.sent)]
         self.factors_of(mixture, causal)
         return self.head_norms[id(mixture)]
 
     def plain_of(self, mixture: Mixture, causal: bool) -> Plain:
         """What the norms of all images of a mixture of few pairs are compared with."""
         if id(mixture.sent) not in self.plain:
-            self.plain[id(mixture.sent)] = formed.plain(mixture, causal)
+            heads, made = formed.plain(mixture, causal)
+            self.head_norms[id(mixture.sent)], self.plain[id(mixture.sent)] = heads, made
         return self.plain[id(mixture.sent)]
 
     def factors_of(self, mixture: Mixture, causal: bool) -> Factors:
