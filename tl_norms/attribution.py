@@ -96,6 +96,7 @@ def attribute(
         single=isinstance(target, Target),
         has_batch=model_map.activations.has_batch,
         token_strings=_strings(cache, token_strings),
+        source_strings=_source_strings(cache),
         model_name=model_name(cache.model),
         tolerance=model_map.stack.tolerance if check else float("inf"),
         edits=model_map.edits,
@@ -318,3 +319,8 @@ def _strings(cache, given: Sequence[str] | None) -> tuple[tuple[str, ...], ...] 
     if given is not None:
         return (tuple(given),)
     return strings_of_ids(cache.cache_dict, cache.model)
+
+
+def _source_strings(cache) -> tuple[tuple[str, ...], ...] | None:
+    """The strings of the encoder's tokens, of an encoder-decoder."""
+    return strings_of_ids(cache.cache_dict, cache.model, "encoder") if hasattr(cache.model, "decoder_blocks") else None
