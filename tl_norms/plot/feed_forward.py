@@ -1,6 +1,5 @@
 """What the feed-forward does to a map: before, after, difference, and the pairs it changes most."""
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -192,8 +191,5 @@ def _of_one_text(
 
 
 def _column(values: Any, sign: str = "") -> tuple[str, ...]:
-    """Numbers of a column with as many decimals as the largest needs for three digits."""
-    numbers = [float(value) for value in values]
-    top = max((abs(number) for number in numbers if math.isfinite(number)), default=0.0)
-    decimals = min(max(2 - math.floor(math.log10(top)), 0), 8) if top else 2
-    return tuple(f"{number:{sign}.{decimals}f}" for number in numbers)
+    """Numbers of a column in three digits, zeros kept."""
+    return tuple(f"{float(value):{sign}#.3g}".removesuffix(".") for value in values)
