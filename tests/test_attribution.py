@@ -7,8 +7,8 @@ import torch
 
 import tl_norms
 from tl_norms import attribute, direct_attribution, direction, logit, probability, run_with_attribution, top_target
-from tl_norms.backward import raise_if_off, relative_error
 from tl_norms.blocks.activations import Activations
+from tl_norms.credit_checks import raise_if_off, relative_error
 from tl_norms.linear.carry.direction import back_through
 from tl_norms.linear.operators import applied
 from tl_norms.model_map import hold_model

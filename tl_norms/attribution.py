@@ -15,12 +15,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attribution_result import Attribution, DirectAttribution, shape_of
-from .backward import carry_back, raise_if_off, relative_error
+from .backward import carry_back
 from .baseline import Baseline, references
 from .blocks.activations import Activations, check_cache
 from .blocks.masks import pass_masks
+from .credit_checks import raise_if_off, relative_error
 from .labels import id_hook, model_name, strings_of_ids
-from .linear.carry.direction import direct_through
+from .linear.carry.direction import by_key, direct_through
 from .linear.edits import Edits
 from .linear.hold import Rule
 from .model_map import AttentionRule, ModelMap, hold_model, map_hooks
@@ -146,9 +147,16 @@ def direct_attribution(
     crossing: list[Tensor | None] = [None] * stack.n_layers
     ffn = ending.value.new_zeros(stack.n_layers, n, b)
     for number in range(stack.n_layers - 1, first - 1, -1):
-        credit = direct_through(stack.layer(number), g)
+        layer = stack.layer(number)
+        credit = direct_through(layer, g)
         offset = offset + credit.offset
-        heads[number], crossing[number], ffn[number] = credit.heads, credit.crossing_heads, credit.ffn
+        for found, attended, attention in (
+            (heads, credit.attended, layer.attention),
+            (crossing, credit.crossed, layer.crossing),
+        ):
+            found[number] = None if attended is None or attention is None else by_key(attended, attention)
+        for wrote in credit.feed_forwards:
+            ffn[number] += wrote.by_position().sum(-1)
         g = credit.entering + (ending.covectors[number] if number in ending.covectors else 0)
     embed = (g * stack.stream(first)).sum(-1)
     own, crossed = (_filled(part, ending.value) for part in (heads, crossing))

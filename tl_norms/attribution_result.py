@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .backward import Credit, KeptAttention, KeptEdges, StackCredit, raise_if_off, relative_error
+from .backward import Credit, KeptAttention, KeptEdges, StackCredit
+from .credit_checks import raise_if_off, relative_error
 from .edits import Edit
 from .errors import UnknownLayerError, UnknownOptionError
 from .linear.carry.direction import edge_credits, logit_credits

@@ -15,7 +15,7 @@ def existing_pairs(
 ) -> Bool[Tensor, "batch query key"]:
     """Pairs of real positions, key <= query if the model is causal; one text if none differ. On the CPU.
 
-    Keys beyond the queries are those of another sequence (behind cross-attention): all of them are seen.
+    Keys beyond the queries are those of another sequence (after cross-attention): all of them are seen.
 
     Args:
         mask: [batch pos], True or 1 at real positions; source_mask: the same for the other sequence

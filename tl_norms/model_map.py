@@ -33,7 +33,7 @@ from .linear.edits import Edits, hold_edit
 from .linear.graph import HeldBlock, HeldStep
 from .linear.heads import JoinHeads
 from .linear.hold import Rule
-from .linear.layers import HeldAttention, HeldLayer
+from .linear.layers import HeldAttention, HeldFeedForward, HeldLayer
 from .linear.operators import Chain, Mixing, Scaling, applied
 from .plan import reader_of
 
@@ -135,7 +135,8 @@ class _LayerInTheMaking:
             other = None if held.other is None else self.numbers[held.other]
             self.numbers[number] = self._add(replace(held, reads=self.numbers[held.reads], other=other))
             if isinstance(step.operation, FeedForward):
-                feed_forwards.append((self.numbers[number], self.frozen.real(number)))
+                reads, entered = self.numbers[held.reads], self.frozen.real(held.reads)
+                feed_forwards.append(HeldFeedForward(reads, self.numbers[number], entered, self.frozen.real(number)))
         factors = self.stack.joins.factors
         factor = factors[self.source.layer] if self.source.layer < len(factors) else 1.0
         edit = self._edited_stream(factor)

@@ -168,7 +168,7 @@ class TokenNorms:
         return number
 
     def _walked(self, stop: int = -1) -> Walk:
-        """The layers up to one, held anew: what was measured is compared with what is there now."""
+        """The layers up to one, held again: what was measured is compared with what is there now."""
         return Walk(self._map(), self.start, stop % self._map().stack.n_layers)
 
     def _map(self) -> ModelMap:

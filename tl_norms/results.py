@@ -79,7 +79,7 @@ class RunFacts:
         measure: what was measured of source vectors; `measure.name`, and `measure.signed` where values below zero mean
             something
         token_strings: the tokens of every text, as the tokenizer decodes them or as they were given, or None
-        source_strings: the same for the encoder of an encoder-decoder, behind cross-attention
+        source_strings: the same for the encoder of an encoder-decoder, after cross-attention
         model_name: the name the model was loaded by
     """
 
@@ -234,7 +234,7 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
 
     @property
     def source_strings(self) -> tuple[tuple[str, ...], ...] | None:
-        """The encoder's tokens, behind cross-attention."""
+        """The encoder's tokens, after cross-attention."""
         return self.facts.source_strings
 
     @property
@@ -297,7 +297,7 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
         return self._filled(self.by_scope[self._computed(scope)].mixing_ratio, fill)
 
     def mixing_shares(self, scope: str) -> "MixingShares":
-        """The mixing ratio behind cross-attention, split: the own position, the target's context, the source.
+        """The mixing ratio after cross-attention, split: the own position, the target's context, the source.
 
             own = ‖v_ii‖ / n,   context = ‖Σ_{j≠i} v_ij‖ / n,   source = ‖Σ_s v_is‖ / n,   n the sum of the three
 
@@ -305,7 +305,7 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
         of context and source, which is shorter than the sum of their lengths.)
 
         Args:
-            scope: a scope behind cross-attention
+            scope: a scope after cross-attention
 
         Returns:
             MixingShares, three tensors [layer batch query] between 0 and 1 that add up to 1; 0 at padded queries.
@@ -480,7 +480,7 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
             worst = float(one.error.max())
             lines.append(f"  {scope:24} mixing ratio {self._mean_ratio(scope):6.1%}   completeness error {worst:.1e}")
         if self.boundary is not None:
-            lines.append(f"  keys behind cross-attention: {self.boundary} target tokens, then the source's")
+            lines.append(f"  keys after cross-attention: {self.boundary} target tokens, then the source's")
         if self.skipped:
             lines.append(f"  layers without attention, skipped: {', '.join(map(str, self.skipped))}")
         lines += [f"  {edit}" for edit in self.edits]

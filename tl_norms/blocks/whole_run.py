@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedArchitectureError
 from .compat import without_switches, without_user_hooks
 from .fingerprint import fingerprint
+from .structure import Reader
 
 _TOKENS = 5
 
@@ -32,6 +33,14 @@ class WholeRun:
 
 _Known = dict[tuple[str, str], Any]
 _known: "weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, _Known]]" = weakref.WeakKeyDictionary()
+_known_to: "weakref.WeakKeyDictionary[Reader, _Known]" = weakref.WeakKeyDictionary()
+
+
+def known_to(reader: Reader) -> _Known:
+    """What has been read off a reader's model. As for its blocks, the weights are looked at once per reader."""
+    if reader not in _known_to:
+        _known_to[reader] = known(reader.model)
+    return _known_to[reader]
 
 
 def known(model: nn.Module) -> _Known:

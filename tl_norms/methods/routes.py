@@ -38,7 +38,7 @@ class FlowEdge:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class InformationFlow(Storable):
-    """Shares at every sum of every layer, and the graph behind one position.
+    """Shares at every sum of every layer, and the graph that leads to one position.
 
     Attributes:
         layers: the layer numbers along the first axis
@@ -67,7 +67,7 @@ class InformationFlow(Storable):
     def __repr__(self) -> str:
         return (
             f"InformationFlow(maps and rollout {list(self.maps.shape)}, {len(self.edges)} edges of at least "
-            f"{self.threshold:g} behind position {self.position})"
+            f"{self.threshold:g} to position {self.position})"
         )
 
 
@@ -87,7 +87,7 @@ def information_flow(
 
     A sum y (stream plus attention; stream plus feed-forward; all three in parallel blocks) has parts: every head's
     a^h_ij v^h_j W_O, the feed-forward, the bypass. share(part) = max(floor, ‖y‖₁ - ‖y - part‖₁), divided by the sum of
-    all parts. Norms behind a branch are held. Biases are no part, and shares of layers multiply as if positions were
+    all parts. Norms after a branch are held. Biases are no part, and shares of layers multiply as if positions were
     all that matters: nothing adds up to an activation. With the authors' floor even a source that is not attended to
     has a share, of about floor / ‖y‖₁.
 

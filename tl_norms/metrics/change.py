@@ -66,7 +66,7 @@ def component_changes(norms: BlockNorms) -> dict[str, Float[Tensor, "layer *batc
     Returns:
         scope -> [layer batch] for every scope whose predecessor in the chain was computed too. The last word of the
         scope is the component: "attn_res_ln_ff" holds what the feed-forward changes. Cross-attention itself is left
-        out: it starts anew, with other sources.
+        out: its sources are other tokens.
 
     Raises:
         MissingExtraError: scipy is not installed.

@@ -155,7 +155,7 @@ def _source_tokens(words: list[str], keys: list[str] | None, kept: Tensor, n_own
             break
     if len(given) not in (n, int(kept.sum())):
         raise PageInputError(
-            f"behind cross-attention the maps have {n} keys of the encoder, but {len(given)} were given: pass keys=, "
+            f"after cross-attention the maps have {n} keys of the encoder, but {len(given)} were given: pass keys=, "
             f"its tokens."
         )
     return fitted(given, kept)
