@@ -236,8 +236,8 @@ class Attribution(Storable):
 
     def _number(self, layer: int, found: StackCredit) -> int:
         n = len(found.kept)
-        if not -n <= layer < n:
-            raise UnknownLayerError(f"there is no layer {layer}: this model has layers 0 to {n - 1}.")
+        if isinstance(layer, bool) or not hasattr(layer, "__index__") or not -n <= layer < n:
+            raise UnknownLayerError(f"there is no layer {layer!r}: this model has layers 0 to {n - 1}.")
         return layer % n
 
     def _shaped(self, value: Tensor) -> Tensor:
@@ -362,6 +362,7 @@ class DirectAttribution(Storable):
         offset: [*batch], biases, and what layers without attention write
         error: relative to the largest part
         source_heads: [layer *batch head source_key], of cross-attention
+        edits: what hooks changed during the run
     """
 
     value: Float[Tensor, "*batch"]
@@ -373,6 +374,7 @@ class DirectAttribution(Storable):
     source_heads: Tensor | None
     target_name: str | tuple[str, ...]
     model_name: str
+    edits: tuple[Edit, ...] = ()
 
     def __repr__(self) -> str:
         return (

@@ -21,8 +21,8 @@ class NormWeights:
 
     center: bool
     eps: float
-    gain: Float[Tensor, " d"] | None = None
-    beta: Float[Tensor, " d"] | None = None
+    gain: Float[Tensor, "*h d"] | None = None  # [h d]: one for every head
+    beta: Float[Tensor, "*h d"] | None = None
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ def direct_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"]) -> DirectCred
         covector = found[one.point]
         if covector is not None:
             wrote.append(Reading(covector, one.wrote))
-    attended = [None if part is None else found[part.point] for part in parts]
+    attended = [None if part is None else _before_edit(layer, part.point, found[part.point]) for part in parts]
     for part, covector in zip(parts, attended, strict=True):
         if part is not None and part.integrated and covector is not None:
             offset = offset + logit_credits(covector, part)[1].sum((-1, -2))
