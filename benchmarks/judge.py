@@ -3,7 +3,7 @@
     python benchmarks/judge.py numbers.csv --minutes 60 --rows agreement.csv ioi.csv
     python benchmarks/judge_tables.py numbers.csv
 
-Takes turns between tasks, a few examples at a time, appends every number to the csv and goes on from what is there:
+Measures a few examples of every task at a time, appends every number to the csv and goes on from what is there:
 whenever it is stopped, all tasks have been measured on about as many examples.
 """
 
@@ -63,22 +63,22 @@ def working(model, task: faithfulness.Task) -> list[str]:
 
 
 def go_on(model, tasks: Sequence[faithfulness.Task], methods, file: Path, until: float, few: int, **options) -> None:
-    """Measure a few examples of each task in turn until the time is over."""
-    done, left = measured(file), True
-    while left:
-        left = False
-        for task in tasks:
-            first = done.get(task.name, 0)
-            part = replace(task, examples=task.examples[first : first + few])
-            if not part.examples:
-                continue
-            if time.time() > until:
-                return
-            table = faithfulness.evaluate(model, part, methods, progress=False, **options).examples_to_dataframe()
-            table["example"] += first
-            table.to_csv(file, mode="a", header=not file.exists(), index=False)
-            done[task.name], left = first + len(part.examples), True
-            print(f"{task.name}: {done[task.name]} of {len(task)}", flush=True)
+    """Measure a few examples of every task at a time until the time is over; those of one length go together."""
+    done = measured(file)
+    while time.time() < until:
+        first = {task.name: done.get(task.name, 0) for task in tasks}
+        lowest = min(first.values())
+        turn = [task for task in tasks if first[task.name] == lowest and lowest < len(task)]
+        parts = [replace(task, examples=task.examples[lowest : lowest + few]) for task in turn]
+        if not parts:
+            return
+        n = sum(len(part) for part in parts)
+        found = faithfulness.evaluate(model, parts, methods, progress=False, chunk=n, **options)
+        table = found.examples_to_dataframe()
+        table["example"] += lowest
+        table.to_csv(file, mode="a", header=not file.exists(), index=False)
+        done |= {part.name: lowest + len(part) for part in parts}
+        print(f"{time.strftime('%H:%M')} {lowest + few} examples of {len(parts)} tasks", flush=True)
 
 
 if __name__ == "__main__":
@@ -90,7 +90,7 @@ if __name__ == "__main__":
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--methods", nargs="*", help="all but the slowest by default")
     parser.add_argument("--fractions", nargs="*", type=float, help="shares of positions removed; all k by default")
-    parser.add_argument("--few", type=int, default=5, help="examples of a task per turn")
+    parser.add_argument("--few", type=int, default=5, help="examples of every task per turn")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

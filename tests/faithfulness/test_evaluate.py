@@ -147,7 +147,7 @@ def test_figures_and_page(report, tmp_path):
 
 
 def same(left: Report, right: Report) -> bool:
-    return left.cells == right.cells and np.array_equal(left.values, right.values, equal_nan=True)
+    return left.cells == right.cells and np.allclose(left.values, right.values, 1e-7, 1e-9, equal_nan=True)
 
 
 class Interrupted(Exception):

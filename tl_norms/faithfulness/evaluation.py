@@ -23,7 +23,7 @@ from .tasks import Task, named
 
 
 class JudgeOptions(TypedDict, total=False):
-    """Options of the engine, as in `tl_norms.studies.RunOptions`, where a text is an example and a chunk has 4."""
+    """Options of the engine, as in `tl_norms.studies.RunOptions`, where a text is an example and a chunk has 16."""
 
     progress: bool | None
     resume: str | os.PathLike | None
@@ -101,7 +101,7 @@ def evaluate(
         seed=seed,
     )
     source: Model = model if options.get("executor") is not None else own
-    _, partial, facts = run(source, judge, _Examples(given), **{"chunk": 4, **options})  # type: ignore[arg-type]
+    _, partial, facts = run(source, judge, _Examples(given), **{"chunk": 16, **options})  # type: ignore[arg-type]
     found: Any = partial.values
     order = np.argsort(found["facts"].index[:, 0])  # a batch holds the shortest first
     index, table = found["facts"].index[order, 0], found["facts"].values[order]
@@ -176,7 +176,7 @@ def _working(
             for task in tasks:
                 example = task.examples[0]
                 tokens = torch.tensor([example.tokens], device=device_of(model))
-                explained(method, model, tokens, task.target(example))
+                explained(method, model, tokens, [task.target(example)])
             working.append(method)
         except TLNormsError as error:
             if strict:

@@ -58,19 +58,20 @@ def attnlrp(
     Raises:
         UnsupportedArchitectureError: attention, a norm or a feed-forward that these rules are not made for.
     """
-    return _relevance(model, tokens, target, "attnlrp", baseline)
+    return relevance(model, tokens, target, "attnlrp", baseline)[0]
 
 
 def gim(
     model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, baseline: Baseline = "space"
 ) -> Float[Tensor, " pos"]:
     """GIM: <gradient under its rules, embedding - reference>. Arguments and errors as `attnlrp`."""
-    return _relevance(model, tokens, target, "gim", baseline)
+    return relevance(model, tokens, target, "gim", baseline)[0]
 
 
-def _relevance(
-    model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, kind: Kind, baseline: Baseline
-) -> Float[Tensor, " pos"]:
+def relevance(
+    model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target, kind: Kind, baseline: Baseline = None
+) -> Float[Tensor, "batch pos"]:
+    """`attnlrp` or `gim` of several inputs of one length."""
     x, gradient = input_gradient(model, tokens, target, _Run(model, _points(model), kind).edits())
     if baseline is not None:
         x = x - embeddings(model, torch.tensor([[reference_token(model, baseline)]]))[0]
