@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from tl_norms import TLNormsError, faithfulness
+from tl_norms import faithfulness
 
 TEMPLATES = ("agreement", "anaphor-gender", "determiner-noun", "ioi", "polarity")
-SLOW = ("attention-flow",)  # minutes per example
+SLOW = ("attention-flow", "value-zeroing", "information-flow")  # the first takes minutes per example
 
 
 def smollm2():
@@ -48,18 +48,9 @@ def measured(file: Path) -> dict[str, int]:
     return pandas.read_csv(file).groupby("task")["example"].nunique().to_dict()
 
 
-def working(model, task: faithfulness.Task) -> list[str]:
-    """All methods that run on the first example, but the slowest."""
-    example, found = task.examples[0], []
-    for name, method in faithfulness.available().items():
-        try:
-            if name not in SLOW:
-                with torch.no_grad():
-                    method.scores(model, torch.tensor([example.tokens]), task.target(example))
-                found.append(name)
-        except TLNormsError as error:
-            print(f"{name} is left out: {error}", flush=True)
-    return found
+def quick() -> list[str]:
+    """All methods but the slowest."""
+    return [name for name in faithfulness.available() if name not in SLOW]
 
 
 def go_on(model, tasks: Sequence[faithfulness.Task], methods, file: Path, until: float, few: int, **options) -> None:
@@ -69,16 +60,21 @@ def go_on(model, tasks: Sequence[faithfulness.Task], methods, file: Path, until:
         first = {task.name: done.get(task.name, 0) for task in tasks}
         lowest = min(first.values())
         turn = [task for task in tasks if first[task.name] == lowest and lowest < len(task)]
-        parts = [replace(task, examples=task.examples[lowest : lowest + few]) for task in turn]
-        if not parts:
+        if not turn:
             return
-        n = sum(len(part) for part in parts)
-        found = faithfulness.evaluate(model, parts, methods, progress=False, chunk=n, **options)
-        table = found.examples_to_dataframe()
-        table["example"] += lowest
-        table.to_csv(file, mode="a", header=not file.exists(), index=False)
-        done |= {part.name: lowest + len(part) for part in parts}
-        print(f"{time.strftime('%H:%M')} {lowest + few} examples of {len(parts)} tasks", flush=True)
+        lengths = {task.name: sum(len(one.tokens) for one in task.examples) / len(task) for task in turn}
+        long = 2 * min(lengths.values()) + 8
+        for together in ([t for t in turn if lengths[t.name] < long], [t for t in turn if lengths[t.name] >= long]):
+            parts = [replace(task, examples=task.examples[lowest : lowest + few]) for task in together]
+            if not parts or time.time() > until:
+                continue
+            n = sum(len(part) for part in parts)
+            found = faithfulness.evaluate(model, parts, methods, progress=False, chunk=n, **options)
+            table = found.examples_to_dataframe()
+            table["example"] += lowest
+            table.to_csv(file, mode="a", header=not file.exists(), index=False)
+            done |= {part.name: lowest + len(part) for part in parts}
+            print(f"{time.strftime('%H:%M')} {lowest + n // len(parts)} examples of {len(parts)} tasks", flush=True)
 
 
 if __name__ == "__main__":
@@ -91,6 +87,7 @@ if __name__ == "__main__":
     parser.add_argument("--methods", nargs="*", help="all but the slowest by default")
     parser.add_argument("--fractions", nargs="*", type=float, help="shares of positions removed; all k by default")
     parser.add_argument("--few", type=int, default=5, help="examples of every task per turn")
+    parser.add_argument("--draws", type=int, default=5, help="of random scores")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -101,10 +98,10 @@ if __name__ == "__main__":
     go_on(
         smol,
         found,
-        given.methods or working(smol, found[0]),
+        given.methods or quick(),
         given.csv,
         end,
         given.few,
         fractions=given.fractions,
-        draws=5,
+        draws=given.draws,
     )

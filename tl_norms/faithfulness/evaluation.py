@@ -1,6 +1,7 @@
 """Which attribution is faithful: all methods on all examples of all tasks, by every metric and removal."""
 
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -124,6 +125,9 @@ def evaluate(
     )
 
 
+_known: "weakref.WeakKeyDictionary[nn.Module, set[tuple]]" = weakref.WeakKeyDictionary()
+
+
 class _Examples:
     """All examples one after another, as the engine takes them."""
 
@@ -165,18 +169,24 @@ def _tasks(model: nn.Module, given: str | Task | Sequence[str | Task], limit: in
 def _working(
     model: nn.Module, methods: tuple[Method, ...], tasks: list[Task], strict: bool
 ) -> tuple[tuple[Method, ...], tuple[tuple[str, str], ...]]:
-    """Methods that run on the first example of every task, and why the others do not.
+    """Methods that run on the first example of a task with each kind of target, and why the others do not.
+
+    Which of the package's own methods work on a model is remembered.
 
     Raises:
         TLNormsError: whatever a method says that was asked for.
     """
-    working, refused = [], []
+    working, refused, known = [], [], _known.setdefault(model, set())
+    kinds = {repr(task.probe): task for task in reversed(tasks)}
     for method in methods:
+        key = repr(method), *kinds
         try:
-            for task in tasks:
-                example = task.examples[0]
-                tokens = torch.tensor([example.tokens], device=device_of(model))
-                explained(method, model, tokens, [task.target(example)])
+            if not (method.own and key in known):
+                for task in kinds.values():
+                    example = task.examples[0]
+                    tokens = torch.tensor([example.tokens], device=device_of(model))
+                    explained(method, model, tokens, [task.target(example)])
+            known.add(key)
             working.append(method)
         except TLNormsError as error:
             if strict:
