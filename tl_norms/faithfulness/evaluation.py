@@ -4,6 +4,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -202,7 +203,13 @@ def _about(
 ) -> tuple[tuple[str, str], ...]:
     """What a table has to say of itself."""
     name = getattr(model.cfg, "model_name", None) or type(getattr(model, "original_model", model)).__name__
-    found = [("model", str(name)), ("replacement", str(replacement)), ("seed", str(seed))]
+    versions = [f"{part} {version(part)}" for part in ("tl_norms", "transformer_lens", "torch")]
+    found = [
+        ("model", str(name)),
+        ("versions", ", ".join(versions)),
+        ("replacement", str(replacement)),
+        ("seed", str(seed)),
+    ]
     found.append(("positions removed", "1, 2, ..., all" if fractions is None else str(tuple(fractions))))
     found += [(f"accuracy of the probe of {t.name}", f"{t.probe.accuracy:.3f}") for t in tasks if t.probe is not None]
     return tuple(found)

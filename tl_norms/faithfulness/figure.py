@@ -9,14 +9,15 @@ import numpy as np
 
 from ..errors import MissingExtraError
 from .errors import FaithfulnessInputError
+from .summary import POOLED, Which
 
 if TYPE_CHECKING:
-    from .report import Report, Which
+    from .report import Report
 
 _ROW, _PANEL = 22, 240  # pixels
 
 
-def draw(report: "Report", examples: "Which", task: str | None, backend: str) -> Any:
+def draw(report: "Report", examples: Which, task: str | None, backend: str) -> Any:
     """One panel per metric and removal; see `Report.figure`.
 
     Raises:
@@ -31,10 +32,8 @@ def draw(report: "Report", examples: "Which", task: str | None, backend: str) ->
     raise FaithfulnessInputError(f"backend is {backend!r}; expected 'plotly' or 'matplotlib'.")
 
 
-def _panels(report: "Report", examples: "Which", task: str | None) -> dict[str, Any]:
+def _panels(report: "Report", examples: Which, task: str | None) -> dict[str, Any]:
     """Label -> its rows of the table, by method."""
-    from .report import POOLED
-
     table: Any = report.to_dataframe(examples)
     name = task or (POOLED if len(report.tasks) != 1 else report.tasks[0])
     table = table[table["task"] == name]

@@ -28,7 +28,6 @@ MAPS = (
     "globenc",
     "alti",
     "value_zeroing",
-    "decompx",
     "information_flow",
 )
 
@@ -86,6 +85,12 @@ def alti_logit(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Targe
     return _function("alti_logit", "tl_norms.methods")(_cache(model, tokens), target.exact(tokens.shape[1])).sum(0)
 
 
+def decompx(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
+    """`tl_norms.methods.decompx`, read at the target."""
+    exact = target.exact(tokens.shape[1])
+    return _function("decompx", "tl_norms.methods")(_cache(model, tokens), exact, progress=False).scores
+
+
 def variants() -> dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]]:
     """Name -> (function, whether it is there), in the order of tables."""
     complete = partial(has, "attribute")
@@ -101,6 +106,7 @@ def variants() -> dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]]:
     found["lengths"] = (lengths, partial(has, "propagate"))
     for name in MAPS:
         found[name.replace("_", "-")] = (partial(rolled_out, name=name), partial(has, name, "tl_norms.methods"))
+    found["decompx"] = (decompx, partial(has, "decompx", "tl_norms.methods"))
     found["alti-logit"] = (alti_logit, partial(has, "alti_logit", "tl_norms.methods"))
     return found
 
