@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from tl_norms import demo, faithfulness
+from tl_norms.faithfulness.study import removable
 
 MODELS = {"SmolLM2": demo.lm, "MiniLM": demo.bert}
 TEMPLATES = {"SmolLM2": ("agreement", "anaphor-gender", "determiner-noun", "ioi", "polarity"), "MiniLM": ("subjects",)}
@@ -50,6 +51,14 @@ def go_on(model, tasks: Sequence[faithfulness.Task], methods, file: Path, until:
         print(f"{time.strftime('%H:%M')} {first + n // len(parts)} examples of {len(parts)} tasks", flush=True)
 
 
+def usable(model, task: faithfulness.Task) -> faithfulness.Task:
+    """Without examples whose evidence cannot be removed, being the token that predicts."""
+    places = [set(removable(model, one).tolist()) for one in task.examples]
+    kept = [one for one, there in zip(task.examples, places, strict=True) if there & set(one.evidence or there)]
+    print(f"{task.name}: {len(kept)} of {len(task)} examples can be measured", flush=True)
+    return replace(task, examples=tuple(kept))
+
+
 def _n_done(report: faithfulness.Report | None, task: str) -> int:
     if report is None or task not in report.tasks:
         return 0
@@ -76,6 +85,7 @@ if __name__ == "__main__":
     names = TEMPLATES[given.model] if given.task is None else given.task
     found = [faithfulness.tasks.named(name, judged, given.limit, seed=0) for name in names]
     found += [faithfulness.tasks.from_rows(name, judged, limit=given.limit) for name in given.rows]
+    found = [usable(judged, task) for task in found]
     go_on(
         judged,
         found,
