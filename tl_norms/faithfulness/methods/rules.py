@@ -236,15 +236,28 @@ def _read_points(model: nn.Module) -> _Points:
         attention.append(wanted)
         feed_forwards.append((f"{at}mlp.hook_pre", linear, f"{at}mlp.hook_post", f"{at}mlp"))
     norms: dict[str, NormKind | None] = {}
-    for name in names:
-        path = name.removesuffix(".hook_scale")
-        if path == name:
-            continue
+    paths = [name.removesuffix(".hook_scale") for name in names if name.endswith(".hook_scale")]
+    for path in _passed(model, paths):
         module = model.get_submodule(path)
         bridged = hasattr(module, "original_component")
         if not bridged or not isinstance(unwrap(module), nn.Identity):
             norms[path] = _norm_kind(model, module) if bridged else None
     return _Points(norms, tuple(attention), tuple(feed_forwards))
+
+
+@torch.no_grad()
+def _passed(model: nn.Module, paths: list[str]) -> list[str]:
+    """Those of these norms that a run goes through: a bridge can hold one of a head that the model does not use."""
+    names: Any = model.hook_dict
+    seen: set[str] = set()
+
+    def note(path: str) -> Edit:
+        return lambda x: seen.add(path)
+
+    scale = {path: f"{path}.hook_scale" for path in paths}
+    hooks = {path: f"{path}.hook_in" if f"{path}.hook_in" in names else scale[path] for path in paths}
+    output(model, torch.tensor([[5, 3, 6, 4]]).to(device_of(model)), {hooks[path]: note(path) for path in paths})
+    return [path for path in paths if path in seen]
 
 
 @torch.no_grad()
