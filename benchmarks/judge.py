@@ -17,17 +17,27 @@ from pathlib import Path
 
 import torch
 
-from tl_norms import demo, faithfulness
+from tl_norms import TLNormsError, demo, faithfulness
 from tl_norms.faithfulness.study import removable
 
 MODELS = {"SmolLM2": demo.lm, "MiniLM": demo.bert}
 TEMPLATES = {"SmolLM2": ("agreement", "anaphor-gender", "determiner-noun", "ioi", "polarity"), "MiniLM": ("subjects",)}
-SLOW = ("attention-flow", "value-zeroing", "information-flow")  # the first takes minutes per example
+SLOW = {"SmolLM2": ("attention-flow", "value-zeroing", "information-flow"), "MiniLM": ("attention-flow",)}
 
 
-def quick() -> list[str]:
-    """All methods but the slowest."""
-    return [name for name in faithfulness.available() if name not in SLOW]
+def working(model, task: faithfulness.Task, slow: Sequence[str]) -> list[str]:
+    """All methods that run on the first example, but the slowest."""
+    tokens, target = torch.tensor([task.examples[0].tokens]), task.target(task.examples[0])
+    found = []
+    for name, method in faithfulness.available().items():
+        try:
+            if name not in slow:
+                with torch.no_grad():
+                    method.scores(model, tokens, target)
+                found.append(name)
+        except TLNormsError as error:
+            print(f"{name} is left out: {error}", flush=True)
+    return found
 
 
 def go_on(model, tasks: Sequence[faithfulness.Task], methods, file: Path, until: float, few: int, **options) -> None:
@@ -89,7 +99,7 @@ if __name__ == "__main__":
     go_on(
         judged,
         found,
-        given.methods or quick(),
+        given.methods or working(judged, found[0], SLOW[given.model]),
         given.csv,
         end,
         given.few,

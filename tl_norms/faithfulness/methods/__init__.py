@@ -49,7 +49,7 @@ class Method:
     def own(self) -> bool:
         """Whether it is one of this package's, which its representation says all of."""
         function: Any = self.function.func if isinstance(self.function, partial) else self.function
-        return getattr(function, "__module__", "").startswith(__name__)
+        return str(getattr(function, "__module__", "")).startswith(__name__)
 
     def __repr__(self) -> str:  # the same in every process: files to resume from know methods by it
         function: Any = self.function

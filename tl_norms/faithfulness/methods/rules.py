@@ -83,15 +83,16 @@ class _Points:
     """Hook points of a model by what the rules do there.
 
     Attributes:
-        norms: module path -> its form, None where a detached hook_scale does it
+        norms: module path -> whether its form has to be told; where not, a detached hook_scale does it
         attention: (q, k, v, scores, pattern) of every layer
         feed_forwards: (pre, pre_linear or None, post, module path) of every layer
     """
 
-    norms: dict[str, NormKind | None]
+    norms: dict[str, bool]
     attention: tuple[tuple[str, str, str, str, str], ...]
     feed_forwards: tuple[tuple[str, str | None, str, str], ...]
     activations: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    forms: dict[str, NormKind] = field(default_factory=dict)  # of norms that a run has passed: a head's may never be
 
 
 @dataclass
@@ -105,12 +106,12 @@ class _Run:
 
     def edits(self) -> dict[str, Edit]:
         edits: dict[str, Edit] = {}
-        for path, kind in self.points.norms.items():
-            if kind is None:
-                edits[f"{path}.hook_scale"] = lambda x: x.detach()
-            else:
+        for path, told in self.points.norms.items():
+            if told:
                 edits[f"{path}.hook_in"] = self._keep(path)
-                edits[f"{path}.hook_out"] = self._held_norm(path, kind)
+                edits[f"{path}.hook_out"] = self._held_norm(path)
+            else:
+                edits[f"{path}.hook_scale"] = lambda x: x.detach()
         for q, k, v, scores, pattern in self.points.attention:
             edits |= {q: _share(0.25), k: _share(0.25), v: _share(0.5)}
             if self.kind == "gim":
@@ -133,12 +134,15 @@ class _Run:
             )
         return self.seen[name]
 
-    def _held_norm(self, path: str, kind: NormKind) -> Edit:
+    def _held_norm(self, path: str) -> Edit:
         """The model's own numbers with the derivative of x -> centre(x) / s * gain, s held."""
-        form = norm_form(self.model.get_submodule(path), kind, default_eps(self.model))
+        norm, known = self.model.get_submodule(path), self.points.forms
 
         def held(y: Tensor) -> Tensor:
             x = self._before(path)
+            if path not in known:
+                known[path] = _norm_kind(self.model, norm)
+            form = norm_form(norm, known[path], default_eps(self.model))
             centred = x - x.mean(-1, keepdim=True) if form.center else x
             scale = (centred.square().mean(-1, keepdim=True) + form.eps).sqrt().detach()
             linear = centred / scale * (1 if form.gain is None else form.gain.to(x))
@@ -235,29 +239,16 @@ def _read_points(model: nn.Module) -> _Points:
         linear = f"{at}mlp.hook_pre_linear" if f"{at}mlp.hook_pre_linear" in names else None
         attention.append(wanted)
         feed_forwards.append((f"{at}mlp.hook_pre", linear, f"{at}mlp.hook_post", f"{at}mlp"))
-    norms: dict[str, NormKind | None] = {}
-    paths = [name.removesuffix(".hook_scale") for name in names if name.endswith(".hook_scale")]
-    for path in _passed(model, paths):
+    norms: dict[str, bool] = {}
+    for name in names:
+        path = name.removesuffix(".hook_scale")
+        if path == name:
+            continue
         module = model.get_submodule(path)
         bridged = hasattr(module, "original_component")
         if not bridged or not isinstance(unwrap(module), nn.Identity):
-            norms[path] = _norm_kind(model, module) if bridged else None
+            norms[path] = bridged
     return _Points(norms, tuple(attention), tuple(feed_forwards))
-
-
-@torch.no_grad()
-def _passed(model: nn.Module, paths: list[str]) -> list[str]:
-    """Those of these norms that a run goes through: a bridge can hold one of a head that the model does not use."""
-    names: Any = model.hook_dict
-    seen: set[str] = set()
-
-    def note(path: str) -> Edit:
-        return lambda x: seen.add(path)
-
-    scale = {path: f"{path}.hook_scale" for path in paths}
-    hooks = {path: f"{path}.hook_in" if f"{path}.hook_in" in names else scale[path] for path in paths}
-    output(model, torch.tensor([[5, 3, 6, 4]]).to(device_of(model)), {hooks[path]: note(path) for path in paths})
-    return [path for path in paths if path in seen]
 
 
 @torch.no_grad()
@@ -266,7 +257,8 @@ def _norm_kind(model: nn.Module, norm: nn.Module) -> NormKind:
     weight = getattr(unwrap(norm), "weight", None)
     width = int(model.cfg.d_model) if weight is None else weight.shape[-1]  # type: ignore[union-attr]
     parameter = next(model.parameters())
-    return norm_kind(norm, default_eps(model), width, parameter.dtype, parameter.device)
+    own: Any = unwrap(norm)  # behind the hooks, which would call this again
+    return norm_kind(own, default_eps(model), width, parameter.dtype, parameter.device)
 
 
 def _need(model: nn.Module, names: Any, wanted: tuple[str, ...]) -> None:
