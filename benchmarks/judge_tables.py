@@ -41,8 +41,8 @@ def heading(report: Report) -> str:
     )
 
 
-def short(report: Report, relative: bool) -> str:
-    """One table with few columns, best first by the mean of their ranks."""
+def short(report: Report, relative: bool, only: list[str] | None = None) -> str:
+    """One table with few columns, best first by the mean of their ranks, of some methods or all."""
     frame = report.to_dataframe(relative=relative)
     name = "all tasks" if len(report.tasks) > 1 else report.tasks[0]
     frame = frame[(frame["task"] == name) & frame["metric"].isin(SHORT)]
@@ -50,7 +50,7 @@ def short(report: Report, relative: bool) -> str:
     order = wide.drop(index="random").rank(ascending=False).mean(axis=1).sort_values().index.tolist()
     costs = report.costs_to_dataframe().set_index("method")
     lines = ["| method | " + " | ".join(SHORT) + " | passes |", "|---|" + "---:|" * (len(SHORT) + 1)]
-    for method in [*order, "random"]:
+    for method in [name for name in (*order, "random") if only is None or name in only]:
         cells = frame[frame["method"] == method].set_index("metric")
         best = [method != "random" and cells.loc[m, "value"] == wide.drop(index="random")[m].max() for m in SHORT]
         shown = [
@@ -142,10 +142,11 @@ if __name__ == "__main__":
     parser.add_argument("csv", nargs="+", help="files of the same methods and metrics")
     parser.add_argument("--relative", action="store_true", help="differences of targets as shares of the target")
     parser.add_argument("--short", action="store_true")
+    parser.add_argument("--only", nargs="*", help="methods of the short table")
     parser.add_argument("--write", nargs=2, metavar=("PAGE", "NAME"))
     given = parser.parse_args()
     made = combined([Report.from_csv(path) for path in given.csv])
-    text = short(made, given.relative) if given.short else tables(made, given.relative)
+    text = short(made, given.relative, given.only) if given.short else tables(made, given.relative)
     if given.write:
         write(Path(given.write[0]), given.write[1], text)
     else:

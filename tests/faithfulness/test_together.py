@@ -16,6 +16,7 @@ from tl_norms import faithfulness
 from tl_norms.faithfulness import Report, evaluate, removals, running, tasks
 from tl_norms.faithfulness.methods import Method
 from tl_norms.faithfulness.targets import joined
+from tl_norms.studies.engine.fingerprint import model_facts
 
 if "bridge" not in tiny.KINDS:
     pytest.skip("these models are bridges", allow_module_level=True)
@@ -146,3 +147,12 @@ def test_ten_lines_for_a_new_method(gpt2):
     report = names["report"]
     assert report.methods == ("erasure", "gradient-x-input", "logit_lens", "random") and len(report.full) == 4
     assert np.isfinite(report.values[:, 2, report.cells.index(("SRG", "cut"))]).all()
+
+
+def test_a_run_leaves_nothing_behind_that_a_file_to_resume_from_would_see(gpt2):
+    """Bridges of joint queries, keys and values keep the pattern of their last run."""
+    facts = []
+    for tokens in ([[5, 3, 6]], [[5, 3, 6, 4], [7, 8, 9, 10]]):
+        gpt2(torch.tensor(tokens))
+        facts.append(model_facts(gpt2))
+    assert facts[0] == facts[1]
