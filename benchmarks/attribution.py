@@ -2,41 +2,25 @@
 
 python benchmarks/attribution.py --cases SmolLM2 --lengths 32 128 512 1024 --layers 4
 
-Models of real sizes with random weights, some layers of them: all parts of an attribution but the ends are per layer.
+Models of real sizes with random weights, some layers of them (--layers 0: as many as the model has): all parts of an
+attribution but the ends are per layer.
+
+attribute     one target: all cuts, heads and feed-forwards, checked
+integrated    the same with attention="integrated"
+16 targets    16 logits at once
+edges         of one layer, beside one layer's own attention (queries, keys, values, pattern, output)
+gradients     integrated gradients of the embeddings, by autograd, 20 steps, one target
+memory        the peak of what `attribute` makes, over the activations that it reads
 """
 
-import argparse
-import copy
-import json
-from pathlib import Path
-
 import torch
-from measure import CLOCKS, PeakMemory, table, timed
+from measure import DTYPES, PeakMemory, begin, parser, report, timed
+from models import SIZES, case
 from torch import nn
-from transformer_lens.model_bridge.sources import build_bridge_from_module
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import tl_norms
 
-_VOCABULARY = 1000
 _STEPS = 20
-
-
-def model_of(name: str, layers: int) -> nn.Module:
-    """Random weights; the sizes of benchmarks/models.py."""
-    shared = dict(vocab_size=_VOCABULARY, attn_implementation="eager")
-    torch.manual_seed(0)
-    if name == "BERT-base":
-        model = BertForMaskedLM(BertConfig(num_hidden_layers=layers, max_position_embeddings=1024, **shared))
-    elif name == "GPT-2":
-        model = GPT2LMHeadModel(GPT2Config(n_layer=layers, **shared))
-    else:
-        sizes = dict(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3)
-        model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **sizes, **shared))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def integrated_gradients(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -51,69 +35,73 @@ def integrated_gradients(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor
     return (total / _STEPS * embedded).sum(-1)[0]
 
 
-def measure(name: str, lengths: list[int], layers: int, rounds: int, clock: str) -> list[dict[str, object]]:
+def measure(name: str, options) -> list[dict[str, object]]:
     """One row per length."""
-    plain = model_of(name, layers)
-    wrapped = copy.deepcopy(plain)
-    bridge = build_bridge_from_module(wrapped, type(plain).__name__, hf_config=wrapped.config)
+    layers = options.layers or SIZES[name].layers
+    model = case(name, layers, options.device, DTYPES[options.dtype])
     target = tl_norms.logit(7)
     many = [tl_norms.logit(token) for token in range(16)]
-    hooks, rows = tl_norms.required_hooks(bridge, target=target), []
-    for n in lengths:
-        tokens = torch.randint(5, _VOCABULARY, (1, n), generator=torch.Generator().manual_seed(n))
-        cache = bridge.run_with_cache(tokens, names_filter=hooks)[1]
+    rows = []
+    for n in options.lengths:
+        tokens, cache = model.tokens(n), model.cache(n)
         kept = sum({t.data_ptr(): t.nbytes for t in cache.cache_dict.values() if isinstance(t, torch.Tensor)}.values())
         found = tl_norms.attribute(cache, target)
         contenders = {
-            "forward": lambda t=tokens: plain(t),
+            "forward": lambda t=tokens: model.plain(t),
             "attribute": lambda c=cache: tl_norms.attribute(c, target),
             "integrated": lambda c=cache: tl_norms.attribute(c, target, attention="integrated"),
             "16 targets": lambda c=cache: tl_norms.attribute(c, many),
             "edges": lambda a=found: a.edges(0),
-            "gradients": lambda t=tokens: integrated_gradients(plain, t),
+            "attention": attention_of(model.layer, tokens, model),
+            "gradients": lambda t=tokens: integrated_gradients(model.plain, t),
         }
-        seconds = timed(contenders, rounds=rounds, clock=clock)
+        if n > options.slowest:
+            del contenders["gradients"]
+        seconds = timed(contenders, rounds=options.rounds, clock=options.clock, budget=options.budget)
         with PeakMemory() as memory:
             tl_norms.attribute(cache, target)
+        with PeakMemory() as more:
+            tl_norms.attribute(cache, target, attention="integrated")
+        forward = seconds["forward"]
         rows.append(
             {
                 "model": name,
                 "layers": layers,
                 "n": n,
-                "forward s": seconds["forward"],
-                "attribute s": seconds["attribute"],
-                "attribute / forward": seconds["attribute"] / seconds["forward"],
-                "softmaxes integrated / forward": seconds["integrated"] / seconds["forward"],
-                "16 targets / forward": seconds["16 targets"] / seconds["forward"],
-                "edges of a layer / forward of a layer": seconds["edges"] / (seconds["forward"] / layers),
-                "integrated gradients / forward": seconds["gradients"] / seconds["forward"],
+                "forward ms": 1e3 * forward,
+                "attribute / forward": seconds["attribute"] / forward,
+                "integrated / forward": seconds["integrated"] / forward,
+                "16 targets / forward": seconds["16 targets"] / forward,
+                "edges / attention": seconds["edges"] / seconds["attention"],
+                "gradients / forward": seconds.get("gradients", float("nan")) / forward,
                 "memory / cache": memory.peak / kept,
+                "integrated memory / cache": more.peak / kept,
                 "error": float(found.error.max()),
             }
         )
+        print(*rows[-1].values(), flush=True)
     return rows
 
 
+def attention_of(layer: nn.Module, tokens: torch.Tensor, model):
+    """The layer's own attention module on what it is really given."""
+    module = next(part for name, part in layer.named_modules() if name in ("attention", "attn", "self_attn"))
+    given: list[tuple[tuple, dict]] = []
+    handle = module.register_forward_pre_hook(lambda _, a, k: given.append((a, k)), with_kwargs=True)
+    model.plain(tokens, **({} if model.plain.config.model_type == "bert" else {"use_cache": False}))
+    handle.remove()
+    ((args, kwargs),) = given
+    return lambda: module(*args, **kwargs)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time and memory of attributions.")
-    parser.add_argument(
-        "--cases", nargs="+", choices=["BERT-base", "GPT-2", "SmolLM2"], default=["BERT-base", "GPT-2", "SmolLM2"]
-    )
-    parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128, 512, 1024])
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.set_grad_enabled(False)
-    rows = []
-    for name in options.cases:
-        rows += measure(name, options.lengths, options.layers, options.rounds, options.clock)
-    print(table(rows))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    options = parser("Time and memory of attributions.", ["GPT-2", "SmolLM2", "BERT-base"], [32, 128, 512, 1024])
+    options.add_argument("--layers", type=int, default=4, help="0: as many as the model has")
+    options.add_argument("--slowest", type=int, default=1024, help="longest sequence for integrated gradients")
+    options.add_argument("--budget", type=float, default=60.0, help="seconds for each contender")
+    options = options.parse_args()
+    begin(options)
+    report([row for name in options.cases for row in measure(name, options)], options)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ sketch     ffn_maps(cache, sketch=64), an estimate
 plain      the same maps query by query: v W_in, times the coefficients, W_out, residual, norm, lengths
 W_out      the time that the products with W_out alone would take, one per pair (causal: j <= i), at the matrix
            product rate measured in the same run
+needed     W_out, and what makes the neurons: every head's output weights through W_in, and the values through those
+           (gated: twice), and H products per pair and neuron that mix them
 """
 
-import argparse
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from measure import CLOCKS, PeakMemory, matrix_rate, table, timed
-from models import CASES, Case
+from measure import DTYPES, PeakMemory, begin, matrix_rate, parser, report, timed
+from models import CASES, SIZES, Case, case
 from torch import Tensor, nn
 
 import tl_norms
@@ -36,8 +35,8 @@ class Layer:
     last: nn.Module | None = None  # behind the feed-forward's residual: a post-norm block
 
 
-def layer_of(name: str, case: Case) -> Layer:
-    layer = case.layer
+def layer_of(name: str, model: Case) -> Layer:
+    layer = model.layer
     if name == "BERT-base":
         into, last = layer.intermediate, layer.output
         norm, inside = layer.attention.output.LayerNorm, (into.dense.weight.T,)
@@ -85,32 +84,35 @@ def plain_maps(cache, layer: Layer, scopes: tuple[str, ...], totals: dict[str, T
     return maps
 
 
-def measure(name: str, lengths: list[int], rounds: int, clock: str, slowest: int) -> list[dict[str, object]]:
-    """One row per length; the plain implementation is left out beyond `slowest`."""
-    case, rows = CASES[name](), []
-    layer, chain = layer_of(name, case), tl_norms.scopes(case.bridge)
+def measure(name: str, options) -> list[dict[str, object]]:
+    """One row per length; the plain implementation is left out beyond `--slowest`."""
+    dtype, clock, size = DTYPES[options.dtype], options.clock, SIZES[name]
+    model, rows = case(name, 1, options.device, dtype), []
+    layer, chain = layer_of(name, model), tl_norms.scopes(model.bridge)
     n_weights = layer.out.numel()
-    for n in lengths:
-        filters = [*tl_norms.required_hooks(case.bridge, "all"), "blocks.0.hook_in"]
-        _, cache = case.bridge.run_with_cache(case.tokens(n), names_filter=filters)
+    for n in options.lengths:
+        filters = [*tl_norms.required_hooks(model.bridge, "all"), "blocks.0.hook_in"]
+        _, cache = model.bridge.run_with_cache(model.tokens(n), names_filter=filters)
         totals = {scope: tl_norms.decompose(cache, 0, scope).total()[0] for scope in chain}
         contenders = {
             "tl_norms": lambda c=cache: tl_norms.ffn_maps(c),
             "sketch": lambda c=cache: tl_norms.ffn_maps(c, sketch=64),
-            "forward": case.layer_forward(n),
+            "forward": model.layer_forward(n),
         }
-        if n <= slowest:
+        if n <= options.slowest:
             norms = tl_norms.ffn_maps(cache)
             for scope, slow in plain_maps(cache, layer, norms.scopes, totals).items():
                 torch.testing.assert_close(norms[scope][0, 0], slow, rtol=1e-3, atol=1e-5)
             contenders["plain"] = lambda c=cache, s=norms.scopes, t=totals: plain_maps(c, layer, s, t)
-        rate = matrix_rate(clock=clock)
-        found = timed(contenders, rounds=rounds, clock=clock)
-        rate = (rate + matrix_rate(clock=clock)) / 2
+        rate = matrix_rate(clock=clock, device=options.device, dtype=dtype)
+        found = timed(contenders, rounds=options.rounds, clock=clock)
+        rate = (rate + matrix_rate(clock=clock, device=options.device, dtype=dtype)) / 2
         with PeakMemory() as memory:
             tl_norms.ffn_maps(cache)
-        n_pairs = n * n if name == "BERT-base" else n * (n + 1) / 2
-        needed = 2 * n_pairs * n_weights / rate
+        n_pairs = size.pairs(n)
+        w_out = 2 * n_pairs * n_weights / rate
+        heads_through = min(n * size.heads, size.d_model + n) * size.d_model  # every head vector, or the weights first
+        neurons = 2 * size.d_mlp * (size.matrices - 1) * (heads_through + size.heads * n_pairs) / rate
         plain = found.get("plain", float("nan"))
         rows.append(
             {
@@ -121,34 +123,24 @@ def measure(name: str, lengths: list[int], rounds: int, clock: str, slowest: int
                 "plain s": plain,
                 "forward s": found["forward"],
                 "faster than plain": plain / found["tl_norms"],
-                "W_out s": needed,
-                "W_out share": needed / found["tl_norms"],
+                "W_out s": w_out,
+                "W_out share": w_out / found["tl_norms"],
+                "share of the matrix rate": (w_out + neurons) / found["tl_norms"],
                 "GFLOP/s peak": rate / 1e9,
                 "us per pair": found["tl_norms"] / n_pairs * 1e6,
                 "memory MB": memory.peak / 1e6,
             }
         )
+        print(*rows[-1].values(), flush=True)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time and memory of feed-forward maps, one layer.")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--lengths", nargs="+", type=int, default=[128, 256, 512])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--slowest", type=int, default=512, help="longest sequence for the plain implementation")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.set_grad_enabled(False)
-    rows = []
-    for name in options.cases:
-        rows += measure(name, options.lengths, options.rounds, options.clock, options.slowest)
-    print(table(rows))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    options = parser("Time and memory of feed-forward maps, one layer.", CASES, [128, 256, 512])
+    options.add_argument("--slowest", type=int, default=512, help="longest sequence for the plain implementation")
+    options = options.parse_args()
+    begin(options)
+    report([row for name in options.cases for row in measure(name, options)], options)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,16 @@
-"""Time and memory: contenders take turns, so that a busy machine slows all of them alike."""
+"""Options, time, memory and tables of all benchmarks.
 
+Contenders take turns, so that a busy machine slows all of them alike.
+"""
+
+import argparse
+import json
+import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -10,6 +18,58 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: for one thread on a machine that others use
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parser(description: str, cases: Iterable[str], lengths: list[int]) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--cases", nargs="+", choices=list(cases), default=list(cases))
+    made.add_argument("--lengths", nargs="+", type=int, default=lengths)
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: processor time, with --threads 1")
+    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    made.add_argument("--dtype", choices=list(DTYPES), default="float32")
+    made.add_argument("--json", type=Path, help="where to write the rows too")
+    return made
+
+
+def begin(options: argparse.Namespace) -> None:
+    """Threads; no autograd."""
+    torch.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+
+
+def machine(options: argparse.Namespace) -> str:
+    """One line: the device, its dtype and threads, and the versions of what runs."""
+    where = torch.device(options.device)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else _processor()
+    threads = "" if where.type == "cuda" else f", {options.threads} threads"
+    names = ("torch", "transformers", "transformer-lens", "tl-norms")
+    versions = ", ".join(f"{package} {version(package)}" for package in names)
+    return f"{name}, {options.dtype}{threads}, {options.clock} clock; Python {platform.python_version()}, {versions}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def report(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
+    """The machine and a table to the screen; also a file, if one was asked for."""
+    print(f"{machine(options)}\n\n{table(rows)}")
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(options), "rows": rows}, indent=1) + "\n")
+
+
+def waited() -> None:
+    """Until a graphics card has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def timed(
@@ -24,21 +84,25 @@ def timed(
     for _ in range(rounds + 1):
         for name, run in contenders.items():
             if sum(seconds[name]) < budget:
-                begin = now()
+                waited()
+                start = now()
                 run()
-                seconds[name].append(now() - begin)
+                waited()
+                seconds[name].append(now() - start)
     return {name: statistics.median(values[1:] or values) for name, values in seconds.items()}
 
 
-def matrix_rate(*, clock: str = "wall", size: int = 2048, rounds: int = 5) -> float:
-    """This machine's float32 matrix product, in floating point operations per second: the best of several."""
-    now = CLOCKS[clock]
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    best = float("inf")
-    for _ in range(rounds):
-        begin = now()
-        left @ right
-        best = min(best, now() - begin)
+def matrix_rate(
+    *,
+    clock: str = "wall",
+    size: int = 2048,
+    rounds: int = 5,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """This machine's matrix product, in floating point operations per second: the best of several."""
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
+    best = min(timed({"product": lambda: left @ right}, rounds=1, clock=clock)["product"] for _ in range(rounds))
     return 2 * size**3 / best
 
 

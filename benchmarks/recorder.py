@@ -2,6 +2,7 @@
 
     python benchmarks/recorder.py                        # the curve: 2 to 32 layers
     python benchmarks/recorder.py --long 4096            # size of SmolLM2-135M-Instruct, one input of 4096 tokens
+    python benchmarks/recorder.py --long 8192 --layers 2 --threads 1 --runs maps      # two of its layers
 
 What is compared on the same random Llama-like model:
 
@@ -80,34 +81,42 @@ def recorded(model: nn.Module, tokens: torch.Tensor, keep) -> tl_norms.NormRecor
     return recorder
 
 
-def long_input(n: int) -> list[dict[str, object]]:
-    """One long input through a model of SmolLM2-135M-Instruct's size."""
-    model = model_of(30, width=576, heads=9, groups=3, hidden=1536)
+def long_input(n: int, layers: int, runs: list[str]) -> list[dict[str, object]]:
+    """One long input through layers of SmolLM2-135M-Instruct's size."""
+    model = model_of(layers, width=576, heads=9, groups=3, hidden=1536)
     tokens = torch.arange(n)[None] % 1000
-    rows = []
-    for name, run in {
+    contenders = {
         "forward": lambda: model(tokens),
-        "recorder, ratios": lambda: recorded(model, tokens, "mixing_ratio"),
-        "recorder, reduced maps": lambda: recorded(model, tokens, reduced),
-    }.items():
-        begin = time.perf_counter()
-        run()
-        seconds = time.perf_counter() - begin
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # grows only: the contenders are in its order
-        rows.append({"n": n, "run": name, "seconds": seconds, "peak resident GB": peak})
+        "ratios": lambda: recorded(model, tokens, "mixing_ratio"),
+        "maps": lambda: recorded(model, tokens, reduced),
+    }
+    rows = []
+    for name in runs:
+        begin = time.process_time()
+        contenders[name]()
+        seconds = time.process_time() - begin
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # grows only: the contenders are in its order
+        rows.append({"n": n, "layers": layers, "run": name, "processor s": seconds, "peak resident GiB": peak})
+        print(*rows[-1].values(), flush=True)
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Memory of norms during the forward pass.")
-    parser.add_argument("--layers", nargs="+", type=int, default=[2, 4, 8, 16, 32])
+    parser.add_argument("--layers", nargs="+", type=int, help="2 to 32 for the curve, 30 for a long input")
     parser.add_argument("--n", type=int, default=512)
     parser.add_argument("--long", type=int, help="one input of this many tokens instead of the curve")
+    parser.add_argument(
+        "--runs", nargs="+", choices=["forward", "ratios", "maps"], default=["forward", "ratios", "maps"]
+    )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
-    print(table(long_input(options.long) if options.long else curve(options.layers, options.n)))
+    if options.long:
+        print(table(long_input(options.long, *(options.layers or [30]), options.runs)))
+    else:
+        print(table(curve(options.layers or [2, 4, 8, 16, 32], options.n)))
 
 
 if __name__ == "__main__":

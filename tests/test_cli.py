@@ -208,13 +208,26 @@ def test_check_prints_errors_of_layers_and_scopes(embedded):
     assert "attribution of mean of the last stream: complete, largest error over the cuts" in " ".join(out.split())
     found = json.loads(called("--check", "a-model", "--json")[1])["attribution"]
     assert found["refused"] is None and len(found["error"]) == 7 and 0 < max(found["error"]) < 1e-5
+    assert 0 < found["forward"] < 1e-5 and "tokens walked forward differ by" in " ".join(out.split())
+
+
+def test_check_finds_tokens_that_walk_another_way(embedded, monkeypatch):
+    attribute = tl_norms.attribute
+
+    def off(*arguments, **options):
+        found = attribute(*arguments, **options)
+        return replace(found, stream=found.stream * torch.linspace(1, 1.01, found.stream.shape[-1]))
+
+    monkeypatch.setattr("tl_norms.cli.whole.attribute", off)
+    status, out, _ = called("--check", "a-model")
+    assert status == 1 and "attribution of mean of the last stream: NOT complete" in " ".join(out.split())
 
 
 def test_check_says_why_there_is_no_attribution(embedded, monkeypatch):
     def refuse(*_, **__):
         raise tl_norms.UnsupportedArchitectureError("the component 'blocks.0.weird'\nis not understood")
 
-    monkeypatch.setattr("tl_norms.cli.why.attribution_hooks", refuse)
+    monkeypatch.setattr("tl_norms.cli.whole.attribution_hooks", refuse)
     status, out, err = called("--check", "a-model")
     assert (status, err) == (0, "")  # the norms are complete all the same
     assert "attribution: refused: the component 'blocks.0.weird' is not understood" in " ".join(out.split())
@@ -228,7 +241,7 @@ def test_check_finds_an_attribution_that_does_not_add_up(embedded, monkeypatch):
         found = attribute(*arguments, **options)
         return replace(found, error=found.error + torch.tensor([0, 0, 0.01, 0, 0, 0, float("nan")]))
 
-    monkeypatch.setattr("tl_norms.cli.why.attribute", off)
+    monkeypatch.setattr("tl_norms.cli.whole.attribute", off)
     status, out, _ = called("--check", "a-model")
     assert status == 1 and "NOT complete, largest error over the cuts nan" in " ".join(out.split())
 

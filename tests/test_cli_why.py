@@ -22,6 +22,9 @@ class Words:
         encoded.input_ids = encoded["input_ids"]
         return encoded
 
+    def encode(self, text, add_special_tokens=True):
+        return [int(word) for word in text.split()]
+
     def decode(self, ids):
         return " ".join(map(str, ids))
 
@@ -84,3 +87,41 @@ def test_options_that_do_not_fit_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         parse(arguments)
     assert "--why" in capsys.readouterr().err or "--logit" in " ".join(arguments)
+
+
+@pytest.mark.parametrize("attention", [None, "held", "integrated"])
+@pytest.mark.parametrize("baseline", [None, "17", "#17"])
+def test_attention_and_baseline_are_those_of_attribute(model, attention, baseline):
+    options = {name: value for name, value in (("attention", attention), ("baseline", baseline)) if value is not None}
+    found = why.explained(model.model, "3 17 5 20", token="7", **options).attribution
+    with torch.no_grad():
+        cache = model.model.run_with_cache(torch.tensor([[3, 17, 5, 20]]))[1]
+    rules = {"attention": attention or "held", "baseline": None if baseline is None else 17}
+    expected = tl_norms.attribute(cache, tl_norms.logit(7), **rules)
+    assert torch.equal(found.tokens, expected.tokens) and torch.equal(found.offset, expected.offset)
+    assert (found.nodes == ()) == (attention != "integrated") or all(nodes > 1 for nodes in found.nodes)
+
+
+def test_attention_and_baseline_on_the_command_line(minilm, capsys):
+    arguments = ["--why", "--like", "A set of keys", "--json", "The keys to the cabinet"]
+    found = {}
+    for name, more in {
+        "held": [],
+        "integrated": ["--attention", "integrated"],
+        "baseline": ["--attention", "integrated", "--baseline", "[MASK]"],
+    }.items():
+        assert main([*arguments[:3], *more, *arguments[3:]]) == 0
+        numbers = found[name] = json.loads(capsys.readouterr().out)
+        total = sum(token["value"] for token in numbers["tokens"]) + numbers["offset"]
+        assert total == pytest.approx(numbers["value"], abs=1e-5) and max(numbers["error"]) < 2e-5
+    values = [[token["value"] for token in numbers["tokens"]] for numbers in found.values()]
+    assert values[0] != values[1] != values[2]
+    assert found["held"]["value"] == pytest.approx(found["integrated"]["value"], abs=1e-6)
+    assert main([*arguments[:3], "--baseline", "no such token", *arguments[3:]]) == 2
+    assert "token" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(["--why", "--attention", "wrong", "text"])
+    assert "integrated" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(["--attention", "integrated", "text"])
+    assert "--attention belongs to --why" in capsys.readouterr().err

@@ -267,7 +267,7 @@ def test_a_cross_attention_that_was_edited_does_not_add_up(marian):
 
 
 def test_metrics_compare_both_sequences(marian):
-    """Contextualization change and amplification behind cross-attention: over all pairs that exist, by hand."""
+    """Contextualization change and amplification after cross-attention: over all pairs that exist, by hand."""
     stats = pytest.importorskip("scipy.stats")
     from tl_norms import metrics
 

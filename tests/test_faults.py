@@ -8,10 +8,12 @@ returned has changed.
 import dataclasses
 import importlib
 import pkgutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import torch
 from architectures import zoo
 from tiny import KINDS, make
 from torch import Tensor
@@ -146,6 +148,70 @@ NAMES = [
     "BartForConditionalGeneration",
     "AfmoeForCausalLM",
 ]
+
+
+def zeroed(value, path: tuple, last: bool):
+    return _replaced(value, path, torch.zeros_like)
+
+
+def shifted(value, path: tuple, last: bool):
+    return _replaced(value, path, lambda one: one.roll(1, -1))
+
+
+def _replaced(value, path: tuple, by):
+    """The same with one tensor replaced."""
+    if path:
+        return tuple(_replaced(one, path[1:], by) if n == path[0] else one for n, one in enumerate(value))
+    return by(value)
+
+
+def of_attribution(found) -> list[Tensor]:
+    parts = [found.value, found.tokens, found.stream, found.offset, found.heads, found.ffn, found.bypass]
+    parts += [part for part in (found.queries, found.keys, found.values) if part is not None]
+    return [*parts, *(found.edges(layer) for layer in found.layers)]
+
+
+def of_direct(found) -> list[Tensor]:
+    return [found.value, found.embed, found.heads, found.ffn, found.offset]
+
+
+def of_propagation(found) -> list[Tensor]:
+    return [found.norms, found.remainder_norms]
+
+
+ANALYSES = {
+    "attribute": (tl_norms.attribute, {}, of_attribution),
+    "attribute, integrated": (tl_norms.attribute, {"attention": "integrated"}, of_attribution),
+    "direct_attribution": (tl_norms.direct_attribution, {}, of_direct),
+    "propagate": (tl_norms.propagate, {}, of_propagation),
+}
+
+
+@pytest.mark.parametrize("name, fault", [("bert", zeroed), ("llama_gqa", shifted)], ids=["zero", "shift"])
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_nor_one_of_another_kind_in_another_analysis(analysis, name, fault, monkeypatch):
+    cache, _ = case(name)
+    function, options, numbers_of = ANALYSES[analysis]
+    width = cache["blocks.0.hook_in"].shape[-1]
+    target = tl_norms.direction(torch.linspace(-1, 1, width, dtype=torch.float64))
+    given = (cache,) if analysis == "propagate" else (cache, target)
+
+    def call() -> list[Tensor]:
+        return numbers_of(function(*given, **options))
+
+    wanted, places = call(), sites(call)
+    monkeypatch.setattr(sys.modules[__name__], "changed", fault)
+    silent, refused = [], 0
+    for site in places:
+        try:
+            found = with_fault(call, site, False)
+        except tl_norms.TLNormsError:
+            refused += 1
+            continue
+        if differs(found, wanted):
+            silent.append(f"{site[0].__name__}.{site[2]}{list(site[3]) or ''} (construction {site[1]})")
+    assert refused > len(places) // 4, "hardly any fault had an effect"
+    assert not silent, f"{len(silent)} of {len(places)} faults came back as numbers: {', '.join(silent)}"
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["largest row", "last row"])

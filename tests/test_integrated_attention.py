@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from tl_norms.linear.carry.forward import from_position
 from tl_norms.linear.heads import JoinHeads, Rotary
 from tl_norms.linear.hold import NormWeights, hold_norm
 from tl_norms.linear.integrated_attention import hold_integrated_attention
-from tl_norms.linear.operators import Chain, Mixing, Projection, SplitHeads, applied
+from tl_norms.linear.operators import Chain, Mixing, Projection, Scaling, SplitHeads, applied
 from tl_norms.linear.softmax_path import nodes_needed, softmax_path
 
 B, N, D, KV, GROUP, E = 2, 7, 12, 2, 2, 6
@@ -141,6 +142,30 @@ def test_transpose_is_the_adjoint(head):
         torch.testing.assert_close((op(z) * g).sum(), (z * op.transpose(g)).sum(), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("first", [1, 4])
+def test_positions_are_cut_off(head, first):
+    """What stands at `first` or later gives the later positions what it gives them in the whole: all operators."""
+    if head.kind in ("cross", "encoder"):
+        pytest.skip("positions before a source are reached")
+    op, join = head.held[0], JoinHeads(torch.randn(H, E, D).double(), None, torch.rand(B, N, H, 1).double())
+    z = torch.randn(3, *head.x.shape, dtype=torch.float64)
+    z[:, :, :first] = 0
+    chain = Chain((op, join))
+    assert not chain(z)[:, :, :first].any()
+    cut = from_position(chain, first)
+    torch.testing.assert_close(cut(z[:, :, first:]), chain(z)[:, :, first:], rtol=0, atol=1e-12)
+    g = torch.randn(3, B, N - first, H, E, dtype=torch.float64)  # cut operators have an adjoint too
+    op, y = cut.steps[0], z[:, :, first:]
+    torch.testing.assert_close((op(y) * g).sum(), (y * op.transpose(g)).sum(), rtol=0, atol=1e-9)
+
+
+def test_a_number_per_position_is_cut_off():
+    """Queries scaled by their position: [pos 1 1] beside heads."""
+    scaling = Scaling(torch.arange(1.0, N + 1).double()[:, None, None])
+    z = torch.randn(3, B, N, H, E, dtype=torch.float64)
+    torch.testing.assert_close(from_position(scaling, 3)(z[:, :, 3:]), scaling(z)[:, :, 3:])
+
+
 def test_credits_are_the_mean_gradient_of_the_true_softmax_along_the_path(head):
     """200 nodes, autograd of the real function at (t s, t v)."""
     scores, g = head.scores(head.q, head.k), torch.randn(B, N, H, E, dtype=torch.float64)
@@ -257,6 +282,17 @@ def test_masks_written_as_numbers_count_as_masks():
     for number in (-1e9, torch.finfo(torch.float32).min):
         found = softmax_path(logits.masked_fill(~CAUSAL, number))
         assert torch.equal(found.mean, wanted.mean) and len(found.nodes) == len(wanted.nodes)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotary_of_the_last_columns(interleaved):
+    """Latent attention turns the last columns of every head: those of a rotary embedding of these alone."""
+    generator = torch.Generator().manual_seed(3)
+    x, g = (torch.randn(2, 5, 3, 7, dtype=torch.float64, generator=generator) for _ in range(2))
+    angles = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    last, alone = (Rotary(angles.cos(), angles.sin(), interleaved, last) for last in (True, False))
+    assert torch.equal(last(x), torch.cat([x[..., :3], alone(x[..., 3:])], -1))
+    torch.testing.assert_close((last.transpose(g) * x).sum(), (g * last(x)).sum())
 
 
 def test_rotary_as_models_have_it():

@@ -116,6 +116,12 @@ RESULTS = {
     "ComposedMaps": lambda: tl_norms.methods.alti(tiny.make("bert", KIND).cache()),
     "InformationFlow": lambda: tl_norms.methods.information_flow(tiny.make("gpt2", KIND).cache()),
     "BlockNorms of shares": lambda: tl_norms.block_norms(tiny.make("gpt2", KIND).cache(), measure="share"),
+    "TokenNorms": lambda: tl_norms.propagate(tiny.make("gpt2", KIND).cache()).without_vectors(),
+    "TokenNorms along directions": lambda: tl_norms.propagate(
+        tiny.make("bert", KIND).cache(), measure=tl_norms.Onto(torch.ones(2, tiny.D_MODEL)), start=1
+    ).without_vectors(),
+    "TokenNorms of an encoder-decoder": lambda: tl_norms.propagate(encoder_decoder()).without_vectors(),
+    "DecompX": lambda: tl_norms.methods.decompx(tiny.make("bert", KIND).cache(), TARGET),
     "Ranking": lambda: attribute(tiny.make("gpt2", KIND).cache(), TARGET).top(4),
 }
 
@@ -167,6 +173,18 @@ def test_a_file_gives_the_result_back(result, tmp_path):
     again = tl_norms.load(tmp_path / "result.safetensors")
     same(result.for_storage(), again)
     assert repr(again) == repr(result)
+
+
+def test_files_and_pickles_of_token_norms_hold_no_run(tmp_path):
+    found = tl_norms.propagate(tiny.make("gpt2", KIND).cache())
+    vectors = found.vectors(-1)
+    found.save(tmp_path / "norms")
+    for kept in (tl_norms.load(tmp_path / "norms"), pickle.loads(pickle.dumps(found))):
+        same(kept, found.without_vectors())
+        for read in (lambda kept=kept: kept.vectors(-1), lambda kept=kept: kept.logits(3)):
+            with pytest.raises(tl_norms.UnknownOptionError, match=r"propagate\(cache\) again"):
+                read()
+    assert torch.equal(found.cpu().vectors(-1), vectors) and found.to("meta").norms.is_meta
 
 
 def test_a_pickle_gives_the_result_back(result):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import alignment as alignment
     from . import faithfulness as faithfulness
+    from . import methods as methods
     from . import metrics as metrics
     from . import plot as plot
     from . import studies as studies
@@ -71,6 +72,9 @@ if TYPE_CHECKING:
         value_norms,
         value_vectors,
         weighted_value_norms,
+    )
+    from .past import (
+        with_past_values,
     )
     from .projections import (
         project_heads,
@@ -159,6 +163,7 @@ __all__ = [
     "value_norms",
     "value_vectors",
     "weighted_value_norms",
+    "with_past_values",
 ]
 
 _HOME = {
@@ -213,6 +218,7 @@ _HOME = {
     "value_norms": "norms",
     "value_vectors": "norms",
     "weighted_value_norms": "norms",
+    "with_past_values": "past",
     "BlockNorms": "results",
     "CrossNorms": "cross",
     "Decomposition": "decomposition",

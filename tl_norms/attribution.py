@@ -15,17 +15,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attribution_result import Attribution, DirectAttribution, shape_of
-from .backward import carry_back, raise_if_off, relative_error
+from .backward import carry_back
 from .baseline import Baseline, references
-from .blocks.activations import Activations, check_cache
-from .blocks.masks import pass_masks
-from .labels import id_hook, model_name, strings_of_ids
-from .linear.carry.direction import direct_through
+from .credit_checks import raise_if_off, relative_error
+from .held_run import map_of, run_keeping
+from .labels import checked_tokens, given_strings, model_name, strings_of_ids
+from .linear.carry.direction import by_key, direct_through
 from .linear.edits import Edits
 from .linear.hold import Rule
-from .model_map import AttentionRule, ModelMap, hold_model, map_hooks
+from .model_map import AttentionRule, ModelMap
 from .names import is_post_norm
-from .plan import reader_of
+from .options import one_of
 from .read_targets import read_targets, top_two
 from .targets import Target, TargetError, logit
 
@@ -67,7 +67,7 @@ def attribute(
             each branch), "gate" (act(G) held, all to the up branch), "drop" (nothing passes: all of it is offset)
         edits: of a run that hooks changed: "refuse", "replace" (a multiple scales what was there, anything else takes
             its place and belongs to the offset) or "add" (what was there stays, the difference is offset); with a full
-            cache. The result lists them
+            cache, or one of `required_hooks(model, target=..., edits=...)`. The result lists them
         mask: attention mask, [batch pos], needed if the batch is padded
         source_mask: the encoder's, of an encoder-decoder
         token_strings: what to call the positions; by default the tokenizer's strings, if the cache holds the token ids
@@ -87,7 +87,9 @@ def attribute(
         >>> target = tl_norms.logit(" are") - tl_norms.logit(" is")             # doctest: +SKIP
         >>> tl_norms.attribute(cache, target).tokens                            # doctest: +SKIP
     """
+    one_of("check", check, (True, False))
     model_map, targets = _held(cache, target, ff, mask, source_mask, attention, edits)
+    strings = _strings(cache, token_strings, model_map)
     ending = read_targets(model_map, targets)
     credit = carry_back(model_map, ending, check, references(model_map, baseline))
     return Attribution.of(
@@ -95,7 +97,7 @@ def attribute(
         target_names=tuple(t.name for t in targets),
         single=isinstance(target, Target),
         has_batch=model_map.activations.has_batch,
-        token_strings=_strings(cache, token_strings),
+        token_strings=strings,
         model_name=model_name(cache.model),
         tolerance=model_map.stack.tolerance if check else float("inf"),
         edits=model_map.edits,
@@ -108,6 +110,7 @@ def direct_attribution(
     target: Target | Sequence[Target],
     *,
     attention: AttentionRule = "held",
+    edits: Edits = "refuse",
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
     check: bool = True,
@@ -120,7 +123,9 @@ def direct_attribution(
     In post-norm models only the last block writes directly: the rest is `embed`, what enters it.
 
     Args:
-        cache, target, mask, source_mask, check: as for `attribute`; targets at the last stream only
+        cache, target, edits, mask, source_mask, check: as for `attribute`; a target that reads the stream before the
+            first layer that writes directly is refused. With edits, what a hook put in place of something is in the
+            offset, but for what it put in place of a feed-forward's output, which is that layer's
         attention: "held" credits a key with what was moved from it; "integrated" also with what its logits did to the
             pattern (a sink's own logit is in the offset)
 
@@ -129,25 +134,39 @@ def direct_attribution(
         which add up to `value` [*batch].
 
     Raises:
+        TargetError: also for a target that reads an earlier stream of a post-norm model.
         As `attribute`.
 
     Example:
         >>> tl_norms.direct_attribution(cache, tl_norms.logit(" are")).heads.sum(-1)   # doctest: +SKIP
     """
-    model_map, targets = _held(cache, target, "ig", mask, source_mask, attention)
+    one_of("check", check, (True, False))
+    model_map, targets = _held(cache, target, "ig", mask, source_mask, attention, edits)
     ending = read_targets(model_map, targets)
     stack = model_map.stack
     chain = next(block.scopes for block in reversed(stack.reader.blocks()) if block is not None)
     first = stack.n_layers - 1 if is_post_norm(chain) else 0
+    if min(ending.covectors) < first:
+        raise TargetError(
+            f"the target reads the stream entering layer {min(ending.covectors)}, but in a post-norm model only the "
+            f"last layer writes directly: nothing before layer {first} is told apart. Call attribute(cache, target)."
+        )
     g, offset = ending.at(stack.n_layers), ending.constant
     n, b = ending.value.shape
     heads: list[Tensor | None] = [None] * stack.n_layers
     crossing: list[Tensor | None] = [None] * stack.n_layers
     ffn = ending.value.new_zeros(stack.n_layers, n, b)
     for number in range(stack.n_layers - 1, first - 1, -1):
-        credit = direct_through(stack.layer(number), g)
+        layer = stack.layer(number)
+        credit = direct_through(layer, g)
         offset = offset + credit.offset
-        heads[number], crossing[number], ffn[number] = credit.heads, credit.crossing_heads, credit.ffn
+        for found, attended, attention in (
+            (heads, credit.attended, layer.attention),
+            (crossing, credit.crossed, layer.crossing),
+        ):
+            found[number] = None if attended is None or attention is None else by_key(attended, attention)
+        for wrote in credit.feed_forwards:
+            ffn[number] += wrote.by_position().sum(-1)
         g = credit.entering + (ending.covectors[number] if number in ending.covectors else 0)
     embed = (g * stack.stream(first)).sum(-1)
     own, crossed = (_filled(part, ending.value) for part in (heads, crossing))
@@ -170,6 +189,7 @@ def direct_attribution(
         offset=shape(offset, 0),
         error=error[0] if single else error,
         source_heads=None if crossed is None else shape(crossed, 1),
+        edits=model_map.edits,
         target_name=targets[0].name if single else tuple(t.name for t in targets),
         model_name=model_name(cache.model),
     )
@@ -205,12 +225,7 @@ def run_with_attribution(
     Example:
         >>> logits, why = tl_norms.run_with_attribution(model, text, target=tl_norms.logit(" are"))  # doctest: +SKIP
     """
-    names = attribution_hooks(model, edits=edits != "refuse")
-    with torch.no_grad():
-        decoder = any(block.cross() is not None for block in reader_of(model).blocks() if block is not None)
-        pass_masks(model, model_kwargs, mask, source_mask, decoder)
-        run: Any = model.run_with_cache
-        output, cache = run(*model_args, names_filter=names, **model_kwargs)
+    output, cache = run_keeping(model, model_args, model_kwargs, mask, source_mask, edits)
     return output, attribute(
         cache,
         target,
@@ -241,8 +256,7 @@ def top_target(cache, at: int = -1, *, mask: Tensor | None = None, source_mask: 
     Example:
         >>> tl_norms.attribute(cache, tl_norms.top_target(cache))               # doctest: +SKIP
     """
-    check_cache(cache)
-    model_map = _map(cache, mask, source_mask)
+    model_map = map_of(cache, mask, source_mask)
     pairs = set(top_two(model_map, at))
     if len(pairs) > 1:
         raise TargetError(
@@ -260,24 +274,8 @@ def top_target(cache, at: int = -1, *, mask: Tensor | None = None, source_mask: 
 @torch.no_grad()
 def last_stream(cache) -> Float[Tensor, "batch pos d_model"]:
     """What leaves the last block, which directions at `layer=None` are read off."""
-    check_cache(cache)
-    stack = _map(cache, None, None).stack
+    stack = map_of(cache, None, None).stack
     return stack.stream(stack.n_layers)
-
-
-def attribution_hooks(model: nn.Module, *, edits: bool = False) -> list[str]:
-    """The activations that `attribute` needs, as a `names_filter` for `run_with_cache`.
-
-    Args:
-        model: the model that will be run
-        edits: also those in which a hook's change of the run would show
-
-    Raises:
-        UnsupportedArchitectureError: the model is not understood as a whole.
-    """
-    names = map_hooks(model, reader_of(model), edits=edits)
-    points = getattr(model, "hook_dict", {})
-    return names + [name for name in dict.fromkeys((id_hook(model), id_hook(model, "encoder"))) if name in points]
 
 
 def _held(
@@ -289,15 +287,8 @@ def _held(
     attention: AttentionRule,
     edits: Edits = "refuse",
 ) -> tuple[ModelMap, list[Target]]:
-    check_cache(cache)
     targets = [target] if isinstance(target, Target) or not isinstance(target, Sequence) else list(target)
-    return _map(cache, mask, source_mask, attention=attention, ff=ff, edits=edits), targets
-
-
-def _map(cache, mask: Tensor | None, source_mask: Tensor | None, **rules: Any) -> ModelMap:
-    reader = reader_of(cache.model)
-    activations = Activations(cache.cache_dict, cache.has_batch_dim, reader, mask, source_mask)
-    return hold_model(cache.model, activations, reader, **rules)
+    return map_of(cache, mask, source_mask, attention=attention, ff=ff, edits=edits), targets
 
 
 def _filled(rows: list[Tensor | None], value: Tensor) -> Tensor | None:
@@ -313,8 +304,10 @@ def _filled(rows: list[Tensor | None], value: Tensor) -> Tensor | None:
     return filled
 
 
-def _strings(cache, given: Sequence[str] | None) -> tuple[tuple[str, ...], ...] | None:
-    """The strings of the tokens of every row."""
-    if given is not None:
-        return (tuple(given),)
+def _strings(cache, given: Sequence[str] | None, model_map: ModelMap) -> tuple[tuple[str, ...], ...] | None:
+    """The strings of the tokens of every row; one list of them serves all rows."""
+    checked, real = checked_tokens(given), model_map.stack.real()
+    if checked is not None:
+        single = all(isinstance(one, str) for one in checked)
+        return given_strings([checked] * len(real) if single else checked, *real.shape, model_map.activations.mask)
     return strings_of_ids(cache.cache_dict, cache.model)

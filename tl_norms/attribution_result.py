@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .backward import Credit, KeptAttention, KeptEdges, StackCredit, raise_if_off, relative_error
+from .backward import Credit, KeptAttention, KeptEdges, StackCredit
+from .credit_checks import raise_if_off, relative_error
 from .edits import Edit
 from .errors import UnknownLayerError, UnknownOptionError
 from .linear.carry.direction import edge_credits, logit_credits
@@ -232,8 +233,8 @@ class Attribution(Storable):
 
     def _number(self, layer: int, found: StackCredit) -> int:
         n = len(found.kept)
-        if not -n <= layer < n:
-            raise UnknownLayerError(f"there is no layer {layer}: this model has layers 0 to {n - 1}.")
+        if isinstance(layer, bool) or not hasattr(layer, "__index__") or not -n <= layer < n:
+            raise UnknownLayerError(f"there is no layer {layer!r}: this model has layers 0 to {n - 1}.")
         return layer % n
 
     def _shaped(self, value: Tensor) -> Tensor:
@@ -358,6 +359,7 @@ class DirectAttribution(Storable):
         offset: [*batch], biases, and what layers without attention write
         error: relative to the largest part
         source_heads: [layer *batch head source_key], of cross-attention
+        edits: what hooks changed during the run
     """
 
     value: Float[Tensor, "*batch"]
@@ -369,6 +371,7 @@ class DirectAttribution(Storable):
     source_heads: Tensor | None
     target_name: str | tuple[str, ...]
     model_name: str
+    edits: tuple[Edit, ...] = ()
 
     def __repr__(self) -> str:
         return (

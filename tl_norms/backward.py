@@ -6,13 +6,14 @@ their own: so the error of a cut is a comparison, not a definition.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import DecompositionError
-from .linear.carry.direction import back_through, inner
+from .credit_checks import Expected, check_credit, cut_errors
+from .linear.carry.direction import WrittenBy, back_through, inner
 from .linear.layers import HeldAttention
 from .model_map import HeldStack, ModelMap
 from .read_targets import Ending
@@ -111,69 +112,75 @@ class _Walk:
         self.reference = reference
         self.memory: Tensor | None = None  # the covector of the encoder's output
         self.shared: dict[int, Tensor] = {}  # covectors of earlier streams, whose values later layers share
+        self.cut_rows = _Rows()
+        self.layer_rows = _Rows()
+        self.unattended: dict[int, float] = {}
 
     def cuts(self) -> StackCredit:
         stack, ending = self.stack, self.ending
         n = stack.n_layers
         g = ending.at(n)
         offset = ending.constant
-        rows: dict[str, list] = {name: [] for name in ("stream", "beside", "offset", "error")}
-        layers: dict[str, list] = {
-            name: []
-            for name in (
-                "bypass",
-                "ffn",
-                "heads",
-                "values_offset",
-                "kept",
-                "crossing_heads",
-                "crossed",
-                "ways",
-                "nodes",
-            )
-        }
-        unattended: dict[int, float] = {}
         for cut in range(n, -1, -1):
             x = stack.stream(cut)
             if cut in self.shared:
                 g = g + self.shared.pop(cut)
             if cut < n and cut in ending.covectors:
                 g = g + ending.covectors[cut]
-            self._cut(rows, cut, g, x, offset)
-            if cut == 0:
-                break
-            layer, before = stack.layer(cut - 1), stack.stream(cut - 1)
-            credit = back_through(layer, g, before)
-            offset = offset + credit.offset
-            for number, source in enumerate(layer.elsewhere, start=1):
-                carried = credit.elsewhere.get(-number)
-                if carried is not None:
-                    self._pass_on(source, carried)
-            own = layer.attention is not None and layer.attention.reads < 0
-            # values that are read from elsewhere cross this cut there: the offset after them leaves them out
-            after = offset + self._shared(cut, leave_out=credit.elsewhere.get(-1) if own else None, layer=layer)
-            layers["values_offset"].append(after + ending.read_below(cut))
-            offset = offset + credit.value_offset
-            layers["bypass"].append(credit.bypass)
-            layers["ffn"].append(credit.ffn)
-            layers["heads"].append(credit.heads)
-            layers["ways"].append(self._ways(layer.attention, credit.ways, credit.bypass, g=credit.entering, x=before))
-            layers["nodes"].append(0 if layer.attention is None else layer.attention.nodes)
-            layers["crossing_heads"].append(credit.crossing_heads)
-            layers["kept"].append(_kept(credit.attended, layer.attention))
-            layers["crossed"].append(_kept(credit.crossed, layer.crossing))
-            if layer.attention is None:
-                unattended[cut - 1] = layer.written
-            g = credit.entering
-        for one in (rows, layers):
-            for values in one.values():
-                values.reverse()
+            self._cut(cut, g, x, offset)
+            if cut > 0:
+                g, offset = self._layer(cut, g, offset)
+        return self._added_up()
+
+    def _layer(self, cut: int, g: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """One layer back: the covector of what enters it, and the offsets from there on."""
+        stack, ending = self.stack, self.ending
+        layer = stack.layer(cut - 1)
+        before = stack.stream(cut - 1)
+        credit = back_through(layer, g, before)
+        offset = offset + credit.offset
+        for number, source in enumerate(layer.elsewhere, start=1):
+            carried = credit.elsewhere.get(-number)
+            if carried is not None:
+                self._pass_on(source, carried)
+        own = layer.attention is not None and layer.attention.reads < 0
+        # values that are read from elsewhere cross this cut there: the offset after them leaves them out
+        after = offset + self._shared(cut, leave_out=credit.elsewhere.get(-1) if own else None, layer=layer)
+        zero = g.new_zeros(g.shape[:-1])
+        wrote = [reading.by_position() for group in credit.feed_forwards for reading in group.wrote]
+        written, written_size = _written(credit.feed_forwards, zero)
+        self.layer_rows.add(
+            values_offset=after + ending.read_below(cut),
+            bypass=credit.bypass.by_position(),
+            ffn=sum(wrote, zero),
+            written=written,
+            written_size=written_size,
+            entering=(credit.entering * before).sum((-1, -2)),
+            elsewhere=own,
+            heads=None if credit.heads is None else credit.heads.by_head(),
+            crossing_heads=None if credit.crossing_heads is None else credit.crossing_heads.by_head(),
+            ways=[zero] * 3 if credit.ways is None else [way.by_position() for way in credit.ways],
+            nodes=0 if layer.attention is None else layer.attention.nodes,
+            kept=_kept(credit.attended, layer.attention),
+            crossed=_kept(credit.crossed, layer.crossing),
+        )
+        if layer.attention is None:
+            self.unattended[cut - 1] = layer.written
+        return credit.entering, offset + credit.value_offset
+
+    def _added_up(self) -> StackCredit:
+        """All rows, first layer first, checked in the form in which they are returned."""
+        cuts, layers, ending = self.cut_rows.reversed(), self.layer_rows.reversed(), self.ending
+        integrated = self.stack.logits is not None
         crossing = any(part is not None for part in layers["crossing_heads"])
-        return StackCredit(
-            torch.stack(rows["stream"]),
-            torch.stack(rows["beside"]) if stack.memory is not None else None,
-            torch.stack(rows["offset"]),
-            torch.stack(rows["error"]),
+        stream, offset = torch.stack(cuts["stream"]), torch.stack(cuts["offset"])
+        beside = torch.stack(cuts["beside"]) if self.stack.memory is not None else None
+        typical = torch.stack(cuts["typical"])
+        credit = StackCredit(
+            stream,
+            beside,
+            offset,
+            cut_errors(ending.value, stream, beside, offset, typical),
             torch.stack(layers["bypass"]),
             torch.stack(layers["ffn"]),
             _stacked(layers["heads"], ending.value),
@@ -181,22 +188,21 @@ class _Walk:
             tuple(layers["kept"]),
             _stacked(layers["crossing_heads"], ending.value) if crossing else None,
             tuple(layers["crossed"]),
-            dict(sorted(unattended.items())),
-            torch.stack(layers["ways"], 1) if stack.logits is not None else None,
-            tuple(layers["nodes"]) if stack.logits is not None else (),
+            dict(sorted(self.unattended.items())),
+            torch.stack([torch.stack(ways) for ways in layers["ways"]], 1) if integrated else None,
+            tuple(layers["nodes"]) if integrated else (),
         )
-
-    def _ways(
-        self, attention: HeldAttention | None, ways: tuple[Tensor, ...] | None, bypass: Tensor, g: Tensor, x: Tensor
-    ) -> Tensor:
-        """Queries, keys and values, [3 t b q]; with what passes by they are the cut, which is checked."""
-        found = torch.stack([torch.zeros_like(bypass)] * 3) if ways is None else torch.stack(ways)
-        if attention is None or ways is None or attention.reads < 0:
-            return found
-        error = relative_error((g * x).sum((-1, -2)), torch.zeros_like(self.ending.value), bypass, *found)
         if self.check:
-            raise_if_off(error, self.stack.tolerance, f"{self.name}queries, keys and values", self.ending.names)
-        return found
+            own = [not there and number not in self.unattended for number, there in enumerate(layers["elsewhere"])]
+            expected = Expected(
+                typical,
+                torch.stack(layers["written"]),
+                torch.stack(layers["written_size"]),
+                torch.stack(layers["entering"]),
+                own,
+            )
+            check_credit(credit, ending.value, expected, self.stack.tolerance, self.name, ending.names)
+        return credit
 
     def _pass_on(self, source: int | None, carried: Tensor) -> None:
         if source is None:
@@ -215,27 +221,44 @@ class _Walk:
             total = total - inner(leave_out, self.stack.stream(layer.elsewhere[0]), leave_out)
         return total
 
-    def _cut(self, rows: dict[str, list], cut: int, g: Tensor, x: Tensor, offset: Tensor) -> None:
+    def _cut(self, cut: int, g: Tensor, x: Tensor, offset: Tensor) -> None:
         ending = self.ending
         offset = offset + self._shared(cut) + ending.read_below(cut)
         if cut == 0 and self.reference is not None:
             offset = offset + inner(g, self.reference.expand_as(x), g)
             x = x - self.reference
-        stream = (g * x).sum(-1)
-        parts = [stream]
+        beside = None
         if self.stack.memory is not None:
             memory = self.stack.memory
             beside = memory.new_zeros(*ending.value.shape, memory.shape[1])
             beside = beside if self.memory is None else (self.memory * memory).sum(-1)
-            rows["beside"].append(beside)
-            parts.append(beside)
         typical = (g.norm(dim=-1) * x.norm(dim=-1)).amax(-1) / x.shape[-1] ** 0.5
-        error = relative_error(ending.value, offset, *parts, typical=typical)
-        rows["stream"].append(stream)
-        rows["offset"].append(offset)
-        rows["error"].append(error)
-        if self.check:
-            raise_if_off(error, self.stack.tolerance, f"{self.name}cut {cut}", ending.names)
+        self.cut_rows.add(stream=(g * x).sum(-1), offset=offset, beside=beside, typical=typical)
+
+
+class _Rows:
+    """What is gathered cut by cut, or layer by layer, from the last to the first."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list] = {}
+
+    def add(self, **values: Any) -> None:
+        for name, value in values.items():
+            self.rows.setdefault(name, []).append(value)
+
+    def reversed(self) -> dict[str, list]:
+        return {name: row[::-1] for name, row in self.rows.items()}
+
+
+def _written(groups: tuple[WrittenBy, ...], zero: Float[Tensor, "t b q"]) -> tuple[Tensor, Tensor]:
+    """What feed-forwards give as their operators make it of what they read, all positions added, and its size."""
+    total, size = zero.sum(-1), zero.amax(-1)
+    for group in groups:
+        made = group.entered.by_position()
+        usual = group.entered.covector.norm(dim=-1) * group.entered.real.norm(dim=-1)
+        parts = (size, made.abs().amax(-1), group.offset.abs(), usual.amax(-1) / group.entered.real.shape[-1] ** 0.5)
+        total, size = total + made.sum(-1) + group.offset, torch.stack(parts).amax(0)
+    return total, size
 
 
 def _kept(attended: Tensor | None, attention: HeldAttention | None) -> KeptAttention | None:
@@ -250,32 +273,3 @@ def _stacked(rows: list[Tensor | None], value: Tensor) -> Tensor:
         if row is not None:
             filled[number, ..., : row.shape[-1]] = row
     return filled
-
-
-def relative_error(value: Tensor, offset: Tensor, *parts: Tensor, typical: Tensor | None = None) -> Float[Tensor, " t"]:
-    """|value - (sum of parts + offset)| relative to the largest of them, at the worst row of the batch.
-
-    `typical`, [t b], is what products of such vectors usually are: a logit near zero is rounded like any other.
-    """
-    total = offset + sum(part.flatten(2).sum(-1) for part in parts)
-    sizes = [part.flatten(2).abs().amax(-1) for part in parts if part.shape[-1]]
-    sizes += [] if typical is None else [typical]
-    size = torch.stack([value.abs(), offset.abs(), *sizes]).amax(0)
-    error = (total - value).abs() / size.clamp_min(torch.finfo(size.dtype).tiny)
-    return torch.where((total == value), torch.zeros_like(error), error).amax(-1)
-
-
-def raise_if_off(error: Tensor, tolerance: float, where: str, names: tuple[str, ...]) -> None:
-    """
-    Raises:
-        DecompositionError: an error is above the tolerance, or not a number.
-    """
-    wrong = ~(error <= tolerance)
-    if bool(wrong.any()):
-        at = int(wrong.nonzero()[0])
-        raise DecompositionError(
-            f"{where} of {names[at]}: the contributions miss the model's own value by {float(error[at]):.1e} of the "
-            f"largest of them (tolerance {tolerance:.0e}). Likely causes: the model's weights or device changed after "
-            f"the cache was made; a hook edited an activation during the run; the model was in training mode (call "
-            f"model.eval())."
-        )

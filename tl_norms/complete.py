@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from .blocks.structure import Add, Attention, FeedForward, Step
+from .causes import cause
 from .errors import DecompositionError
 from .freeze import FrozenBlock
 from .linear.carry.dense import ChosenPairs
-from .linear.carry.pairs import Sources, added, attend, attend_across, start, through
+from .linear.carry.pairs import Sources, added, attend, attend_across, attend_to_past, start, through
 from .linear.graph import HeldStep
 from .linear.measure.lengths import needs_vectors
 from .linear.measure.measures import Length, Measure
@@ -59,7 +60,8 @@ def _carried(frozen: FrozenBlock, number: int, points: dict[int, Sources]) -> So
     held = frozen.step(number)
     if isinstance(held.operator, Mixing):
         values, mixing = frozen.mixing(number)
-        made = attend_across(values, mixing) if frozen.block.crosses(number) else attend(values, mixing)
+        attended = attend if mixing.pattern.shape[-2] == mixing.pattern.shape[-1] else attend_to_past
+        made = (attend_across if frozen.block.crosses(number) else attended)(values, mixing)
     elif held.operator is not None:
         made = through(held.operator, points[held.reads])
     elif held.other is not None:
@@ -100,19 +102,9 @@ def completeness(frozen: FrozenBlock, step: Step, points: dict[int, Sources], nu
         relative = relative[activations.real(relative)]
     error = float(relative.max()) if relative.numel() else 0.0
     if check and not error <= tolerance:
-        edited = frozen.suspected_edit(number)
-        if edited is not None:
-            raise DecompositionError(
-                f"layer {frozen.block.layer}, scope {step.scope!r}: the parts miss {name} by {error:.1e} "
-                f"(tolerance {tolerance:.0e}): {edited}. If a hook of yours did that: edits='replace' (its numbers "
-                f"take the place of the sources) or edits='add' (they come on top of them)."
-            )
         raise DecompositionError(
             f"layer {frozen.block.layer}, scope {step.scope!r}: the parts miss {name} by {error:.1e} "
-            f"(tolerance {tolerance:.0e}). Likely causes: the model's weights or device changed after the cache "
-            f"was made; a hook edited an activation inside the block during the run; the model was in training "
-            f"mode (call model.eval()). If none applies, the block is not understood: please report it with "
-            f"tl_norms.scopes(model) and the model's name."
+            f"(tolerance {tolerance:.0e}). {cause(frozen, step, number, total, found)}"
         )
     return error
 
@@ -151,6 +143,12 @@ def compare_pairs(frozen: FrozenBlock, completed: Completed, values: Tensor, mea
     """
     sources, n = completed.sources, values.shape[1]
     factored = isinstance(measure, Length)
+    if sources.past:  # all keys at once, but those that are a query's own
+        keys = chosen_keys(n, values.shape[2], causal=False, crossed=True)
+        own = torch.arange(n) + sources.past
+        pairs = ChosenPairs(torch.where(keys == own, -1, keys))
+        _compare(frozen, frozen.block.attention()[0], pairs, completed, values, measure)
+        return
     if not factored or needs_vectors(sources):
         at = frozen.block.attention()[0]
         pairs = ChosenPairs(chosen_keys(n, n, causal=sources.causal))

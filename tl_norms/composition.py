@@ -125,6 +125,8 @@ def normalized(maps: Float[Tensor, "*batch query key"]) -> Float[Tensor, "*batch
 
 def _checked(maps: Tensor) -> Tensor:
     """The maps in float64."""
+    if not isinstance(maps, Tensor):
+        raise MapError(f"the maps are a {type(maps).__name__}; expected a tensor [layer *batch query key].")
     if maps.ndim < 3 or maps.shape[-1] != maps.shape[-2] or not len(maps):
         raise MapError(
             f"expected maps of shape [layer *batch query key] with as many queries as keys, found {list(maps.shape)}. "

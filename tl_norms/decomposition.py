@@ -74,8 +74,8 @@ class Decomposition:
 
     @property
     def boundary(self) -> int | None:
-        """In a decoder behind cross-attention: the number of its own positions, which come first among the keys."""
-        return None if self.sources.cross is None else self.sources.own.shape[1]
+        """In a decoder, after cross-attention: the number of its own positions, which come first among the keys."""
+        return None if self.sources.cross is None or self.sources.past else self.sources.own.shape[1]
 
     def vectors(
         self, query: int | slice | None = None, key: int | slice | None = None

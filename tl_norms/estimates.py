@@ -7,9 +7,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .attribution import attribute, attribution_hooks
+from .attribution import attribute
 from .blocks.activations import Activations
 from .errors import UnknownOptionError
+from .held_run import attribution_hooks
 from .linear.carry.forward import carry
 from .model_map import hold_model
 from .norms import block_norms
@@ -19,6 +20,7 @@ from .walk import Walk
 
 What = Literal["propagate", "attribute", "block_norms"]
 _SHORT = 32  # tokens of the calibration at most
+_LONGER = 128  # where a whole call is timed: what it takes for any text must not count as what it takes per token
 _PATIENCE = 1.0  # seconds of it, loading and reading aside
 
 
@@ -140,8 +142,9 @@ def _rate(like: Tensor) -> float:
 
 
 def _of_fit(model: nn.Module, n: int, what: str) -> Estimate:
-    longer = min(n, _SHORT)
-    lengths = (max(1, longer // 2), longer)
+    context = int(getattr(model.cfg, "n_ctx", 0) or 0)  # pyright: ignore[reportAttributeAccessIssue]
+    longer = min(n, _LONGER, context if context > 0 else n)
+    lengths = (max(1, longer // 4), longer)
     seconds, cache, found = [], None, None
     for length in lengths:
         cache = _cache(model, length, everything=what == "block_norms")

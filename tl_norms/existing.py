@@ -12,17 +12,20 @@ def existing_pairs(
     causal: bool,
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
+    past: int = 0,
 ) -> Bool[Tensor, "batch query key"]:
     """Pairs of real positions, key <= query if the model is causal; one text if none differ. On the CPU.
 
-    Keys beyond the queries are those of another sequence (behind cross-attention): all of them are seen.
+    Keys beyond the queries are those of another sequence (after cross-attention), or the `past` ones of the same,
+    which come first: all of them are seen.
 
     Args:
         mask: [batch pos], True or 1 at real positions; source_mask: the same for the other sequence
     """
     near = torch.ones(n_queries, n_queries, dtype=torch.bool)
     far = torch.ones(n_queries, n_keys - n_queries, dtype=torch.bool)
-    pairs = torch.cat([near.tril() if causal else near, far], dim=1)[None]
+    near = near.tril() if causal else near
+    pairs = torch.cat([far, near] if past else [near, far], dim=1)[None]
     if mask is not None:
         real = mask.bool().cpu()
         pairs = pairs & real[:, :, None]

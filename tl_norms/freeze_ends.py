@@ -17,7 +17,7 @@ from .blocks.ends import Activated, EndStep, Head, Mapped, Pooled
 from .blocks.modules import affine, unwrap
 from .blocks.structure import Affine, Reader, Truth
 from .blocks.values import Multiplied, Normed, find
-from .freeze_values import norm_weights
+from .freeze_paths import norm_weights
 from .linear import integrated
 from .linear.hold import hold_norm
 from .linear.operators import Chain, Operator, Projection, Scaling, Selected, applied

@@ -1,19 +1,20 @@
 """Hold an attention with its softmax integrated: its pattern rebuilt from held queries and keys, and compared."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .blocks.logit_path import LogitPath, LogitSide
 from .blocks.modules import unwrap
 from .blocks.position import Around, around, turning
-from .blocks.queries import LogitPath, LogitSide, Weighed, weights_in
 from .blocks.structure import Attention, Reader
-from .blocks.values import Multiplied, Normed, find
+from .blocks.values import find
 from .errors import DecompositionError
-from .freeze_values import norm_weights
-from .linear.hold import hold_norm
+from .freeze_paths import PathInTheMaking
 from .linear.integrated_attention import IntegratedAttention, hold_integrated_attention
-from .linear.operators import Chain, Operator, Projection, Scaling, SplitHeads, applied
+from .linear.operators import Chain, Parallel, Scaling, SplitHeads, applied
 
 _QUADRATURE = {torch.float64: 1e-10}
 _QUADRATURE_FLOAT32 = 1e-5
@@ -76,42 +77,32 @@ def _side(
     width: int | None = None,
 ) -> Chain:
     """The queries (no width given) or the keys as one operator, scales and clamps held at the real x."""
-    steps: list[Operator] = []
-    made = x
-
-    def add(step: Operator) -> None:
-        nonlocal made
-        steps.append(step)
-        made = applied(step, made)
-
+    held, norm = PathInTheMaking(reader, x), side.norm
     for step in side.steps:
-        add(_held(reader, step, made))
-    norm = side.norm
+        held.take(step)
+    if side.shared:
+        beside = PathInTheMaking(reader, x)
+        for step in side.shared:
+            beside.take(step)
+        both = Parallel((Chain(tuple(held.steps)), Chain(tuple(beside.steps))))
+        held = PathInTheMaking(reader, x)
+        held.add(both)
     if norm is not None and side.whole:
-        add(hold_norm(made, norm_weights(reader, norm, made)))
-    if attention.clip is not None:
-        free = made.abs() <= attention.clip
-        add(Scaling(free.to(made), made.clamp(-attention.clip, attention.clip).masked_fill(free, 0)))
-    n_kv = n_heads if width is None else made.shape[-1] // width
-    add(SplitHeads(n_kv, n_heads // n_kv))
-    if norm is not None and not side.whole and not side.behind:
-        add(hold_norm(made, norm_weights(reader, norm, made)))
+        held.add(held.norm(norm))
+    held.clamp(attention.clip)
+    n_kv = n_heads if width is None else held.made.shape[-1] // width
+    per_head = norm if norm is not None and not side.whole else None
+    held.add(SplitHeads(n_kv, n_heads // n_kv))
+    if per_head is not None and not side.behind:
+        held.add(held.norm(per_head))
     if path.turned:
-        rotary = turning(things.rotary, path.turned, x.shape[1])
-        add(type(rotary)(rotary.cos.to(x), rotary.sin.to(x), rotary.interleaved))
-    if norm is not None and not side.whole and side.behind:
-        add(hold_norm(made, norm_weights(reader, norm, made)))
-    return Chain(tuple(steps))
-
-
-def _held(reader: Reader, step: Normed | Multiplied | Weighed, x: Tensor) -> Operator:
-    if isinstance(step, Normed):
-        return hold_norm(x, norm_weights(reader, step, x))
-    if isinstance(step, Multiplied):
-        return Scaling(step.factor)
-    weights = weights_in(reader, step)
-    bias = None if weights.bias is None else weights.bias.detach().to(x)
-    return Projection(weights.weight.detach().to(x), bias)
+        rotary = turning(things.rotary, path.turned, x.shape[1], path.last)
+        held.add(replace(rotary, cos=rotary.cos.to(x), sin=rotary.sin.to(x)))
+    if per_head is not None and side.behind:
+        held.add(held.norm(per_head))
+    if path.tuned and width is None:
+        held.add(Scaling(things.tuned[path.tuned][: x.shape[1], None, None].to(x)))
+    return Chain(tuple(held.steps))
 
 
 def _visible(

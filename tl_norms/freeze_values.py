@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .blocks.structure import Attention, Reader
-from .blocks.values import Multiplied, Normed, Projected, ValuePath, value_projection, weights_of
+from .blocks.values import ValuePath
 from .errors import DecompositionError
-from .linear.hold import NormWeights, hold_norm
-from .linear.operators import Chain, Operator, Projection, Scaling, SplitHeads, applied
+from .freeze_paths import PathInTheMaking
+from .linear.operators import Chain, SplitHeads
 
 
 def hold_path(
@@ -31,45 +31,17 @@ def hold_path(
     Raises:
         DecompositionError: the path does not give the cached values.
     """
-    steps: list[Operator] = []
-    made = x
+    held = PathInTheMaking(reader, x)
     for step in path.steps:
-        operator = _held(reader, step, made)
-        steps.append(operator)
-        made = applied(operator, made)
+        held.take(step)
     n_heads, d_head = values.shape[-2:]
-    n_kv = made.shape[-1] // d_head
-    split = SplitHeads(n_kv, n_heads // n_kv)
-    steps.append(split)
-    made = split(made)
+    n_kv = held.made.shape[-1] // d_head
+    held.add(SplitHeads(n_kv, n_heads // n_kv))
     if path.head_norm is not None:
-        norm = hold_norm(made, norm_weights(reader, path.head_norm, made))
-        steps.append(norm)
-        made = applied(norm, made)
-    if attention.clip is not None:
-        free = made.abs() <= attention.clip
-        clamp = Scaling(free.to(made), made.clamp(-attention.clip, attention.clip).masked_fill(free, 0))
-        steps.append(clamp)
-        made = applied(clamp, made)
-    _check(attention, made, values, real, tolerance)
-    return Chain(tuple(steps))
-
-
-def _held(reader: Reader, step: Normed | Multiplied | Projected, x: Tensor) -> Operator:
-    if isinstance(step, Normed):
-        return hold_norm(x, norm_weights(reader, step, x))
-    if isinstance(step, Multiplied):
-        return Scaling(step.factor)
-    weights = value_projection(reader, step)
-    bias = None if weights.bias is None else weights.bias.detach().to(x)
-    return Projection(weights.weight.detach().to(x), bias)
-
-
-def norm_weights(reader: Reader, step: Normed, like: Tensor) -> NormWeights:
-    """A norm's weights in the dtype and on the device of the activations."""
-    form = weights_of(reader, step)
-    gain, beta = (None if part is None else part.detach().to(like) for part in (form.gain, form.beta))
-    return NormWeights(form.center, form.eps, gain, beta)
+        held.add(held.norm(path.head_norm))
+    held.clamp(attention.clip)
+    _check(attention, held.made, values, real, tolerance)
+    return Chain(tuple(held.steps))
 
 
 def _check(attention: Attention, made: Tensor, values: Tensor, real: Tensor, tolerance: float) -> None:

@@ -122,7 +122,13 @@ class NormRecorder:
                     if len(missing) < len(self.plan.blocks)
                     else ""
                 )
-                + ". Run the model inside `with recorder:` or with fwd_hooks=recorder.fwd_hooks first."
+                + (
+                    ". With set_use_attn_result(True) TransformerLens adds up the heads itself and never runs the "
+                    "output projections that are waited for: call model.set_use_attn_result(False)"
+                    if getattr(getattr(self.plan.reader.model, "cfg", None), "use_attn_result", False)
+                    else ". Run the model inside `with recorder:` or with fwd_hooks=recorder.fwd_hooks first"
+                )
+                + "."
             )
         layers = [self._layers[block.layer] for block in self.plan.blocks]
         ratio = self._stacked(self._attention_ratio)

@@ -36,6 +36,7 @@ class LayerNumbers:
     remainders: dict[str, Tensor]
     causal: bool
     edits: tuple[Edit, ...] = ()
+    past: int = 0
 
     def without_pattern(self) -> "LayerNumbers":
         """The same, the attention pattern let go."""
@@ -71,13 +72,18 @@ def layer_numbers(plan: Plan, activations: Activations, block_number: int, *, ma
         layer=block.layer,
         maps=lengths,
         ratios={one.scope: one.sources.mixing_ratio() for one in made},
-        shares={one.scope: one.sources.shares() for one in made if one.sources.cross is not None},
+        shares={
+            one.scope: one.sources.shares()
+            for one in made
+            if one.sources.cross is not None and not one.sources.cross.before
+        },
         errors={one.scope: one.error for one in made},
         value_norms=values,
         pattern=activations.tensor(block.attention()[1].pattern),
         remainders=remainders,
         causal=causal,
         edits=tuple(frozen.found),
+        past=max((one.sources.past for one in made), default=0),
     )
 
 
@@ -96,10 +102,11 @@ def heads_of(frozen: FrozenBlock, made: list[Completed] | tuple[Completed, ...] 
                 if term.pattern is mixing.pattern and term.sent.projection is mixing.weight:
                     return term
             sources = None if sources.image is None else sources.image.of
-    heads = Mixture(Sent(MixedHeads(mixing.pattern, values), mixing.weight))
+    square = mixing.pattern.shape[-2] == mixing.pattern.shape[-1]
+    heads = Mixture(Sent(MixedHeads(mixing.pattern, values, crossed=not square), mixing.weight))
     weight = rearrange(mixing.weight, "h e d -> (h e) d")
     wanted = rearrange(mixing.mixed(values), "b q h e -> b q (h e)") @ weight
-    found = heads.others + heads.sent.mixed.own @ weight
+    found = heads.others + heads.sent.mixed.own @ weight if square else heads.others
     agree(found, wanted, wanted.norm(dim=-1, keepdim=True) + heads.others.norm(dim=-1, keepdim=True), "sums of heads")
     return heads
 
@@ -151,6 +158,7 @@ def collected(
         sketch=plan.options.sketch,
         measure=plan.options.measure,
         edits=tuple(edit for layer in layers for edit in layer.edits),
+        past=layers[0].past,
         token_strings=strings,
         source_strings=source_strings,
         model_name=model_name(plan.reader.model),

@@ -14,13 +14,13 @@ its skip connection: what it wrote belongs to no source.
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .blocks.activations import Activations
+from .blocks.activations import Activations, check_whole_run
 from .blocks.ends import Joins, head, joins, memory
-from .blocks.queries import LogitPath, logit_paths
+from .blocks.logit_path import LogitPath
+from .blocks.queries import logit_paths
 from .blocks.structure import Attention, Block, CrossAttention, FeedForward, Reader
 from .blocks.values import ValuePath, value_paths
 from .edits import Edit, described
@@ -33,12 +33,12 @@ from .linear.edits import Edits, hold_edit
 from .linear.graph import HeldBlock, HeldStep
 from .linear.heads import JoinHeads
 from .linear.hold import Rule
-from .linear.layers import HeldAttention, HeldLayer
+from .linear.layers import HeldAttention, HeldFeedForward, HeldLayer
 from .linear.operators import Chain, Mixing, Scaling, applied
 from .plan import reader_of
+from .tolerances import WHOLE_MODEL
 
 AttentionRule = Literal["held", "integrated"]
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass
@@ -70,7 +70,7 @@ class HeldStack:
 
     @property
     def tolerance(self) -> float:
-        return TOLERANCE[self.activations.coarsest]
+        return WHOLE_MODEL[self.activations.coarsest]
 
     def stream(self, cut: int) -> Float[Tensor, "b q d"]:
         """What enters a layer; after the last one, what leaves it."""
@@ -135,7 +135,8 @@ class _LayerInTheMaking:
             other = None if held.other is None else self.numbers[held.other]
             self.numbers[number] = self._add(replace(held, reads=self.numbers[held.reads], other=other))
             if isinstance(step.operation, FeedForward):
-                feed_forwards.append((self.numbers[number], self.frozen.real(number)))
+                reads, entered = self.numbers[held.reads], self.frozen.real(held.reads)
+                feed_forwards.append(HeldFeedForward(reads, self.numbers[number], entered, self.frozen.real(number)))
         factors = self.stack.joins.factors
         factor = factors[self.source.layer] if self.source.layer < len(factors) else 1.0
         edit = self._edited_stream(factor)
@@ -204,7 +205,7 @@ class _LayerInTheMaking:
         integrated = tuple(zip(sources, parts, strict=True))
         points = [self._add(HeldStep(place, part)) for place, part in integrated]
         at = points[0] if len(points) == 1 else self._add(HeldStep(points[0], other=points[1]))
-        join = JoinHeads(mixing.weight, _sum(mixing.bias, mixing.added), mixing.gate, mixing.inner)
+        join = JoinHeads(mixing.weight, mixing.bias, mixing.gate, mixing.inner, mixing.added)
         point = self._add(HeldStep(at, join, edit=self.frozen.step(number).edit))
         self.numbers[number] = point
         mean = replace(mixing, pattern=parts[0].mean)
@@ -213,10 +214,6 @@ class _LayerInTheMaking:
     def _add(self, step: HeldStep) -> int:
         self.steps.append(step)
         return len(self.steps)
-
-
-def _sum(bias: Tensor | None, added: Tensor | None) -> Tensor | None:
-    return added if bias is None else bias if added is None else bias + added
 
 
 @dataclass
@@ -272,6 +269,7 @@ def hold_model(
     """
     _check_options(attention, ff, edits)
     reader = reader or reader_of(model)
+    check_whole_run(reader, activations)
     paths = dict(value_paths(reader))
     hook = next((path.stream for path in paths.values() if path.layer is None), None)
     encoder, to_memory, read = None, None, None

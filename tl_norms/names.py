@@ -36,7 +36,7 @@ def resolve_scope(name: str, scopes: tuple[str, ...]) -> str:
     candidates = PAPER_NAMES.get(name, ())
     if name == "ATB" and not is_post_norm(scopes):
         candidates = ("attn_res",)
-    if name == "cross":  # cross-attention itself, whatever stands in front of it
+    if name == "cross":  # cross-attention itself, whatever comes before it
         candidates = tuple(scope for scope in scopes if scope.endswith("_cross"))
     for candidate in candidates:
         if candidate in scopes:

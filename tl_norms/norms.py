@@ -15,17 +15,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .attribution import attribution_hooks
 from .blocks.activations import check_cache
 from .complete import completed
 from .decomposition import Decomposition
-from .errors import UnknownLayerError, UnknownOptionError, UnknownScopeError
+from .errors import UnknownOptionError, UnknownScopeError
 from .freeze import FrozenBlock
+from .held_run import attribution_hooks
 from .layer_numbers import collected, heads_of, layer_numbers, stacked
 from .linear.carry.terms import Mixture
+from .linear.edits import Edits
 from .linear.measure.factors import head_norms
-from .options import AnalysisOptions, Layers, Scopes
-from .options import layer_numbers as chosen_layers
+from .options import AnalysisOptions, Layers, Options, Scopes, one_layer
 from .plan import Plan, chain_of, chosen_blocks, chosen_scopes, reader_of
 from .results import BlockNorms
 from .targets import Target
@@ -60,6 +60,7 @@ def required_hooks(
     *,
     stack: str | None = None,
     target: Target | Sequence[Target] | None = None,
+    edits: Edits = "refuse",
 ) -> list[str]:
     """The activations that an analysis needs, as a `names_filter` for `run_with_cache`.
 
@@ -67,24 +68,28 @@ def required_hooks(
         model: the model that will be run
         scopes: as for `block_norms`; None for the attention block
         layers: one layer, several, or None for all
-        target: what `attribute` will be asked for; the whole model is needed then, and scopes and layers are not
+        target: what `attribute` or `propagate` will be asked for; the whole model is needed then, and scopes and layers
+            are not
+        edits: as for the analysis that follows: "replace" and "add" also need the activations in which a hook's change
+            of the run would show
 
     Returns:
         Hook names. A cache of exactly these serves every function of this package for the same scopes and layers.
 
     Raises:
-        UnknownScopeError, UnknownLayerError: not in this model.
+        UnknownScopeError, UnknownLayerError: not in this model. UnknownOptionError: no such way to treat edits.
 
     Example:
         >>> names = tl_norms.required_hooks(model, layers=[0])                  # doctest: +SKIP
         >>> _, cache = model.run_with_cache("A sentence.", names_filter=names)  # doctest: +SKIP
     """
+    changed = Options.of(edits=edits).edits != "refuse"
     if target is not None:
-        return attribution_hooks(model)
+        return attribution_hooks(model, edits=changed)
     reader = reader_of(model, stack)
     blocks, _ = chosen_blocks(reader, layers)
     chosen = chosen_scopes(scopes, chain_of(reader))
-    return list(dict.fromkeys(name for block in blocks for name in block.hooks(chosen)))
+    return list(dict.fromkeys(name for block in blocks for name in block.hooks(chosen, edits=changed)))
 
 
 @torch.no_grad()
@@ -111,7 +116,7 @@ def value_vectors(
         >>> tl_norms.value_vectors(cache, 0).shape                              # doctest: +SKIP
         torch.Size([1, 12, 9, 384])
     """
-    ((heads,), has_batch) = _heads(cache, layers=_one_layer(layer), stack=stack, mask=mask, check=check)
+    ((heads,), has_batch) = _heads(cache, layers=one_layer(layer), stack=stack, mask=mask, check=check)
     vectors = torch.stack([heads.head_vectors(b, slice(None)) for b in range(len(heads.values))])
     return vectors if has_batch else vectors[0]
 
@@ -271,7 +276,7 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
             raise UnknownOptionError(f"decompose takes no {name}=: its vectors are exact, and of one layer.")
     if "measure" in options:
         raise UnknownOptionError("decompose takes no measure=: call .measure(...) of what it returns.")
-    plan, activations = Plan.of_cache(cache, scope, **{**options, "layers": _one_layer(layer)})
+    plan, activations = Plan.of_cache(cache, scope, **{**options, "layers": one_layer(layer)})
     (block,) = plan.blocks
     frozen = FrozenBlock(plan.reader, activations, block, plan.options.bias, plan.options.edits, plan.options.ff)
     (made,) = completed(frozen, plan.scopes, plan.options.check)
@@ -290,13 +295,6 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
 def _only_lengths(options: Mapping[str, Any], who: str) -> None:
     if options.get("measure", "l2") != "l2":
         raise UnknownOptionError(f"measure={options['measure']!r} does not go with {who}. Leave measure out.")
-
-
-def _one_layer(layer) -> int:
-    numbers = chosen_layers(layer)
-    if numbers is None or len(numbers) != 1:
-        raise UnknownLayerError(f"layer is {layer!r}; expected one number, such as 0 or -1.")
-    return numbers[0]
 
 
 def extend_cache(cache, scopes: Scopes = None, **options: Unpack[AnalysisOptions]):

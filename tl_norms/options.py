@@ -95,12 +95,12 @@ class Options:
         for name in given:
             if name not in known:
                 raise UnknownOptionError(f"unknown option {name!r}; expected one of {', '.join(known)}.")
-        _one_of("bias", given.get("bias", "player"), get_args(Bias))
-        _one_of("ff", given.get("ff", "ig"), get_args(Rule))
+        one_of("bias", given.get("bias", "player"), get_args(Bias))
+        one_of("ff", given.get("ff", "ig"), get_args(Rule))
         if not isinstance(given.get("stack"), str | None):
             raise UnknownOptionError(f"stack is {given['stack']!r}; expected 'decoder', 'encoder' or None.")
-        _one_of("edits", given.get("edits", "refuse"), get_args(Edits))
-        _one_of("check", given.get("check", True), (True, False))
+        one_of("edits", given.get("edits", "refuse"), get_args(Edits))
+        one_of("check", given.get("check", True), (True, False))
         checked = dict(given)
         checked["layers"] = layer_numbers(given.get("layers"))
         checked["max_memory"] = _count("max_memory", given.get("max_memory"), "bytes")
@@ -125,6 +125,14 @@ def layer_numbers(layers: Any) -> tuple[int, ...] | None:
     if repeated:
         raise UnknownLayerError(f"layers names {repeated[0]} more than once: {list(numbers)}.")
     return numbers
+
+
+def one_layer(layer: Any) -> int:
+    """The number of a single layer."""
+    numbers = layer_numbers(layer)
+    if numbers is None or len(numbers) != 1:
+        raise UnknownLayerError(f"layer is {layer!r}; expected one number, such as 0 or -1.")
+    return numbers[0]
 
 
 def _layer_number(layer: Any) -> int:
@@ -153,7 +161,7 @@ def scope_names(scopes: Any) -> str | tuple[str, ...] | None:
     raise UnknownScopeError(f"scopes: expected a name, several names, 'all' or None, found {found}.")
 
 
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
         expected = " or ".join(map(repr, allowed))
         raise UnknownOptionError(f"{name} is {value!r}; expected {expected}.")

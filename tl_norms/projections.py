@@ -13,7 +13,7 @@ from .linear.carry.direction import edge_credits
 from .linear.layers import HeldAttention
 from .linear.measure.projections import projected_heads
 from .linear.operators import Chain, applied
-from .options import AnalysisOptions
+from .options import AnalysisOptions, one_layer
 from .plan import Plan
 
 
@@ -44,7 +44,7 @@ def project_heads(
         >>> tl_norms.project_heads(cache, 3, model.W_U.T[[464, 262]]).shape     # doctest: +SKIP
         torch.Size([1, 12, 9, 9, 2])
     """
-    plan, activations = Plan.of_cache(cache, None, **{**options, "layers": layer})
+    plan, activations = Plan.of_cache(cache, None, **{**options, "layers": one_layer(layer)})
     frozen = FrozenBlock(plan.reader, activations, plan.blocks[0])
     values, mixing = frozen.attention()
     rows = as_directions(directions, values)
@@ -84,13 +84,18 @@ def _check(frozen: FrozenBlock, out: Tensor, rows: Tensor) -> None:
         )
 
 
-def as_directions(directions: Float[Tensor, "*direction d_model"], like: Tensor) -> Float[Tensor, "direction d_model"]:
+def as_directions(directions: Any, like: Tensor) -> Float[Tensor, "direction d_model"]:
     """[direction d_model] in the dtype and on the device of the activations.
 
     Raises:
         UnknownOptionError: another shape, or numbers that are not finite.
     """
-    directions = torch.as_tensor(directions)
+    try:
+        directions = torch.as_tensor(directions)
+    except (TypeError, ValueError, RuntimeError):
+        raise UnknownOptionError(
+            f"the directions are a {type(directions).__name__}; expected a tensor [d_model] or [direction, d_model]."
+        ) from None
     rows = directions[None] if directions.ndim == 1 else directions
     wanted = like.shape[-1] if like.ndim == 3 else rows.shape[-1]
     if rows.ndim != 2 or rows.shape[1] != wanted or not len(rows) or not bool(torch.isfinite(rows).all()):

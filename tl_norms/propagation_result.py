@@ -3,18 +3,21 @@
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .backward import carry_back
+from .edits import Edit
 from .errors import DecompositionError, MissingExtraError, UnknownLayerError, UnknownOptionError, UnknownPositionError
 from .linear.measure.measures import Measure, Onto, measure_of
-from .model_map import ModelMap
+from .model_map import AttentionRule, ModelMap
 from .options import layer_numbers
 from .read_targets import position, read_targets, token_id
+from .storage.storable import Storable
+from .storage.tree import moved
 from .targets import logit
 from .walk import Walk
 
@@ -23,7 +26,7 @@ MeasureLike = Literal["l2", "l1", "alti", "share"] | Measure
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class TokenNorms:
+class TokenNorms(Storable):
     """What every input token has become after each layer, measured. Keys are input tokens.
 
     Attributes:
@@ -36,6 +39,8 @@ class TokenNorms:
         boundary: of an encoder-decoder: how many keys are the target's tokens; the source's come after them
         unattended: layers without attention (what they write belongs to the remainder), with how long that is relative
             to the stream
+        attention: whether patterns were held, or softmaxes integrated
+        edits: what hooks changed during the run
         token_strings, model_name: for tables
     """
 
@@ -50,6 +55,8 @@ class TokenNorms:
     token_strings: tuple[tuple[str, ...], ...] | None = None
     unattended: dict[int, float] = field(default_factory=dict)
     has_batch: bool = True
+    attention: AttentionRule = "held"
+    edits: tuple[Edit, ...] = ()
     max_memory: int | None = None
     tolerance: float = float("inf")
     _model_map: ModelMap | None = None
@@ -83,7 +90,7 @@ class TokenNorms:
         wanted = torch.tensor(queries, device=out.device)
         column = {source: at for at, source in enumerate(unique)}
         row, measure = self.layers.index(number), measure_of(self.measure)
-        stored = self.norms if self.has_batch else self.norms[:, None]
+        stored = (self.norms if self.has_batch else self.norms[:, None]).to(out.device)
         total = walk.stack.stream(number + 1)
         for chunk in walk.chunks(unique, self.max_memory):
             vectors = next(x for at, x in walk.carried(chunk) if at == number)
@@ -168,17 +175,32 @@ class TokenNorms:
         return number
 
     def _walked(self, stop: int = -1) -> Walk:
-        """The layers up to one, held anew: what was measured is compared with what is there now."""
+        """The layers up to one, held again: what was measured is compared with what is there now."""
         return Walk(self._map(), self.start, stop % self._map().stack.n_layers)
 
     def _map(self) -> ModelMap:
         if self._model_map is None:
-            raise UnknownOptionError("these norms were stored without their run; propagate the cache again.")
+            raise UnknownOptionError(
+                "these norms are without their run (a file does not hold it), so there are no vectors and no logits: "
+                "call tl_norms.propagate(cache) again."
+            )
         return self._model_map
 
     def without_vectors(self) -> "TokenNorms":
         """The same without the run, which holds on to the cache and the model."""
         return replace(self, _model_map=None)
+
+    def for_storage(self) -> "TokenNorms":
+        """A file holds the numbers; vectors and logits need the run."""
+        return self.without_vectors()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle holds neither the model nor the cache."""
+        return {**self.__dict__, "_model_map": None}
+
+    def to(self, device: torch.device | str) -> "TokenNorms":
+        """The same result with all numbers on a device; vectors and logits stay on that of the run."""
+        return replace(moved(self.without_vectors(), device), _model_map=self._model_map)
 
     def to_dataframe(self):
         """One row per layer, row of the batch, query and key: `layer`, `row`, `query`, `key`, `query_token`,
@@ -218,6 +240,7 @@ class TokenNorms:
     def __repr__(self) -> str:
         name = self.measure if isinstance(self.measure, str) else type(self.measure).__name__
         cut = "" if self.start == 0 else f" from cut {self.start}"
+        cut += "" if self.attention == "held" else ", softmaxes integrated"
         return (
             f"TokenNorms({name} of {self.model_name}{cut}: norms {list(self.norms.shape)}, layers "
             f"{self.layers[0]} to {self.layers[-1]}, error {float(self.error.max()):.1e})"

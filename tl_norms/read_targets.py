@@ -178,9 +178,9 @@ def token_id(model_map: ModelMap, token: int | str) -> int:
                 f"that belongs to it, or a vocabulary id."
             )
         token = int(ids[0])
-    if not -n <= token < n:
+    if not 0 <= token < n:
         raise TargetError(f"there is no output {token}: this model has outputs 0 to {n - 1}.")
-    return token % n
+    return token
 
 
 def position(model_map: ModelMap, at: int) -> Tensor:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .edits import Edit
-from .errors import MissingExtraError, UnknownLayerError, UnknownOptionError, UnknownScopeError
+from .errors import CacheShapeError, MissingExtraError, UnknownLayerError, UnknownOptionError, UnknownScopeError
 from .existing import existing_pairs
 from .linear.measure.lengths import sketch_standard_error
 from .linear.measure.measures import Length, Measure, Onto
@@ -79,8 +79,9 @@ class RunFacts:
         measure: what was measured of source vectors; `measure.name`, and `measure.signed` where values below zero mean
             something
         token_strings: the tokens of every text, as the tokenizer decodes them or as they were given, or None
-        source_strings: the same for the encoder of an encoder-decoder, behind cross-attention
+        source_strings: the same for the encoder of an encoder-decoder, after cross-attention
         model_name: the name the model was loaded by
+        past: of a run that went on from a key-value cache: how many keys come before that of the first query
     """
 
     layers: tuple[int, ...]
@@ -97,6 +98,7 @@ class RunFacts:
     token_strings: tuple[tuple[str, ...], ...] | None = None
     source_strings: tuple[tuple[str, ...], ...] | None = None
     model_name: str | None = None
+    past: int = 0
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -218,6 +220,11 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
         return self.facts.boundary
 
     @property
+    def past(self) -> int:
+        """How many keys come before that of the first query: 0, but after a key-value cache."""
+        return self.facts.past
+
+    @property
     def edits(self) -> tuple[Edit, ...]:
         """What hooks changed during the run, as far as the analysis saw it."""
         return self.facts.edits
@@ -234,7 +241,7 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
 
     @property
     def source_strings(self) -> tuple[tuple[str, ...], ...] | None:
-        """The encoder's tokens, behind cross-attention."""
+        """The encoder's tokens, after cross-attention."""
         return self.facts.source_strings
 
     @property
@@ -297,7 +304,7 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
         return self._filled(self.by_scope[self._computed(scope)].mixing_ratio, fill)
 
     def mixing_shares(self, scope: str) -> "MixingShares":
-        """The mixing ratio behind cross-attention, split: the own position, the target's context, the source.
+        """The mixing ratio after cross-attention, split: the own position, the target's context, the source.
 
             own = ‖v_ii‖ / n,   context = ‖Σ_{j≠i} v_ij‖ / n,   source = ‖Σ_s v_is‖ / n,   n the sum of the three
 
@@ -305,7 +312,7 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
         of context and source, which is shorter than the sum of their lengths.)
 
         Args:
-            scope: a scope behind cross-attention
+            scope: a scope after cross-attention
 
         Returns:
             MixingShares, three tensors [layer batch query] between 0 and 1 that add up to 1; 0 at padded queries.
@@ -327,7 +334,9 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
         found = self[scope]
         n_queries, n_keys = found.shape[-3:-1] if isinstance(self.measure, Onto) else found.shape[-2:]
         masks = [m if m is None or m.ndim == 2 else m[None] for m in (self.mask, self.source_mask)]
-        found = existing_pairs(n_queries, n_keys, causal=self.causal, mask=masks[0], source_mask=masks[1])
+        found = existing_pairs(
+            n_queries, n_keys, causal=self.causal, mask=masks[0], source_mask=masks[1], past=self.past
+        )
         has_batch = self.value_norms.ndim == 4
         return found.expand(self.value_norms.shape[1], -1, -1) if has_batch else found[0]
 
@@ -356,7 +365,7 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
     def attention_residual(self) -> Float[Tensor, "layer *batch query key"]:
         """AttnRes-W: ½ (Attn-W + I), the usual account of the residual connection by weights alone."""
         attention = self.attention
-        identity = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)
+        identity = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)[self.past :]
         if self.mask is not None:
             identity = identity * self.mask.to(attention.device)[..., None, :]
         return (attention + identity) / 2
@@ -369,7 +378,7 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
             ratio = self.heads.attention_ratio
         else:
             attention = self.attention
-            ratio = attention.sum(-1) - attention.diagonal(dim1=-2, dim2=-1)
+            ratio = attention.sum(-1) - attention.diagonal(self.past, dim1=-2, dim2=-1)
         return self._filled(ratio / 2 if residual else ratio, fill)
 
     def standard_error(self, scope: str) -> Float[Tensor, "layer *batch query key"]:
@@ -381,7 +390,7 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
         if self.sketch is None or "ff" not in scope.split("_"):
             return torch.zeros_like(self[scope])
         error = self[scope] * sketch_standard_error(self.sketch)
-        error.diagonal(dim1=-2, dim2=-1).zero_()
+        error.diagonal(self.past, dim1=-2, dim2=-1).zero_()
         return error
 
     def top(
@@ -479,8 +488,10 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
         for scope, one in self.by_scope.items():
             worst = float(one.error.max())
             lines.append(f"  {scope:24} mixing ratio {self._mean_ratio(scope):6.1%}   completeness error {worst:.1e}")
+        if self.past:
+            lines.append(f"  after a key-value cache: the first query is position {self.past}")
         if self.boundary is not None:
-            lines.append(f"  keys behind cross-attention: {self.boundary} target tokens, then the source's")
+            lines.append(f"  keys after cross-attention: {self.boundary} target tokens, then the source's")
         if self.skipped:
             lines.append(f"  layers without attention, skipped: {', '.join(map(str, self.skipped))}")
         lines += [f"  {edit}" for edit in self.edits]
@@ -554,6 +565,19 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
         if self.mask is None:
             return ratio
         return ratio.masked_fill(~self.mask.to(ratio.device), fill)
+
+
+def check_whole(norms: Any, who: str) -> None:
+    """Refuse a result whose keys begin before its queries, where both must be the positions of one text.
+
+    Raises:
+        CacheShapeError: it is of a run that went on from a key-value cache.
+    """
+    if getattr(norms, "past", 0):
+        raise CacheShapeError(
+            f"{who} needs maps of a whole text, but these are of a run that went on from a key-value cache: their "
+            f"first query is position {norms.past}. Run the whole text: model.run_with_cache(tokens)."
+        )
 
 
 @dataclass(frozen=True, eq=False)

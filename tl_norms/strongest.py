@@ -36,11 +36,12 @@ def strongest(
     rows: list[tuple[Any, ...]] = []
     sizes = lengths.float().abs().masked_fill(~there, -1)
     totals = sizes.clamp_min(0).sum(-1)
-    for position in _positions(norms, query, names[: len(lengths)], there):
+    own = names[norms.past : norms.past + len(lengths)]
+    for position in _positions(norms, query, own, there):
         for key in sizes[position].topk(min(k, int(there[position].sum()))).indices.tolist():
             value = float(lengths[position, key])
             share = abs(value) / float(totals[position]) if float(totals[position]) else 0.0
-            rows.append((number, position, names[position], key, names[key], value, share))
+            rows.append((number, position, own[position], key, names[key], value, share))
     rows = sorted(rows, key=lambda one: -abs(one[-2]))[:k] if query is None else rows
     measured = "norm" if isinstance(norms.measure, Length) else "value"
     columns = ("layer", "query", "query_token", "source", "source_token", measured, "share")

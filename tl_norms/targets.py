@@ -82,6 +82,8 @@ class Target:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> "Target":
+        if divisor == 0:
+            raise TargetError(f"{self.name} is divided by zero; expected another number.")
         return self * (1 / divisor)
 
     def __neg__(self) -> "Target":
@@ -141,13 +143,21 @@ def direction(vector: Float[Tensor, " d_model"], layer: int | None = None, at: A
     Example:
         >>> tl_norms.attribute(cache, tl_norms.direction(probe, layer=6, at=3))      # doctest: +SKIP
     """
-    vector = torch.as_tensor(vector)
+    try:
+        vector = torch.as_tensor(vector)
+    except (TypeError, ValueError, RuntimeError):
+        raise TargetError(f"the direction is a {type(vector).__name__}; expected a tensor [d_model].") from None
     if vector.ndim != 1 or not vector.is_floating_point():
         raise TargetError(f"the direction has shape {list(vector.shape)} and dtype {vector.dtype}; expected [d_model].")
     if not bool(torch.isfinite(vector).all()):
         raise TargetError("the direction holds NaN or infinity.")
-    if not isinstance(at, (Tensor, Sequence)):
+    if isinstance(at, (Tensor, Sequence)) and not isinstance(at, str | bytes):
+        if not len(at):
+            raise TargetError("at is empty; expected a position, several, or weights [pos].")
+        at = at if isinstance(at, Tensor) else [_position(one) for one in at]
+    else:
         at = _position(at)
+    layer = None if layer is None else _position(layer, "layer")
     where = "" if layer is None else f", layer={layer}"
     return Target(((1.0, Along(vector.detach(), layer, at)),), f"direction({len(vector)} numbers{where})" + _where(at))
 
@@ -164,9 +174,9 @@ def probability(*_: object, **__: object) -> Target:
     )
 
 
-def _position(at: object) -> int:
+def _position(at: object, name: str = "at") -> int:
     if isinstance(at, bool) or not hasattr(at, "__index__"):
-        raise TargetError(f"at is {at!r}; expected the number of a position.")
+        raise TargetError(f"{name} is {at!r}; expected the number of a {'layer' if name == 'layer' else 'position'}.")
     return int(at.__index__())  # pyright: ignore[reportAttributeAccessIssue]
 
 

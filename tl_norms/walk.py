@@ -2,7 +2,8 @@
 
 Sources are numbered: positions of the stack first, then, in an encoder-decoder, positions of the encoder. Those of the
 stack start at a cut of it; those of the encoder at its input, and reach the stack through what it reads of the encoder.
-Values that a layer shares with a stream from before the start belong to no source.
+Values that a layer shares with a stream from before the start belong to no source, and so do all biases, but for those
+of the first values if they are asked for.
 
 Axes: s source, b batch, q position, k encoder position, d d_model.
 """
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import MemoryBudgetError
-from .linear.carry.forward import NotByPositionError, carry, later, widest
+from .linear.carry.forward import NotByPositionError, carry, later, owning, widest
 from .linear.carry.pairs import is_causal
 from .linear.graph import HeldBlock
 from .linear.layers import HeldLayer
@@ -41,11 +42,13 @@ class Walk:
     Attributes:
         start: the cut at which the stack's own sources start
         stop: the last layer that is walked
+        first_bias: whether the offset of the first layer's values stays with its sources
     """
 
     map: ModelMap
     start: int
     stop: int
+    first_bias: bool = False
     _blocks: dict[int, list[HeldBlock]] = field(default_factory=dict)
 
     @property
@@ -147,6 +150,8 @@ class Walk:
         else:
             x, memory = None, self._through_the_encoder([source - self.n_own for source in chunk.sources])
         blocks = self._from(chunk.first)
+        if self.first_bias and x is not None:
+            blocks = [owning(blocks[0], self.layers[0], chunk.sources, chunk.first), *blocks[1:]]
         passed: dict[int, Tensor | None] = {}
         for number, (layer, block) in enumerate(zip(self.layers, blocks, strict=True), self.start):
             if number in self._shared:
@@ -172,7 +177,8 @@ class Walk:
         passed: dict[int, Tensor | None] = {}
         for number, layer in enumerate(self.encoder_layers):
             passed[number] = x
-            x = carry(layer.block, x, [None if cut is None else passed.get(cut) for cut in layer.elsewhere])
+            block = owning(layer.block, layer, positions, 0) if self.first_bias and number == 0 else layer.block
+            x = carry(block, x, [None if cut is None else passed.get(cut) for cut in layer.elsewhere])
         return None if x is None else way(x)
 
     # ---- what belongs to no source
@@ -191,7 +197,8 @@ class Walk:
                     elsewhere.append(passed[cut] if cut >= self.start else self.stack.stream(cut))
                 else:
                     elsewhere.append(self.stack.outside(None) if memory is None else memory)
-            r = layer.block.forward(r, elsewhere, offsets=True)[-1].masked_fill(~real, 0)
+            block = self._without_first_bias(layer, number == self.start)
+            r = block.forward(r, elsewhere, offsets=True)[-1].masked_fill(~real, 0)
             yield number, r
 
     def _remainder_of_the_encoder(self) -> Tensor | None:
@@ -202,8 +209,12 @@ class Walk:
         passed: dict[int, Tensor] = {}
         for number, layer in enumerate(self.encoder_layers):
             passed[number] = r
-            r = layer.block.forward(r, [r if cut is None else passed[cut] for cut in layer.elsewhere], offsets=True)[-1]
+            block = self._without_first_bias(layer, number == 0)
+            r = block.forward(r, [r if cut is None else passed[cut] for cut in layer.elsewhere], offsets=True)[-1]
         return applied(way, r)
+
+    def _without_first_bias(self, layer: HeldLayer, is_first: bool) -> HeldBlock:
+        return owning(layer.block, layer, (), 0) if self.first_bias and is_first else layer.block
 
 
 def _apart(stream: Float[Tensor, "b q d"], positions: Sequence[int], first: int) -> Float[Tensor, "s b q d"]:

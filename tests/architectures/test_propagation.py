@@ -7,7 +7,7 @@ import tl_norms
 from tl_norms.read_targets import read_targets
 
 from . import zoo
-from .test_attribution import WHOLE
+from .test_attribution import NOT_INTEGRATED, WHOLE
 from .test_zoo import cached
 
 TARGET = tl_norms.logit(3, at=1)
@@ -36,15 +36,33 @@ def test_forward_equals_backward(name):
     assert set(found.unattended) == set(credit.unattended)
 
 
-@pytest.mark.parametrize("name", WHOLE)
-def test_one_source_at_a_time_gives_the_same(name):
-    """Causal stacks leave out the positions before it, for every operator there is."""
+def one_at_a_time(name, **options):
+    """Causal stacks leave out the positions before the source, for every operator there is."""
     made = cached(name)
-    whole = tl_norms.propagate(made.cache)
+    whole = tl_norms.propagate(made.cache, **options)
     with pytest.raises(tl_norms.MemoryBudgetError) as least:
-        tl_norms.propagate(made.cache, max_memory=1)
+        tl_norms.propagate(made.cache, max_memory=1, **options)
     budget = int(str(least.value).partition("max_memory=")[2].split()[0])
-    found = tl_norms.propagate(made.cache, max_memory=budget)
+    found = tl_norms.propagate(made.cache, max_memory=budget, **options)
     largest = whole.norms.abs().amax()
     limit = 1e-6 if whole.norms.dtype == torch.float32 else 1e-10
     assert float((found.norms - whole.norms).abs().max() / largest) < limit
+    return whole
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_one_source_at_a_time_gives_the_same(name):
+    one_at_a_time(name)
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if name not in NOT_INTEGRATED])
+def test_with_softmaxes_integrated_too(name):
+    spec, made = zoo.SPECS[name], cached(name)
+    found = one_at_a_time(name, attention="integrated")
+    tolerance = min(5 * max(spec.limit(torch.float64), zoo.FLOAT32_NORMS), zoo.FLOAT32)
+    assert float(found.error.max()) < tolerance
+    credit = tl_norms.attribute(made.cache, TARGET, attention="integrated")
+    expected = [credit.tokens] if credit.source_tokens is None else [credit.tokens, credit.source_tokens]
+    expected = torch.cat(expected, dim=-1)
+    size = torch.maximum(expected.abs().max(), credit.value.abs().max())
+    assert float((found.logits(3, at=1) - expected).abs().max() / size) < 10 * tolerance

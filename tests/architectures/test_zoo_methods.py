@@ -1,12 +1,14 @@
-"""Methods and measures on a few architectures of each kind: they run, their rows are what they should be."""
+"""Methods on every architecture, measures on a few of each kind: they run, their rows are what they should be."""
 
 import pytest
 import torch
 
 import tl_norms
 from tl_norms import methods
+from tl_norms.names import attention_block
 
 from . import zoo
+from .test_attribution import WHOLE
 from .test_zoo import EXACT, cached
 
 KINDS = [
@@ -25,7 +27,7 @@ SOME = [name for name in EXACT if name in KINDS or name.partition("@")[0] in KIN
 OWN_ROWS = ("attention_rollout", "norm_rollout", "value_zeroing")
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", EXACT)
 def test_methods_run_and_rows_sum_to_one(name):
     spec, made = zoo.SPECS[name], cached(name)
     crossed = "cross" in tl_norms.scopes(made.bridge, stack=spec.stack)[-1]
@@ -40,6 +42,52 @@ def test_methods_run_and_rows_sum_to_one(name):
     sums = flow.maps.sum(-1)
     assert bool((sums < 1 + 1e-9).all()) and (crossed or bool((sums > 1 - 1e-9).all()))
     assert flow.edges and bool((flow.heads >= 0).all())
+    nearer = methods.alti(made.cache, stack=spec.stack, normalize=False)  # a row may be zero in a random model
+    assert nearer.maps.isfinite().all() and float(nearer.maps.min()) >= 0
+    capacities = methods.attention_flow(made.cache, stack=spec.stack)
+    torch.testing.assert_close(capacities.rollout[0], capacities.maps[0], rtol=0, atol=1e-6)  # one layer: its own
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_methods_of_the_whole_model(name):
+    """DecompX against the attribution; ALTI-Logit's last layer is its heads' direct logits."""
+    spec, made = zoo.SPECS[name], cached(name)
+    target, tolerance = tl_norms.logit(3, at=1), min(5 * spec.limit(torch.float64), zoo.FLOAT32)
+    credit = tl_norms.attribute(made.cache, target)
+    expected = [credit.tokens] if credit.source_tokens is None else [credit.tokens, credit.source_tokens]
+    expected = torch.cat(expected, dim=-1)
+    plain, found = (methods.decompx(made.cache, target, first_bias=one) for one in ("remainder", "sources"))
+    size = torch.maximum(expected.abs().max(), credit.value.abs().max())
+    assert float((plain.scores - expected).abs().max() / size) < 10 * tolerance
+    assert float(found.error.max()) < tolerance and found.rollout.isfinite().all()
+    left = found.scores.sum(-1) + found.offset - found.value
+    assert float(left.abs().max() / size) < 10 * tolerance
+    try:
+        below = methods.alti_logit(made.cache, target)
+    except tl_norms.MapError:  # a random model may have a position that no source brings nearer
+        with pytest.raises(tl_norms.MapError, match="normalize=False"):
+            methods.alti(made.cache, attention_block(tl_norms.scopes(made.bridge), normed=False))
+        return
+    direct = tl_norms.direct_attribution(made.cache, target)
+    assert below.isfinite().all()
+    torch.testing.assert_close(below.sum(-1), direct.heads.sum((-1, -2)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Qwen3NextForCausalLM", "BambaForCausalLM"])
+def test_layers_without_attention_are_left_out_with_their_size(name):
+    made = cached(name)
+    without = [number for number in range(made.bridge.cfg.n_layers)]
+    found = methods.attention_rollout(made.cache)
+    without = sorted(set(without) - set(found.layers))
+    assert without and sorted(found.unattended) == without
+    for number, size in found.unattended.items():
+        before, after = (made.cache[f"blocks.{number}.hook_{side}"] for side in ("in", "out"))
+        wrote = (after - before).norm(dim=-1).mean() / after.norm(dim=-1).mean()
+        assert size == pytest.approx(float(wrote), rel=1e-6) and size > 0
+    assert "without attention, left out" in repr(found)
+    names = [hook for hook in made.cache.cache_dict if "pattern" in hook or "attn" in hook]
+    part = made.bridge.run_with_cache(zoo.tokens(), names_filter=names)[1]  # no stream: it is not known
+    assert all(size != size for size in methods.attention_rollout(part).unattended.values())
 
 
 @pytest.mark.parametrize("name", SOME)

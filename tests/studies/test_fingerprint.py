@@ -165,7 +165,7 @@ def test_what_cannot_be_told_apart_is_refused(bert, tmp_path, hidden):
         return [str(hidden)[:3]] * len(ids)
 
     studies.mixing_ratio(bert, CORPUS, types=types)
-    with pytest.raises(studies.StudyInputError, match="types= cannot be told .* hidden = a .*function.version"):
+    with pytest.raises(studies.StudyInputError, match="types= cannot be distinguished .* hidden = a .*n.version"):
         studies.mixing_ratio(bert, CORPUS, types=types, resume=tmp_path / "state.npz")
     types.version = "1"
     studies.mixing_ratio(bert, CORPUS, types=types, resume=tmp_path / "state.npz")

@@ -83,7 +83,8 @@ def align(
         one = extract(maps, rows, settings=settings, end_of_sentence=end_of_sentence)
         for setting in settings:
             choices[setting] |= dict(zip(batch, one.choices[setting], strict=True))
-    assert one is not None
+    if one is None:
+        raise AlignmentInputError("there is no pair to align.")
     ordered: dict[Setting, list[Any]] = {
         setting: [found[number] for number in range(len(encoded))] for setting, found in choices.items()
     }

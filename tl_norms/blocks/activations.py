@@ -19,8 +19,9 @@ from .structure import Attention, CrossAttention, Reader, Truth
 
 _EXACT = {torch.float64: torch.float64}  # everything else is computed in float32
 _ODD_CACHES = (
-    "Caches of whole runs are analysed: run model.run_with_cache(tokens) without pos_slice and past_kv_cache, for one "
-    "batch, and with has_batch_dim as the tensors are."
+    "Caches of whole runs are analysed, or of the last positions of a text with the values of all (see "
+    "tl_norms.with_past_values): run model.run_with_cache(tokens) without pos_slice, for one batch, and with "
+    "has_batch_dim as the tensors are."
 )
 # squares of numbers outside of these overflow, or vanish
 _RANGE = {torch.float32: (1e-17, 1e17), torch.float64: (1e-140, 1e140)}
@@ -164,7 +165,8 @@ class Activations:
             )
         n_batch, n_heads, n_queries, n_keys = pattern.shape
         crossed = isinstance(step, CrossAttention)
-        if not crossed and n_queries != n_keys:
+        past = 0 if crossed else n_keys - n_queries
+        if past < 0:
             raise CacheShapeError(
                 f"{step.pattern} has {n_queries} queries and {n_keys} keys; expected as many of both. {_ODD_CACHES}"
             )
@@ -174,6 +176,8 @@ class Activations:
                 f"{self.axes[1]}. {_ODD_CACHES}"
             )
         self.axes = (n_batch, n_queries)
+        if past:
+            self._check_past(step, pattern, past)
         keys = self.source_mask if isinstance(step, CrossAttention) else self.mask
         if self.mask is not None:
             mask = fitting(self.mask, n_batch, n_queries, pattern.device)
@@ -197,12 +201,32 @@ class Activations:
             values = arrange_values(step, cached, n_heads, d_in // n_heads)
         except RuntimeError:
             values = cached
+        if past and tuple(values.shape[:3]) == (n_batch, n_queries, n_heads):
+            raise MissingActivationError(
+                f"{step.values} holds the values of the {n_queries} new positions, but {step.pattern} attends to "
+                f"{n_keys} keys: this run went on from a key-value cache, where the other {past} values are. Add them: "
+                f"cache = tl_norms.with_past_values(cache, past_kv_cache)."
+            )
         if tuple(values.shape[:3]) != (n_batch, n_keys, n_heads):
             raise CacheShapeError(
                 f"{step.values} has shape {list(cached.shape)}, but {step.pattern} has {n_batch} texts, {n_keys} keys "
                 f"and {n_heads} heads. {_ODD_CACHES}"
             )
         return pattern, self._clean(values, step.values, keys)
+
+    def _check_past(self, step: Attention, pattern: Tensor, past: int) -> None:
+        """Queries that are the last positions of a longer text, whose keys come first."""
+        if self.mask is not None:
+            raise MaskError(
+                f"{step.pattern} has {past} more keys than queries, as after a key-value cache, where a mask would "
+                f"have to be one of all positions: leave mask out. Nothing comes from padding."
+            )
+        own = pattern[..., past:].diagonal(dim1=-2, dim2=-1)
+        if bool(pattern[..., past:].triu(1).any()) or not bool(own.any(1).all()):
+            raise CacheShapeError(
+                f"{step.pattern} has {past} more keys than queries, but its last {pattern.shape[-2]} keys are not the "
+                f"queries' own positions: expected a causal model and a key-value cache that grows (no static cache)."
+            )
 
     def gate(self, step: Attention, like: Tensor) -> Tensor | None:
         """What the mixed values are multiplied with, [b q h d_head] or [b q h 1]; None without a gate."""
@@ -220,3 +244,16 @@ def check_cache(cache) -> None:
         raise NotACacheError(
             "this cache does not know its model, whose weights are needed. Give it back: cache.model = model."
         )
+
+
+def check_whole_run(reader: Reader, activations: Activations) -> None:
+    """Refuse a run of a few new positions where every layer's stream is needed at every position."""
+    for block in reader.blocks():
+        pattern = None if block is None else activations.tensors.get(block.attention()[1].pattern)
+        if pattern is not None and pattern.ndim >= 2 and pattern.shape[-2] < pattern.shape[-1]:
+            raise CacheShapeError(
+                f"this run went on from a key-value cache ({pattern.shape[-2]} new positions, {pattern.shape[-1]} "
+                f"keys): what comes through earlier layers of the other positions cannot be traced, since their "
+                f"streams are not in it. Run the whole text: model.run_with_cache(tokens). Single blocks work: "
+                f"tl_norms.block_norms(tl_norms.with_past_values(cache, past_kv_cache))."
+            )

@@ -98,7 +98,7 @@ class BridgeReader:
 
     def equivalents(self, hook: str) -> tuple[str, ...]:
         if self._aliases is None:
-            points = self.model.hook_dict  # one point under several names; made anew at every access
+            points = self.model.hook_dict  # one point under several names; rebuilt at every access
             names: dict[int, list[str]] = {}
             for name, point in points.items():
                 names.setdefault(id(point), []).append(name)

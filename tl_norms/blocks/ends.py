@@ -20,7 +20,7 @@ from .modules import affine, float_attributes, unwrap
 from .structure import Reader, Truth
 from .trace import combination, distance, same, sum_error
 from .values import Multiplied, Normed, find, kind_of, multipliers
-from .whole_run import WholeRun, known, whole_run
+from .whole_run import WholeRun, known_to, whole_run
 
 _COARSE = 1e-5
 
@@ -95,7 +95,7 @@ def joins(reader: Reader) -> Joins:
         UnsupportedArchitectureError: what a layer writes is not what the next one reads, scaled or not; or the layers
             run several times per forward pass, so that no input token enters the last pass.
     """
-    read = known(reader.model)
+    read = known_to(reader)
     if ("joins", reader.stack) not in read:
         found = _joined(reader) if hasattr(reader.model, "adapter") else _hooked_joins(reader)
         read["joins", reader.stack] = found
@@ -108,7 +108,7 @@ def head(reader: Reader) -> Head | None:
     Raises:
         UnsupportedArchitectureError: there are outputs, but the way to them is not understood.
     """
-    read = known(reader.model)
+    read = known_to(reader)
     if ("head", reader.stack) not in read:
         found = _found_head(reader) if hasattr(reader.model, "adapter") else _hooked_head(reader)
         read["head", reader.stack] = found

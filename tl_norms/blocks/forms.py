@@ -42,10 +42,10 @@ def norm_kind(norm: nn.Module, default_eps: float, width: int, dtype: torch.dtyp
 
 def decided_norm(norm: nn.Module, x: Tensor, y: Tensor, default_eps: float) -> NormKind:
     """The form of a norm that makes y of x."""
-    inner = unwrap(norm)
+    inner = _one_or_each(norm)
     kinds = [
         NormKind(center, eps, gain)
-        for gain in (("weight", "1 + weight", "") if getattr(inner, "weight", None) is not None else ("",))
+        for gain in (("weight", "1 + weight", "") if weights_in_norm(norm)[0] is not None else ("",))
         for center in (True, False)
         for eps in (*(name for name in _EPSILONS if isinstance(getattr(inner, name, None), (int, float))), "")
     ]
@@ -62,8 +62,8 @@ def decided_norm(norm: nn.Module, x: Tensor, y: Tensor, default_eps: float) -> N
 
 def norm_form(norm: nn.Module, kind: NormKind, default_eps: float) -> NormForm:
     """A norm's weights as they are now."""
-    inner = unwrap(norm)
-    weight, beta = getattr(inner, "weight", None), getattr(inner, "bias", None)
+    inner = _one_or_each(norm)
+    weight, beta = weights_in_norm(norm)
     if weight is not None and weight.is_meta:
         raise UnsupportedArchitectureError(
             f"the weights of a {type(inner).__name__} are offloaded; load the model without disk or CPU offload."
@@ -74,6 +74,24 @@ def norm_form(norm: nn.Module, kind: NormKind, default_eps: float) -> NormForm:
     if kind.gain == "1 + weight" and weight is not None:
         weight = 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
     return NormForm(kind.center, eps, weight, beta)
+
+
+def _one_or_each(norm: nn.Module) -> nn.Module:
+    """A norm, or the first of a list of one for every head (StableLM)."""
+    inner = unwrap(norm)
+    each = getattr(inner, "norms", None)
+    return each[0] if isinstance(each, nn.ModuleList) and len(each) else inner
+
+
+def weights_in_norm(norm: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """Gain and bias, [d], or [head d] where every head has its own."""
+    inner = unwrap(norm)
+    each = getattr(inner, "norms", None)
+    if not isinstance(each, nn.ModuleList) or not len(each):
+        return getattr(inner, "weight", None), getattr(inner, "bias", None)
+    gains, betas = ([getattr(one, name, None) for one in each] for name in ("weight", "bias"))
+    gain, beta = (None if any(part is None for part in parts) else torch.stack(parts) for parts in (gains, betas))
+    return gain, beta
 
 
 def normed(x: Tensor, form: NormForm) -> Tensor:

@@ -130,7 +130,8 @@ class HookedReader:
 
     def _attention(self, at: str) -> Attention:
         names = (at + "attn", at + "attn.hook_pattern", at + "attn.hook_v")
-        return Attention(*names, mixed=at + "attn.hook_z")
+        clip = getattr(self.cfg, "clip_qkv", None)
+        return Attention(*names, clip=None if clip is None else float(clip), mixed=at + "attn.hook_z")
 
     def attention_output(self, step: Attention) -> Affine:
         attn = self._find(step.module)

@@ -30,12 +30,14 @@ class Around:
     Attributes:
         rotary: cosines and sines, [pos r]
         added: by name, [h or 1, q or 1, k]
+        tuned: what queries are multiplied with, by name, [pos]
         d_head: of queries and keys
     """
 
     rotary: tuple[Tensor, Tensor] | None
     added: dict[str, Tensor] = field(default_factory=dict)
     d_head: int = 1
+    tuned: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def turns(self) -> tuple[str, ...]:
@@ -69,7 +71,8 @@ def around(reader: Reader, attention: Attention, n: int) -> Around:
     if relative is not None:
         added["relative"] = relative
     heads = getattr(inner, "head_dim", None) or getattr(inner, "key_value_proj_dim", None) or model.cfg.d_head
-    return Around(_pair(given.get("position_embeddings")), added, int(heads))
+    pair = _pair(given.get("position_embeddings"))
+    return Around(_native(inner, n) if pair is None else pair, added, int(heads), _tuned(inner, n))
 
 
 def _hooked(model: Any, module: Any, n: int) -> Around:
@@ -90,7 +93,28 @@ def _pair(given: Any) -> tuple[Tensor, Tensor] | None:
     return (second, first) if not bool(first[0].any()) else (first, second)
 
 
-def turning(rotary: tuple[Tensor, Tensor] | None, name: str, n: int) -> Rotary:
+def _native(inner: nn.Module, n: int) -> tuple[Tensor, Tensor] | None:
+    """The tables of TransformerLens' own models, which their attentions hold themselves."""
+    own = getattr(inner, "rotary", None)
+    cos, sin = getattr(own, "cos_cached", None), getattr(own, "sin_cached", None)
+    return (cos[:n], sin[:n]) if isinstance(cos, Tensor) and isinstance(sin, Tensor) else None
+
+
+def _tuned(inner: nn.Module, n: int) -> dict[str, Tensor]:
+    """Queries scaled by position for long texts: Ministral 3 everywhere, Llama 4 where nothing is turned."""
+    config, positions = getattr(inner, "config", None), torch.arange(n, dtype=torch.float32)
+    rope = getattr(config, "rope_parameters", None)
+    beta = rope.get("llama_4_scaling_beta") if isinstance(rope, dict) else None
+    if isinstance(rope, dict) and isinstance(beta, (int, float)):
+        longest = rope["original_max_position_embeddings"]
+        return {"llama_4_scaling_beta": 1 + beta * torch.log(1 + torch.floor(positions / longest))}
+    if getattr(inner, "attn_temperature_tuning", False) and not getattr(inner, "use_rope", True):
+        scale, floor = float(getattr(inner, "attn_scale", 0.0)), float(getattr(inner, "floor_scale", 1.0))
+        return {"floor_scale": torch.log1p(torch.floor((positions + 1) / floor)) * scale + 1}
+    return {}
+
+
+def turning(rotary: tuple[Tensor, Tensor] | None, name: str, n: int, last: bool = False) -> Rotary:
     """The rotary embedding of n positions: pairs are halves or neighbours, angles once or twice per pair."""
     if rotary is None:
         raise ValueError(f"{name}: there is no rotary embedding")
@@ -103,7 +127,7 @@ def turning(rotary: tuple[Tensor, Tensor] | None, name: str, n: int) -> Rotary:
         angles = [part.repeat_interleave(2, -1) if double else torch.cat([part, part], -1) for part in angles]
     elif spread == "back":  # turned the other way round
         angles = [angles[0], -angles[1]]
-    return Rotary(*angles, interleaved=pairs == "neighbours")
+    return Rotary(*angles, interleaved=pairs == "neighbours", last=last)
 
 
 def _relative(reader: Reader, attention: Attention, inner: nn.Module, n: int) -> Tensor | None:

@@ -3,95 +3,34 @@
     pre-norm . multiplier . W_Q, b_Q . heads split . norm . rotary embedding (norm before or behind it)     queries
     the same with W_K                                                                                       keys
     logits = softcap(scale <q, k>) + what the model adds by position (ALiBi, T5); a sink beside them
+    latent attention: down-projection, norm, up-projection; beside it the turned columns, which all heads share
 
 Candidates are compared with the short run's own pattern: log p of a row, less its mean, is its logits, less theirs,
 whatever the sink. Position embeddings are the model's own (see `position`), never fitted. Every cache is compared again
 when its attention is held.
 """
 
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
 from einops import rearrange, repeat
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import UnsupportedArchitectureError
 from ..linear.heads import Rotary
-from .ends import total
-from .modules import affine, float_attributes, unwrap
+from .logit_path import LogitPath, LogitSide, Weighed, refused
+from .logit_sides import side_candidates
+from .modules import float_attributes, unwrap
 from .position import ADDED, Around, around, turning
-from .structure import Affine, Attention, Block, CrossAttention, Reader, Step
+from .structure import Attention, Block, CrossAttention, Reader, Step
 from .trace import distance
-from .values import (
-    Multiplied,
-    Normed,
-    entrances,
-    find,
-    kind_of,
-    run_norm,
-    value_paths,
-    weights_of,
-)
-from .whole_run import whole_run
+from .values import Normed, find, run_norm, value_paths, weights_of
+from .whole_run import known, whole_run
 
 _CLOSE = {torch.float64: 1e-4, torch.float32: 1e-3}  # of logits: transformers computes softmaxes in float32
 _HALF = 5e-2
 _EXACT = 1e-6  # a scale that the model holds nowhere by name is believed if the logits fit this well
-
-
-@dataclass(frozen=True)
-class Weighed:
-    """W_Q or W_K: its module's path; `letter` where one module holds both; `kept` columns of every head come first."""
-
-    module: str
-    letter: str = ""
-    heads: int | None = None
-    kept: int | None = None
-
-
-SideStep = Normed | Multiplied | Weighed
-
-
-@dataclass(frozen=True)
-class LogitSide:
-    """From a stream to the queries or the keys.
-
-    Attributes:
-        layer: the layer whose stream is read; None: what leaves the encoder
-        norm: on the vectors of every head, or on all heads side by side (`whole`); `behind` the rotary embedding
-    """
-
-    layer: int | None
-    steps: tuple[SideStep, ...]
-    norm: Normed | None = None
-    whole: bool = False
-    behind: bool = False
-
-
-@dataclass(frozen=True)
-class LogitPath:
-    """The logits of one attention: softcap(scale <q, k>) + factor * what is added by position.
-
-    Attributes:
-        turned: how the rotary embedding turns, see `position.turning`; empty for none
-        added: what is added by position, see `position.Around`; empty for nothing
-        sink: the attribute that holds the logits of a key without a value
-    """
-
-    queries: LogitSide
-    keys: LogitSide
-    turned: str = ""
-    scale: float = 1.0
-    cap: float | None = None
-    added: str = ""
-    factor: float = 1.0
-    sink: str = ""
-
-
-_paths: "weakref.WeakKeyDictionary[nn.Module, dict[str, Mapping[str, LogitPath]]]" = weakref.WeakKeyDictionary()
 
 
 def logit_paths(reader: Reader) -> Mapping[str, LogitPath]:
@@ -100,10 +39,10 @@ def logit_paths(reader: Reader) -> Mapping[str, LogitPath]:
     Raises:
         UnsupportedArchitectureError: the pattern of some attention is not explained by any way that is known.
     """
-    known = _paths.setdefault(reader.model, {})
-    if reader.stack not in known:
-        known[reader.stack] = dict(_all_paths(reader))
-    return known[reader.stack]
+    read = known(reader.model)
+    if ("logits", reader.stack) not in read:
+        read["logits", reader.stack] = dict(_all_paths(reader))
+    return read["logits", reader.stack]
 
 
 def _all_paths(reader: Reader) -> Iterator[tuple[str, LogitPath]]:
@@ -120,18 +59,24 @@ def _hooked(reader: Reader, block: Block, attention: Attention) -> LogitPath:
     cfg, kind = reader.model.cfg, type(attention)
     module = find(reader.model, attention.module)
     positions = getattr(cfg, "positional_embedding_type", "standard")
-    if kind is CrossAttention or getattr(cfg, "use_qk_norm", False) or positions not in ("standard", "rotary", "alibi"):
+    if kind is CrossAttention or positions not in ("standard", "rotary", "alibi"):
         raise refused(
             reader, attention, "its queries and keys are of a kind that is not read in TransformerLens' own classes"
         )
     path = value_paths(reader)[attention.module]
     before = tuple(step for step in path.steps if isinstance(step, Normed))
-    sides = [LogitSide(path.layer, (*before, Weighed(attention.module, letter))) for letter in "QK"]
+    sides = []
+    for letter in "QK":
+        name = f"{letter.lower()}_norm"
+        own = getattr(module, name, None)
+        norm = None if own is None else Normed(f"{attention.module}.{name}")
+        whole = own is not None and own.w.shape[-1] != cfg.d_head  # OLMo 2: on all heads side by side
+        sides.append(LogitSide(path.layer, (*before, Weighed(attention.module, letter)), (), norm, whole))
     cap = float(getattr(cfg, "attn_scores_soft_cap", 0) or 0)
     turned = "" if positions != "rotary" else "neighbours" if cfg.rotary_adjacent_pairs else "halves"
     scale = 1 / float(getattr(module, "attn_scale", 1.0))
     added = "alibi" if positions == "alibi" else ""
-    return LogitPath(*sides, turned, scale, cap if cap > 0 else None, added)
+    return LogitPath(*sides, turned, scale=scale, cap=cap if cap > 0 else None, added=added)
 
 
 def _found(reader: Reader, block: Block, step: Step) -> LogitPath:
@@ -195,63 +140,9 @@ def _pairs(
     reader: Reader, tensors: Mapping[str, Tensor], block: Block, attention: Attention
 ) -> Iterator[tuple[LogitSide, LogitSide, Tensor, Tensor]]:
     """Queries and keys as far as their projections, with what the short run has there."""
-    for queries, q in _sides(reader, tensors, block, attention, "q"):
-        for keys, k in _sides(reader, tensors, block, attention, "k"):
+    for queries, q in side_candidates(reader, tensors, block, attention, "q"):
+        for keys, k in side_candidates(reader, tensors, block, attention, "k"):
             yield queries, keys, q, k
-
-
-def _sides(
-    reader: Reader, tensors: Mapping[str, Tensor], block: Block, attention: Attention, name: str
-) -> Iterator[tuple[LogitSide, Tensor]]:
-    at = attention.module
-    if name == "k":
-        owner = attention.values.rpartition(".v.")[0] or attention.values.rpartition(".v_norm.")[0] or at
-        at = owner if f"{at}.k.hook_in" not in tensors else at
-    entering = tensors.get(f"{at}.{name}.hook_in")
-    module = find(reader.model, at)
-    if entering is None or not hasattr(module, name):
-        return
-    weights = weights_in(reader, Weighed(f"{at}.{name}"))
-    if entering.shape[-1] != weights.weight.shape[0]:
-        return
-    made = entering @ weights.weight.to(entering)
-    made = made if weights.bias is None else made + weights.bias.to(made)
-    blocks = [one for one in reader.blocks() if one is not None]
-    norm, whole = _norm(reader, tensors, at, name, made)
-    stream = None
-    if name == "q" and isinstance(attention, CrossAttention):  # queries are the decoder's own
-        before = next(number for number, step in enumerate(block.steps) if step.operation is attention)
-        truth = block.steps[before - 1].truth if before else None
-        stream = tensors.get(block.stream) if truth is None else total(tensors, truth)
-    for _, layer, before in entrances(reader, tensors, block, blocks, at, attention, entering, stream):
-        for kept in (None, *_halves(tensors, at, name, made)):
-            side = LogitSide(layer, (*before, Weighed(f"{at}.{name}", "", *(kept or (None, None)))), norm, whole)
-            cut = made if kept is None else made.unflatten(-1, (kept[0], -1))[..., : kept[1]].flatten(-2)
-            for behind in (False,) if norm is None else (False, True):
-                yield replace(side, behind=behind), cut
-
-
-def _halves(tensors: Mapping[str, Tensor], at: str, name: str, made: Tensor) -> list[tuple[int, int]]:
-    """Queries beside a gate in one projection: the first half of every head."""
-    hooked = tensors.get(f"{at}.q.hook_out")
-    if name != "q" or f"{at}.hook_q_gate" not in tensors or hooked is None:
-        return []
-    width = tensors[f"{at}.k.hook_out"].shape[-1] if f"{at}.k.hook_out" in tensors else hooked.shape[-1]
-    return [(made.shape[-1] // (2 * width), width)]
-
-
-def _norm(
-    reader: Reader, tensors: Mapping[str, Tensor], at: str, name: str, made: Tensor
-) -> tuple[Normed | None, bool]:
-    path = f"{at}.{name}_norm"
-    read, wrote = tensors.get(f"{path}.hook_in"), tensors.get(f"{path}.hook_out")
-    if read is None or wrote is None:
-        return None, False
-    try:
-        kind = kind_of(reader, path, read, wrote)
-    except (UnsupportedArchitectureError, RuntimeError):  # not a norm of vectors
-        return None, False
-    return Normed(path, kind), read.shape[-1] == made.shape[-1] and read.ndim == 3
 
 
 def _turned(
@@ -265,15 +156,18 @@ def _turned(
         return
     if path.queries.behind != path.keys.behind and path.queries.norm is not None and path.keys.norm is not None:
         return
-    for name in ("", *(things.turns if things.rotary is not None else ())):
+    last = bool(path.keys.shared)
+    for name, tuned in product(("", *(things.turns if things.rotary is not None else ())), (*things.tuned, "")):
         try:
-            turns = [turning(things.rotary, name, x.shape[1]) if name else None for x in (q, k)]
+            turns = [turning(things.rotary, name, x.shape[1], last) if name else None for x in (q, k)]
             left = _shaped(reader, attention, path.queries, q, width, turns[0])
             right = _shaped(reader, attention, path.keys, k, width, turns[1])
         except RuntimeError:  # shapes that do not belong together: not this candidate
             continue
+        left = left * things.tuned[tuned][: q.shape[1], None, None].to(left) if tuned else left
         right = repeat(right, "b k g e -> b k (g r) e", r=n_heads // right.shape[2])
-        yield replace(path, turned=name), torch.einsum("bqhe,bkhe->bhqk", left.double(), right.double())
+        plain = torch.einsum("bqhe,bkhe->bhqk", left.double(), right.double())
+        yield replace(path, turned=name, last=last, tuned=tuned), plain
 
 
 def _shaped(
@@ -286,6 +180,8 @@ def _shaped(
         x = x.clamp(-attention.clip, attention.clip)
     x = rearrange(x, "b n (h e) -> b n h e", e=width)
     x = x if form is None or side.whole or side.behind else run_norm(form, x)
+    if rotary is not None and rotary.cos.shape[-1] > width:
+        raise RuntimeError("more angles than columns")
     x = x if rotary is None else rotary(x)
     return x if form is None or side.whole or not side.behind else run_norm(form, x)
 
@@ -331,28 +227,3 @@ def _scaled(
 def _snapped(value: float, known: list[float]) -> float:
     nearest = min(known, key=lambda number: abs(number - value))
     return nearest if abs(nearest - value) <= 1e-3 * abs(nearest) else value
-
-
-def weights_in(reader: Reader, step: Weighed) -> Affine:
-    """Weights [in out] of W_Q or W_K as they are now; heads one after the other, grouped ones once."""
-    module = find(reader.model, step.module)
-    if step.letter:
-        weight = getattr(module, f"_W_{step.letter}", None)
-        weight = getattr(module, f"W_{step.letter}") if weight is None else weight  # [head d e]
-        bias = getattr(module, f"_b_{step.letter}", None)
-        bias = getattr(module, f"b_{step.letter}") if bias is None else bias
-        return Affine(weight.transpose(0, 1).flatten(1), bias.flatten())
-    whole = affine(module, step.module)
-    if step.heads is None:
-        return whole
-    weight = whole.weight.unflatten(1, (step.heads, -1))[..., : step.kept].flatten(1)
-    bias = None if whole.bias is None else whole.bias.unflatten(0, (step.heads, -1))[..., : step.kept].flatten()
-    return Affine(weight, bias)
-
-
-def refused(reader: Reader, attention: Attention, why: str) -> UnsupportedArchitectureError:
-    kind = type(unwrap(find(reader.model, attention.module))).__name__
-    return UnsupportedArchitectureError(
-        f"{attention.module} ({kind}): {why}, so its logits cannot be shared out. What it moved works: "
-        f'attention="held".'
-    )

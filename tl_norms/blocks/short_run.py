@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from ..errors import NonFiniteError, TLNormsError, UnsupportedArchitectureError
 from .compat import listening, without_switches, without_user_hooks
 from .trace import Trace
+from .trial import TOKENS, few_tokens, in_eval_mode
 
-_TOKENS = 5
 _ORDINARY = 10.0  # matrices whose typical entry is within this factor of 1 / sqrt(d_model) are left as they are
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def read_blocks(model: nn.Module, stack: str, read: Callable[[int, Trace], T]) -
             failures.append(error)
     first = failures[0]
     raise UnsupportedArchitectureError(
-        f"{type(model.original_model).__name__} could not be run on {_TOKENS} tokens to read its layout "
+        f"{type(model.original_model).__name__} could not be run on {TOKENS} tokens to read its layout "
         f"({type(first).__name__}: {first})."
     ) from first
 
@@ -69,13 +69,13 @@ class _ShortRun:
         with ExitStack() as stack, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the bridge names hooks that are switched off
             stack.enter_context(torch.no_grad())
-            stack.enter_context(_in_eval_mode(self.model))
+            stack.enter_context(in_eval_mode(self.model))
             stack.enter_context(without_switches(self.model))
             stack.enter_context(without_user_hooks(self.model))
             stack.enter_context(listening(self.model, self.stack + ".", self._hear))
             for layer, block in enumerate(blocks):
                 self._prepare(layer, block, stack)
-            tokens, extra = _input(self.model)
+            tokens, extra = few_tokens(self.model)
             self.model.run_with_cache(tokens, names_filter=lambda name: False, **extra)
         if silent := [layer for layer in range(len(blocks)) if layer not in self.read_off]:
             raise RuntimeError(f"{self.stack} {silent} did not run")
@@ -116,27 +116,6 @@ class _ShortRun:
 
         stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
         stack.callback(block.register_forward_hook(after).remove)
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout, which would keep sums from being sums; every module's mode is put back."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _input(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-    size = int(getattr(model.cfg, "d_vocab", 0) or 0)
-    tokens = (torch.arange(_TOKENS) + 5) % size if size > 0 else torch.arange(_TOKENS)
-    tokens = tokens[None].to(next(model.parameters()).device)
-    # a decoder gets one token less: activations of its positions and of the encoder's then differ in shape
-    return tokens, {"decoder_input": tokens[:, :-1]} if hasattr(model, "decoder_blocks") else {}
 
 
 @contextmanager

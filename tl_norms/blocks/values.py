@@ -19,7 +19,7 @@ from .forms import decided_norm, norm_form, norm_kind, normed
 from .modules import affine, component, default_eps, float_attributes, unwrap
 from .structure import Affine, Attention, Block, CrossAttention, Norm, NormForm, NormKind, Reader
 from .trace import combination, distance, same
-from .whole_run import known, whole_run
+from .whole_run import known_to, whole_run
 
 _COARSE = 1e-4  # transformers computes norms in float32 whatever the model's dtype
 _HALF = 5e-2  # runs in half precision: what a norm, a projection and their rounding may differ by
@@ -74,7 +74,7 @@ def value_paths(reader: Reader) -> Mapping[str, ValuePath]:
     Raises:
         UnsupportedArchitectureError: the values of some attention are not explained by any path that is known.
     """
-    read = known(reader.model)
+    read = known_to(reader)
     if ("paths", reader.stack) not in read:
         read["paths", reader.stack] = dict(_all_paths(reader))
     return read["paths", reader.stack]

@@ -6,8 +6,7 @@ whole model.
 
 import warnings
 import weakref
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from ..errors import UnsupportedArchitectureError
 from .compat import without_switches, without_user_hooks
 from .fingerprint import fingerprint
-
-_TOKENS = 5
+from .structure import Reader
+from .trial import TOKENS, few_tokens, in_eval_mode
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,14 @@ class WholeRun:
 
 _Known = dict[tuple[str, str], Any]
 _known: "weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, _Known]]" = weakref.WeakKeyDictionary()
+_known_to: "weakref.WeakKeyDictionary[Reader, _Known]" = weakref.WeakKeyDictionary()
+
+
+def known_to(reader: Reader) -> _Known:
+    """What has been read off a reader's model. As for its blocks, the weights are looked at once per reader."""
+    if reader not in _known_to:
+        _known_to[reader] = known(reader.model)
+    return _known_to[reader]
 
 
 def known(model: nn.Module) -> _Known:
@@ -69,31 +76,14 @@ def whole_run(model: nn.Module) -> WholeRun:
 
 def _run(model: nn.Module, hooks: list):
     """What the model returns for a few tokens, and the cache."""
-    size = int(getattr(model.cfg, "d_vocab", 0) or 0)
-    tokens = (torch.arange(_TOKENS) + 5) % size if size > 0 else torch.arange(_TOKENS)
-    tokens = tokens[None].to(next(model.parameters()).device)
-    # a decoder gets one token less: what belongs to its positions and what to the encoder's differ in shape then
-    extra = {"decoder_input": tokens[:, :-1]} if hasattr(model, "decoder_blocks") else {}
+    tokens, extra = few_tokens(model)
     try:
-        with _in_eval_mode(model), without_switches(model), without_user_hooks(model), warnings.catch_warnings():
+        with in_eval_mode(model), without_switches(model), without_user_hooks(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the bridge names hooks that are switched off
             with model.hooks(fwd_hooks=hooks):
                 return model.run_with_cache(tokens, **extra)
     except Exception as error:  # whatever a model raises here, its ends cannot be read
         raise UnsupportedArchitectureError(
-            f"{type(model.original_model).__name__} could not be run on {_TOKENS} tokens to read its ends "
+            f"{type(model.original_model).__name__} could not be run on {TOKENS} tokens to read its ends "
             f"({type(error).__name__}: {error})."
         ) from error
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout; every module's mode is put back."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

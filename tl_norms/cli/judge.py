@@ -28,7 +28,7 @@ examples:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments behind `judge`; exits with status 2 and a message if they are bad."""
+    """The arguments after `judge`; exits with status 2 and a message if they are bad."""
     parser = argparse.ArgumentParser(
         prog="tl-norms judge",
         description="Judge attribution methods by removing positions and by annotated evidence.",

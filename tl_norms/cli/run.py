@@ -134,7 +134,7 @@ def explain(options: "argparse.Namespace") -> int:
 def check(options: "argparse.Namespace") -> int:
     """Completeness of every layer and scope of one model (both stacks of an encoder-decoder) and of one attribution."""
     from ..errors import TLNormsError
-    from . import load, report, why
+    from . import load, report, whole
 
     model, name = _model(options.check, options)
     text = options.text or CHECK_TEXT
@@ -145,7 +145,7 @@ def check(options: "argparse.Namespace") -> int:
             for stack in ("encoder", "decoder") if load.translates(model) else (None,):
                 found.append((stack, _norms(model, replace(given, stack=stack), options, scopes="all", raises=False)))
             inputs = dict(given.inputs)
-            whole = why.checked(model, options.dtype, inputs.pop("input"), **inputs)
+            attributed = whole.checked(model, options.dtype, inputs.pop("input"), **inputs)
     except load.TextError:
         raise
     except TLNormsError as error:
@@ -155,12 +155,12 @@ def check(options: "argparse.Namespace") -> int:
         return 1
     _notices(caught, options)
     tolerance = report.tolerance(options.dtype)
-    complete = whole.complete and all(report.is_complete(norms, tolerance) for _, norms in found)
+    complete = attributed.complete and all(report.is_complete(norms, tolerance) for _, norms in found)
     facts = report.facts(model, name, text, given.tokens, given.words, options.dtype, options.bias)
     if options.json:
         errors = {stack: report.errors(norms) for stack, norms in found}
         shown = errors[None] if None in errors else errors
-        facts |= shown | {"attribution": whole.numbers()}
+        facts |= shown | {"attribution": attributed.numbers()}
         print(report.as_json(facts | {"tolerance": tolerance, "complete": complete}))
     elif not options.quiet:
         from . import tables
@@ -168,7 +168,7 @@ def check(options: "argparse.Namespace") -> int:
         for stack, norms in found:
             called = name if stack is None else f"{name}, {stack}"
             tables.check(facts | {"model": called}, norms, tolerance, report.is_complete(norms, tolerance))
-        why.show_checked(whole)
+        whole.show_checked(attributed)
     return 0 if complete else 1
 
 

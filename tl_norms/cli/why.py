@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from ..attribution import attribute, attribution_hooks, last_stream, top_target
+from ..attribution import attribute, last_stream, top_target
 from ..attribution_result import Attribution, Ranking
-from ..errors import DecompositionError, TLNormsError
-from ..model_map import TOLERANCE, AttentionRule
+from ..held_run import attribution_hooks
+from ..model_map import AttentionRule
 from ..targets import Target, TargetError, direction, logit
 from .load import TextError, brief
 
@@ -114,57 +114,6 @@ def _cache(model: Any, text: str) -> tuple[Any, list[str]]:
     return cache, [model.tokenizer.decode([token]) for token in tokens[0].tolist()]
 
 
-@dataclass(frozen=True)
-class Checked:
-    """One attribution of a model, for `--check`.
-
-    Attributes:
-        target: its name
-        error: of every cut, then of every cut of the encoder
-        refused: why this model cannot be attributed as a whole; None if it can
-        complete: every cut adds up, or there is nothing to add up
-    """
-
-    target: str | None
-    error: tuple[float, ...]
-    refused: str | None
-    complete: bool
-
-    def numbers(self) -> dict[str, Any]:
-        """As plain Python values, for `--json`."""
-        return {"target": self.target, "error": list(self.error), "refused": self.refused, "complete": self.complete}
-
-
-def checked(model: Any, dtype: str, tokens: Tensor, **inputs: Any) -> Checked:
-    """One attribution, of the predicted token against the runner-up; of a direction where there is no such head.
-
-    Args:
-        dtype: of the model, which the tolerance follows
-        tokens, inputs: what the model is run on
-    """
-    target = None
-    try:
-        with torch.no_grad():
-            _, cache = model.run_with_cache(tokens, names_filter=attribution_hooks(model), **inputs)
-        target = _top_or_direction(cache)
-        found = attribute(cache, target, check=False)
-    except DecompositionError as error:  # what is compared on the way, whatever `check` says
-        return Checked(None if target is None else target.name, (), " ".join(str(error).split()), False)
-    except TLNormsError as error:
-        return Checked(None if target is None else target.name, (), " ".join(str(error).split()), True)
-    errors = [found.error] if found.source_error is None else [found.error, found.source_error]
-    error = tuple(float(one) for part in errors for one in part)
-    tolerance = TOLERANCE[getattr(torch, dtype)]
-    return Checked(target.name, error, None, all(one <= tolerance for one in error))  # nan is not complete
-
-
-def _top_or_direction(cache: Any) -> Target:
-    try:
-        return top_target(cache)
-    except TargetError:  # no head, or one of classes
-        return direction(last_stream(cache)[0].mean(0).detach()).named("mean of the last stream")
-
-
 def numbers(why: Why, k: int = _STRONGEST) -> dict[str, Any]:
     """Everything as plain Python values, for `--json`."""
     found = why.attribution
@@ -201,19 +150,6 @@ def show(why: Why, console: Console | None = None, k: int = _STRONGEST) -> None:
     console.print(
         Text(f"completeness: every cut adds up to the value within {float(found.error.max()):.1e} of its largest part")
     )
-
-
-def show_checked(found: Checked, console: Console | None = None) -> None:
-    """The largest error of the attribution, or what stands in its way."""
-    console = console or Console(highlight=False)
-    if found.refused is not None:
-        verdict = "refused" if found.complete else "NOT complete"
-        line = f"attribution: {verdict}: {found.refused}"
-    else:
-        verdict = "complete" if found.complete else "NOT complete"
-        largest = max(found.error, key=lambda error: (error != error, error))  # nan is the largest
-        line = f"attribution of {found.target}: {verdict}, largest error over the cuts {largest:.1e}"
-    console.print(Text(line, "bold green" if found.complete and found.refused is None else "bold red"))
 
 
 def _bars(why: Why) -> Table:

@@ -87,8 +87,7 @@ def evaluate(
     check_removals(removals, replacement)
     if not removals:
         raise FaithfulnessInputError("removals is empty; expected 'cut', 'replace' or 'swap', better two of them.")
-    if fractions is not None and not all(0 < share <= 1 for share in fractions):
-        raise FaithfulnessInputError(f"fractions is {tuple(fractions)}; expected shares in (0, 1].")
+    _check_numbers(fractions, limit=limit, draws=draws, seed=seed)
     metrics = tuple(metric.name for metric in chosen_metrics(None if metrics is None else tuple(metrics)))
     own = made(model)
     given = _tasks(own, tasks, limit, seed)
@@ -129,6 +128,21 @@ def evaluate(
 _known: "weakref.WeakKeyDictionary[nn.Module, set[tuple]]" = weakref.WeakKeyDictionary()
 
 
+def _check_numbers(fractions: object, *, limit: object, draws: object, seed: object) -> None:
+    if fractions is not None:
+        shares = (
+            list(fractions) if isinstance(fractions, Iterable) and not isinstance(fractions, str | bytes) else [None]
+        )
+        if not shares or not all(isinstance(share, int | float) and 0 < share <= 1 for share in shares):
+            raise FaithfulnessInputError(f"fractions is {fractions!r}; expected shares in (0, 1], or None for all.")
+    for name, value, least in (("limit", limit, 1), ("draws", draws, 1), ("seed", seed, 0)):
+        if value is None and name == "limit":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            wanted = "at least one example per task" if name == "limit" else f"an int, at least {least}"
+            raise FaithfulnessInputError(f"{name} is {value!r}; expected {wanted}.")
+
+
 class _Examples:
     """All examples one after another, as the engine takes them."""
 
@@ -150,11 +164,9 @@ class _Examples:
 
 
 def _tasks(model: nn.Module, given: str | Task | Sequence[str | Task], limit: int | None, seed: int) -> list[Task]:
-    parts = [given] if isinstance(given, str | Task) else list(given)
+    parts = [given] if isinstance(given, str | Task) or not isinstance(given, Iterable) else list(given)
     if not parts:
         raise FaithfulnessInputError("no task is given; expected names or Task objects.")
-    if limit is not None and limit < 1:
-        raise FaithfulnessInputError(f"limit is {limit}; expected at least one example per task.")
     found = [named(part, model, limit or 200, seed=seed) if isinstance(part, str) else part for part in parts]
     for part in found:
         if not isinstance(part, Task):

@@ -1,4 +1,4 @@
-"""A held block: held steps between numbered points, forward with any luggage and backward with any covector.
+"""A held block: held steps between numbered points, forward with any vectors and backward with any covector.
 
 Point 0 is what enters the block; step number p makes point p. An operator reads one point; a sum reads two. Negative
 numbers are what a block reads from elsewhere: -1 the first, -2 the second (an encoder's output, an earlier stream).
@@ -32,6 +32,13 @@ class HeldStep:
             return y
         y = self.edit(y)
         return y + self.edit.offset if offsets and self.edit.offset is not None else y
+
+    def carried_to(self, point: int, g: Tensor) -> Tensor:
+        """The covector that a covector of what the step makes gives to one point that it reads."""
+        g = g if self.edit is None else self.edit.transpose(g)
+        if self.operator is not None:
+            return self.operator.transpose(g)
+        return g * ((self.scale if point == self.reads else 0) + (self.other_scale if point == self.other else 0))
 
     @property
     def offset(self) -> Tensor | None:
@@ -86,18 +93,14 @@ class HeldBlock:
             step, g = self.steps[number - 1], found[number]
             if g is None or number in stop:
                 continue
-            g = g if step.edit is None else step.edit.transpose(g)
-            if step.operator is not None and step.reads < 0:
+            if step.reads < 0:
                 if elsewhere is not None:
-                    carried = step.operator.transpose(g)
+                    carried = step.carried_to(step.reads, g)
                     before = elsewhere.get(step.reads)
                     elsewhere[step.reads] = carried if before is None else before + carried
-            elif step.operator is not None:
-                _add(found, step.reads, step.operator.transpose(g))
-            else:
-                _add(found, step.reads, g * step.scale)
-                if step.other is not None:
-                    _add(found, step.other, g * step.other_scale)
+                continue
+            for point in {step.reads} if step.other is None else {step.reads, step.other}:
+                _add(found, point, step.carried_to(point, g))
         return found
 
     def offsets(self) -> list[Tensor | None]:

@@ -1,5 +1,6 @@
 """Hold a step: weights and the activation that really entered it, to an operator (see `operators`)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +21,8 @@ class NormWeights:
 
     center: bool
     eps: float
-    gain: Float[Tensor, " d"] | None = None
-    beta: Float[Tensor, " d"] | None = None
+    gain: Float[Tensor, "*h d"] | None = None  # [h d]: one for every head
+    beta: Float[Tensor, "*h d"] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,10 @@ def hold_feed_forward(
         still = entering(torch.zeros_like(full) if rest is None else rest)
         step = [((x - still) @ branch.weight).double() for branch in unit.branches]
         begin = [_affine(branch, still).double() for branch in unit.branches]
-    shares, base, end = _coefficients(unit, begin, step, rule)
+    shares, base, last = _coefficients(unit, begin, step, rule)
     out = unit.out.weight
     if unit.inner is not None:
-        inner = hold_norm(end, unit.inner)
+        inner = hold_norm(last(), unit.inner)
         scale = inner.inverse_scale[..., None]
         shares, base = [(branch, c * scale) for branch, c in shares], base * scale
         out = inner.into(out)
@@ -114,7 +115,8 @@ def hold_feed_forward(
         else:  # what the operator will make of the rest, which did not move
             base = base - (still @ branch.weight) * c
     # without biases, and with g(0) = 0, there is nothing to send
-    offset = base @ out if bool(base.any()) else base.new_zeros(*base.shape[:-1], out.shape[1])
+    passed = bool(base.any())
+    offset = base.expand(*x.shape[:-1], len(out)) @ out if passed else x.new_zeros(*x.shape[:-1], out.shape[1])
     if unit.inner is not None and unit.inner.beta is not None:
         offset = offset + unit.inner.beta @ unit.out.weight
     offset = offset if unit.out.bias is None else offset + unit.out.bias
@@ -130,18 +132,18 @@ def hold_feed_forward(
 
 def _affine(projection: Projection, x: Tensor) -> Tensor:
     y = projection(x)
-    return y if projection.bias is None else y + projection.bias
+    return y if projection.bias is None else y.add_(projection.bias)
 
 
 def _coefficients(
     unit: Unit, begin: list[Tensor] | None, step: list[Tensor], rule: Rule
-) -> tuple[list[tuple[Projection, Tensor]], Tensor, Tensor]:
-    """Branches with their coefficients, and the neurons at the beginning and at the end of the path, all [b q m].
+) -> tuple[list[tuple[Projection, Tensor]], Tensor, Callable[[], Tensor]]:
+    """Branches with their coefficients, what the path begins with, and the neurons at its end when asked for, [b q m].
 
-    begin=None: the path comes from zero. All stay in the precision of `step`.
+    begin=None: the path comes from zero, where all neurons are the same number. All stay in the precision of `step`.
     """
     g, limit, shift = unit.activation, unit.limit, unit.up_offset
-    start = [torch.zeros_like(u) for u in step] if begin is None else begin
+    start = [u.new_zeros(()) for u in step] if begin is None else begin
     stop = step if begin is None else [u + d for u, d in zip(start, step, strict=True)]
 
     def gate(u: Tensor) -> Tensor:
@@ -153,14 +155,17 @@ def _coefficients(
     def neurons(u: Tensor, w: Tensor | None = None) -> Tensor:
         return gate(u) if w is None else gate(u) * (partner(w) + shift)
 
-    first, last = neurons(*start), neurons(*stop)
+    def last() -> Tensor:
+        return neurons(*stop)
+
     if rule == "drop":
-        return [], last, last
+        return [], last(), last
+    first = neurons(*start)
     if unit.up is None:
         return [(unit.into, _slope(gate, begin, step, 0))], first, last
     if rule == "ig":
         if limit is not None:
-            wide = [u.double() for u in (start[0], step[0], start[1], step[1])]
+            wide = [u.double().expand(step[0].shape) for u in (start[0], step[0], start[1], step[1])]
             pair = integrated.clipped_gated(g, *wide, limit=limit, offset=shift)
         elif begin is None:
             pair = tables.gated_from_zero(g, step[0], step[1], shift)

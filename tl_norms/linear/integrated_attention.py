@@ -30,7 +30,8 @@ class IntegratedAttention:
 
     An operator that is None reads another stream: its part is left out here, offset included. So the attention of a
     decoder over an encoder is two of these, one with `queries`, one with `keys` and `values`. What belongs to no source
-    (`added`, a sink) is with the operator that has `queries`.
+    (`added`, a sink) is with the operator that has `queries`. Keys before `first_key` are attended to, but not carried:
+    `keys` and `values` read the positions from there on.
     """
 
     queries: Operator | None  # [*s b q d] -> [*s b q h c]
@@ -43,6 +44,7 @@ class IntegratedAttention:
     held: Float[Tensor, "b h q k"] | float = 1.0
     added: Float[Tensor, "#b #h #q k2"] | None = None  # with a sink, its logit last
     query_share: float = 0.5
+    first_key: int = 0
 
     def __call__(self, x: Float[Tensor, "*s b p d"]) -> Float[Tensor, "*s b q h e"]:
         q, k, v = (None if part is None else part(x) for part in (self.queries, self.keys, self.values))
@@ -75,9 +77,10 @@ class IntegratedAttention:
             if self.queries is not None:
                 to_q = torch.einsum("...bhqk,bkhc->...bqhc", credit, self.k) * self.query_share
             if self.keys is not None:
+                credit = credit[..., self.first_key :]
                 to_k = torch.einsum("...bhqk,bqhc->...bkhc", credit, self.q) * (1 - self.query_share)
         if self.values is not None:
-            to_v = torch.einsum("bhqk,...bqhe->...bkhe", self.mean, g)
+            to_v = torch.einsum("bhqk,...bqhe->...bkhe", self.mean[..., self.first_key :], g)
         return to_q, to_k, to_v
 
     def logit_credits(self, g: Float[Tensor, "*s b q h e"]) -> Float[Tensor, "*s b h q k2"]:
@@ -109,14 +112,15 @@ class IntegratedAttention:
             w = torch.einsum("...bqhc,bkhc->...bhqk", q * self.query_share, self.k)
         if k is not None:
             by_key = torch.einsum("bqhc,...bkhc->...bhqk", self.q * (1 - self.query_share), k)
-            w = by_key if w is None else w + by_key
-        w = None if w is None else w * self.held
+            by_key = F.pad(by_key, (self.first_key, 0)) if self.first_key else by_key
+            w = by_key if w is None else w.add_(by_key)
+        w = None if w is None else w.mul_(self.held)
         if added is not None:
             added = added.expand(*self.path.mean.shape)
             w = added if w is None else self._with_sink(w) + added
         made = None if w is None else torch.einsum("...bhqk,bkhe->...bqhe", self._spread(w), self.v)
         if v is not None:
-            moved = torch.einsum("bhqk,...bkhe->...bqhe", self.mean, v)
+            moved = torch.einsum("bhqk,...bkhe->...bqhe", self.mean[..., self.first_key :], v)
             made = moved if made is None else made + moved
         return made
 
@@ -128,7 +132,7 @@ class IntegratedAttention:
 
     def _shaped(self, part: Operator) -> Tensor:
         """An operator's offset at every position: it may be the same at all of them."""
-        like = self.q if part is self.queries else self.k if part is self.keys else self.v
+        like = self.q if part is self.queries else (self.k if part is self.keys else self.v)[:, self.first_key :]
         return torch.as_tensor(part.offset).expand(like.shape)
 
 

@@ -39,6 +39,16 @@ class HeldAttention:
 
 
 @dataclass(frozen=True)
+class HeldFeedForward:
+    """One feed-forward of a held layer: the points it reads and writes, with the model's activations there."""
+
+    reads: int
+    point: int
+    entered: Float[Tensor, "b q d"]
+    wrote: Float[Tensor, "b q d"]
+
+
+@dataclass(frozen=True)
 class HeldLayer:
     """One layer of one run.
 
@@ -46,7 +56,7 @@ class HeldLayer:
         block: the held steps; point 0 is the stream that enters, the last point the one that enters the next layer
         attention, crossing: self- and cross-attention; None where there is none
         elsewhere: what -1, -2, .. are: the layer whose input is read, or None for the encoder's output
-        feed_forwards: points that feed-forwards write, with what they really wrote
+        feed_forwards: in their order
         written: without attention: how long what this layer adds to the stream is, relative to the stream, mean
     """
 
@@ -55,7 +65,7 @@ class HeldLayer:
     attention: HeldAttention | None = None
     crossing: HeldAttention | None = None
     elsewhere: tuple[int | None, ...] = ()
-    feed_forwards: tuple[tuple[int, Float[Tensor, "b q d"]], ...] = ()
+    feed_forwards: tuple[HeldFeedForward, ...] = ()
     written: float = 0.0
 
     @property

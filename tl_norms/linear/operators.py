@@ -103,8 +103,8 @@ class HeldNorm:
 
     center: bool
     inverse_scale: Float[Tensor, "*b"]  # one for every vector
-    gain: Float[Tensor, " d"] | None = None
-    beta: Float[Tensor, " d"] | None = None
+    gain: Float[Tensor, "*h d"] | None = None  # [h d]: one for every head
+    beta: Float[Tensor, "*h d"] | None = None
 
     @property
     def offset(self) -> Tensor | None:
@@ -129,7 +129,7 @@ class Gain:
     """A norm without its scale: x -> (x - mean x) * gain."""
 
     center: bool
-    gain: Float[Tensor, " d"] | None
+    gain: Float[Tensor, "*h d"] | None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.center:

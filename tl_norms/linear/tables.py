@@ -27,6 +27,7 @@ _NEAR = 1  # here the quotient (g(u) - g(0)) / u would cancel
 _COARSE = 0.5  # the antiderivative: panels of this width, this many nodes
 _NODES = 16
 _TOLERANCE = 2e-7
+_PIECE = 2**15  # numbers at a time
 
 
 def slope_from_zero(g: Activation, step: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
@@ -36,9 +37,18 @@ def slope_from_zero(g: Activation, step: Float[Tensor, "*b m"]) -> Float[Tensor,
     table = _table(_slopes(g, step.device))
     if table is None:
         return integrated.slope(g, torch.zeros_like(step).double(), step.double()).to(step.dtype)
-    near = step.abs() < _NEAR
-    quotient = (g(step) - g(step.new_zeros(()))) / step.masked_fill(near, 1.0)
-    return _at_zero(torch.where(near, _look_up(table, step), quotient), g, step, 1)
+    zero = step.new_zeros(())
+    begin, middle = g(zero), integrated.derivative(g, zero)
+
+    def slope(u: Tensor) -> Tensor:
+        near = u.abs() < _NEAR
+        quotient = (g(u) - begin) / u.masked_fill(near, 1.0)
+        return torch.where(near, _look_up(table, u), quotient).masked_fill_(u == 0, middle)
+
+    found = torch.empty_like(step, memory_format=torch.contiguous_format)
+    for u, into in zip(_pieces(step), _pieces(found), strict=True):
+        into.copy_(slope(u))
+    return found
 
 
 def gated_from_zero(
@@ -50,31 +60,35 @@ def gated_from_zero(
         wide, up_wide = step.double(), up_step.double()
         pair = integrated.gated(g, torch.zeros_like(wide), wide, torch.full_like(wide, up_start), up_wide)
         return pair[0].to(step.dtype), pair[1].to(step.dtype)
-    ramp = _at_zero(_look_up(table, step), g, step, 2)
-    beyond = step.abs() >= _REACH
-    if bool(beyond.any()):
-        far, one = step[beyond].double(), torch.ones_like(step[beyond]).double()
-        ramp[beyond] = integrated.gated(g, torch.zeros_like(far), far, 0 * one, one)[0].to(step.dtype)
-    up = torch.addcmul(g(step), step, ramp, value=-1)
-    gate = up_step * ramp
-    return (gate + up_start * slope_from_zero(g, step) if up_start else gate), up
+    middle = integrated.derivative(g, step.new_zeros(())) / 2  # what torch calls g'(0), which may be a kink
+    gate, up = (torch.empty_like(step, memory_format=torch.contiguous_format) for _ in range(2))
+    for u, w, to_gate, to_up in zip(*map(_pieces, (step, up_step, gate, up)), strict=True):
+        ramp = _look_up(table, u).masked_fill_(u == 0, middle)
+        beyond = u.abs() >= _REACH
+        if bool(beyond.any()):
+            far = u[beyond].double()
+            wide = integrated.gated(g, torch.zeros_like(far), far, torch.zeros_like(far), torch.ones_like(far))
+            ramp[beyond] = wide[0].to(u.dtype)
+        torch.addcmul(g(u), u, ramp, value=-1, out=to_up)
+        torch.mul(w, ramp, out=to_gate)
+    return (gate.add_(slope_from_zero(g, step), alpha=up_start) if up_start else gate), up
 
 
-def _at_zero(value: Tensor, g: Activation, step: Tensor, divisor: int) -> Tensor:
-    """What torch calls g'(0) where nothing moves, which may be a kink."""
-    middle = integrated.derivative(g, step.new_zeros(())) / divisor
-    return torch.where(step == 0, middle, value)
+def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+    """All numbers of a tensor in a row, on a processor as many at a time as its cache holds with all that is made."""
+    flat = x.reshape(-1)
+    return flat.split(_PIECE if x.device.type == "cpu" else max(1, len(flat)))
 
 
-def _look_up(table: Float[Tensor, "3 panel"], x: Tensor) -> Tensor:
+def _look_up(table: Float[Tensor, "3 panel"], x: Float[Tensor, " x"]) -> Float[Tensor, " x"]:
     """The quadratic of the panel of every x; outside, those of the outermost panels."""
     scaled = x * _PER_UNIT
     left = scaled.floor()
     half = table.shape[1] // 2
-    panel = left.clamp(-half, half - 1).to(torch.int32).add_(half).view(-1)
-    local = scaled.sub_(left).view(-1)
+    panel = left.clamp(-half, half - 1).to(torch.int32).add_(half)
+    local = scaled.sub_(left)
     value = table[2].index_select(0, panel).mul_(local).add_(table[1].index_select(0, panel))
-    return value.mul_(local).add_(table[0].index_select(0, panel)).view_as(x)
+    return value.mul_(local).add_(table[0].index_select(0, panel))
 
 
 def _table(samples: Float[Tensor, "panel 4"]) -> Float[Tensor, "3 panel"] | None:

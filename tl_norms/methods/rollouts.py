@@ -8,8 +8,8 @@ from ..blocks.activations import check_cache
 from ..names import attention_block
 from ..norms import block_norms
 from ..plan import chain_of, reader_of
-from ..results import BlockNorms
-from .results import ComposedMaps
+from ..results import BlockNorms, check_whole
+from .results import ComposedMaps, unattended
 
 
 def attention_rollout(cache, *, mask: Tensor | None = None, stack: str | None = None) -> ComposedMaps:
@@ -32,7 +32,8 @@ def attention_rollout(cache, *, mask: Tensor | None = None, stack: str | None = 
         >>> tl_norms.methods.attention_rollout(cache).rollout[-1]               # doctest: +SKIP
     """
     norms, maps = _patterns(cache, mask, stack)
-    return ComposedMaps("attention_rollout", None, norms.layers, maps, composition.rollout(maps))
+    left_out = unattended(cache, mask, stack)
+    return ComposedMaps("attention_rollout", None, norms.layers, maps, composition.rollout(maps), left_out)
 
 
 def attention_flow(cache, *, mask: Tensor | None = None, stack: str | None = None) -> ComposedMaps:
@@ -54,7 +55,8 @@ def attention_flow(cache, *, mask: Tensor | None = None, stack: str | None = Non
         >>> tl_norms.methods.attention_flow(cache).rollout[-1]                  # doctest: +SKIP
     """
     norms, maps = _patterns(cache, mask, stack)
-    return ComposedMaps("attention_flow", None, norms.layers, maps, composition.attention_flow(maps))
+    left_out = unattended(cache, mask, stack)
+    return ComposedMaps("attention_flow", None, norms.layers, maps, composition.attention_flow(maps), left_out)
 
 
 def norm_rollout(
@@ -86,7 +88,8 @@ def norm_rollout(
     norms = block_norms(cache, scope, mask=mask, stack=stack)
     (found,) = norms.scopes
     maps = composition.normalized(norms[found]) if normalize else norms[found].double()
-    return ComposedMaps("norm_rollout", found, norms.layers, maps, composition.rollout(maps))
+    left_out = unattended(cache, mask, stack)
+    return ComposedMaps("norm_rollout", found, norms.layers, maps, composition.rollout(maps), left_out)
 
 
 @torch.no_grad()
@@ -120,7 +123,8 @@ def alti(
     norms = block_norms(cache, scope, measure="alti", mask=mask, stack=stack)
     (found,) = norms.scopes
     maps = composition.normalized(norms[found]) if normalize else norms[found].double()
-    return ComposedMaps("alti", found, norms.layers, maps, composition.rollout(maps))
+    left_out = unattended(cache, mask, stack)
+    return ComposedMaps("alti", found, norms.layers, maps, composition.rollout(maps), left_out)
 
 
 def globenc(
@@ -157,16 +161,19 @@ def globenc(
     check_cache(cache)
     scope = chain_of(reader_of(cache.model, stack))[-1]
     norms = block_norms(cache, scope, ff="drop", mask=mask, source_mask=source_mask, stack=stack)
+    check_whole(norms, "globenc")
     maps = norms[scope][..., : norms.boundary].double()
     if add_identity:
         maps = maps + torch.eye(maps.shape[-1], dtype=maps.dtype, device=maps.device)
     maps = composition.normalized(maps) if normalize else maps
-    return ComposedMaps("globenc", scope, norms.layers, maps, composition.rollout(maps))
+    left_out = unattended(cache, mask, stack)
+    return ComposedMaps("globenc", scope, norms.layers, maps, composition.rollout(maps), left_out)
 
 
 def _patterns(cache, mask: Tensor | None, stack: str | None) -> tuple[BlockNorms, Tensor]:
     """(A + I) / 2 of all layers, rows exactly 1."""
     norms = block_norms(cache, "attn", mask=mask, stack=stack)
+    check_whole(norms, "attention rollout")
     patterns = norms.attention
     identity = torch.eye(patterns.shape[-1], dtype=patterns.dtype, device=patterns.device)
     return norms, composition.normalized(patterns + identity)

@@ -1,7 +1,7 @@
 """Information flow routes: shares of heads, bypass and feed-forward at every sum, and the graph of the large ones."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import composition
-from ..blocks.activations import check_cache
+from ..blocks.activations import check_cache, check_whole_run
 from ..blocks.structure import Add, Attention, Block, CrossAttention, FeedForward, Norm
 from ..complete import Completed, completed
 from ..errors import UnknownOptionError, UnknownPositionError, UnsupportedArchitectureError
@@ -19,6 +19,7 @@ from ..linear.carry.terms import Hidden, MixedHeads, Mixture, Neurons, Sent, Ter
 from ..linear.measure.measures import nearer
 from ..plan import Plan, chain_of, reader_of
 from ..storage.storable import Storable
+from .results import unattended
 
 Kind = Literal["attention", "bypass", "feed-forward", "bypass of the feed-forward"]
 _CHUNK_BYTES = 24 << 20  # bytes of pair vectors at a time
@@ -38,7 +39,7 @@ class FlowEdge:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class InformationFlow(Storable):
-    """Shares at every sum of every layer, and the graph behind one position.
+    """Shares at every sum of every layer, and the graph that leads to one position.
 
     Attributes:
         layers: the layer numbers along the first axis
@@ -51,6 +52,8 @@ class InformationFlow(Storable):
         position: the target's position
         threshold: edges below it are not followed
         part_threshold: shares below it were set to 0 before the others were brought to sum 1
+        unattended: layers without attention, left out as if nothing moved there, with how long what they write is
+            relative to the stream (nan if the cache does not tell)
     """
 
     layers: tuple[int, ...]
@@ -63,11 +66,12 @@ class InformationFlow(Storable):
     position: int
     threshold: float
     part_threshold: float
+    unattended: dict[int, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
             f"InformationFlow(maps and rollout {list(self.maps.shape)}, {len(self.edges)} edges of at least "
-            f"{self.threshold:g} behind position {self.position})"
+            f"{self.threshold:g} to position {self.position})"
         )
 
 
@@ -87,7 +91,7 @@ def information_flow(
 
     A sum y (stream plus attention; stream plus feed-forward; all three in parallel blocks) has parts: every head's
     a^h_ij v^h_j W_O, the feed-forward, the bypass. share(part) = max(floor, ‖y‖₁ - ‖y - part‖₁), divided by the sum of
-    all parts. Norms behind a branch are held. Biases are no part, and shares of layers multiply as if positions were
+    all parts. Norms after a branch are held. Biases are no part, and shares of layers multiply as if positions were
     all that matters: nothing adds up to an activation. With the authors' floor even a source that is not attended to
     has a share, of about floor / ‖y‖₁.
 
@@ -118,6 +122,7 @@ def information_flow(
             raise UnknownOptionError(f"{name} is {value!r}; expected a number from 0 to 1, such as 0.04.")
     chain = chain_of(reader_of(cache.model, stack))
     plan, activations = Plan.of_cache(cache, chain, mask=mask, source_mask=source_mask, stack=stack)
+    check_whole_run(plan.reader, activations)
     found = []
     for block in plan.blocks:
         frozen = FrozenBlock(plan.reader, activations, block)
@@ -134,7 +139,10 @@ def information_flow(
     if not activations.has_batch:
         heads, bypass, ffn, maps = heads[:, 0], bypass[:, 0], ffn[:, 0], maps[:, 0]
     rollout = composition.rollout(maps)
-    return InformationFlow(layers, heads, bypass, ffn, maps, rollout, edges, target, threshold, part_threshold)
+    left_out = unattended(cache, mask, stack)
+    return InformationFlow(
+        layers, heads, bypass, ffn, maps, rollout, edges, target, threshold, part_threshold, left_out
+    )
 
 
 def _position(position: Any, n: int) -> int:

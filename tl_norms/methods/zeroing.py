@@ -13,7 +13,7 @@ from ..freeze import FrozenBlock
 from ..linear.carry.pairs import is_causal
 from ..plan import Plan, chain_of, reader_of
 from ..tolerances import TOLERANCE
-from .results import ComposedMaps
+from .results import ComposedMaps, unattended
 
 _CHUNK_BYTES = 32 << 20  # bytes of streams without a source at a time
 
@@ -62,7 +62,8 @@ def value_zeroing(
     maps = torch.stack([row.to(first) if activations.has_batch else row[0].to(first) for row in rows])
     maps = composition.normalized(maps) if normalize else maps
     layers = tuple(block.layer for block in plan.blocks)
-    return ComposedMaps("value_zeroing", scope, layers, maps, composition.rollout(maps))
+    left_out = unattended(cache, mask, stack)
+    return ComposedMaps("value_zeroing", scope, layers, maps, composition.rollout(maps), left_out)
 
 
 def _turned(frozen: FrozenBlock, point: int, total: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How much of the feed-forward's effect survives the steps behind it, and which dimensions carry it."""
+"""How much of the feed-forward's effect survives the steps after it, and which dimensions carry it."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ class Cancellation(Storable):
     Attributes:
         base: the scope that everything is compared with: the attention block, which the feed-forward's residual
             connection brings back
-        steps: the steps behind it, cumulated: ("ff", "ff_res", "ff_res_ln") for post-norm models,
+        steps: the steps after it, cumulated: ("ff", "ff_res", "ff_res_ln") for post-norm models,
             ("ln", "ln_ff", "ln_ff_res") for pre-norm ones
         layers: the layer numbers along the first axis
         changes: variant -> step -> 1 - Spearman against the base, [layer batch]. Variants: "all";
@@ -174,7 +174,7 @@ def _scope(block: Block, point: int) -> str | None:
 
 
 def _base(block: Block) -> tuple[str, tuple[str, ...]]:
-    """The scope that the residual connection brings back, and all behind it."""
+    """The scope that the residual connection brings back, and all after it."""
     base = _scope(block, _residual(block)[1].other)
     if base is None:  # parallel: it brings back the block's input, before any attention
         base = next(scope for scope in block.scopes if scope.endswith("_ff")).removesuffix("_ff")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import MaskError, MissingExtraError, TLNormsError
 from ..existing import existing_pairs
-from ..results import BlockNorms
+from ..results import BlockNorms, check_whole
 
 
 class MetricsInputError(TLNormsError, ValueError):
@@ -66,7 +66,7 @@ def component_changes(norms: BlockNorms) -> dict[str, Float[Tensor, "layer *batc
     Returns:
         scope -> [layer batch] for every scope whose predecessor in the chain was computed too. The last word of the
         scope is the component: "attn_res_ln_ff" holds what the feed-forward changes. Cross-attention itself is left
-        out: it starts anew, with other sources.
+        out: its sources are other tokens.
 
     Raises:
         MissingExtraError: scipy is not installed.
@@ -92,7 +92,8 @@ def component_changes(norms: BlockNorms) -> dict[str, Float[Tensor, "layer *batc
 
 
 def only_lengths(norms: BlockNorms, name: str) -> None:
-    """Raise a MetricsInputError for a result of another measure."""
+    """Raise a MetricsInputError for a result of another measure, a CacheShapeError for one of a few new positions."""
+    check_whole(norms, name)
     if norms.measure.name != "l2":
         raise MetricsInputError(
             f"{name} is about lengths, but these maps hold the measure {norms.measure.name!r}. "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnknownLayerError, UnknownScopeError
-from ..results import BlockNorms
+from ..results import BlockNorms, check_whole
 from .assemble import assembled, finite
 from .errors import PageInputError
 from .packing import packed
@@ -54,6 +54,7 @@ def page_of_norms(
     Example:
         >>> page = page_of_norms(norms, model.to_str_tokens(text), model_name="gpt2")   # doctest: +SKIP
     """
+    check_whole(norms, "the page")
     scopes = [name for name in norms.scopes if name in norms.maps]
     if not scopes:
         raise PageInputError("this result keeps no maps; record it with NormRecorder(model, keep='maps').")
@@ -155,7 +156,7 @@ def _source_tokens(words: list[str], keys: list[str] | None, kept: Tensor, n_own
             break
     if len(given) not in (n, int(kept.sum())):
         raise PageInputError(
-            f"behind cross-attention the maps have {n} keys of the encoder, but {len(given)} were given: pass keys=, "
+            f"after cross-attention the maps have {n} keys of the encoder, but {len(given)} were given: pass keys=, "
             f"its tokens."
         )
     return fitted(given, kept)

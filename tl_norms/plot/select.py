@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnknownLayerError
+from ..results import check_whole
 from .errors import PlotInputError
 from .picture import Axis
 from .subjects import is_cross
@@ -106,6 +107,7 @@ def one_text(
         PlotInputError: several texts and no `batch`, a text that does not exist, no tokens where the result keeps none,
             or tokens that do not fit.
     """
+    check_whole(result, "a picture")
     has_batch, own = value.ndim > ndim, not is_cross(result)
     batch = chosen_text(value.shape[1] if has_batch else None, batch)
     pairs = getattr(result, "pairs", None)

@@ -15,6 +15,7 @@ CLASSES = {
     "ComposedMaps": "methods.results",
     "Credit": "backward",
     "CrossNorms": "cross",
+    "DecompX": "methods.decompx",
     "DirectAttribution": "attribution_result",
     "Edit": "edits",
     "FFAmplification": "metrics.amplification",
@@ -30,6 +31,7 @@ CLASSES = {
     "ScopeNorms": "results",
     "Share": "linear.measure.measures",
     "StackCredit": "backward",
+    "TokenNorms": "propagation_result",
 }
 
 

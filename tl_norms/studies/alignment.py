@@ -47,8 +47,7 @@ class _PairWindow(Window):
 
     @property
     def size(self) -> int:
-        assert self.pair is not None
-        return self.pair.size
+        return len(self.ids) if self.pair is None else self.pair.size
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ class _Pairs:
             pass
 
     def __len__(self) -> int:
-        return len(self.pairs)  # type: ignore[arg-type]  whoever asks knows what a TypeError means
+        return len(self.pairs)  # type: ignore[arg-type]  a TypeError says it to the caller
 
     def __iter__(self) -> Iterator[Made]:
         for number, (thing, links) in enumerate(zip_longest(self.pairs, self.gold, fillvalue=_MISSING)):

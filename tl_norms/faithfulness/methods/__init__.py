@@ -8,7 +8,7 @@ A method is a function `(model, tokens, target) -> scores`:
     scores   one number per position, [pos], signed if it can be; or [draw pos] for a method that is random
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -135,6 +135,11 @@ def chosen(given: Methods, draws: int = 10, seed: int = 0) -> tuple[Method, ...]
     if isinstance(given, Mapping):
         found = [Method(str(name), function) for name, function in given.items()]
     else:
+        if not isinstance(given, str | Iterable) and not callable(given):
+            raise FaithfulnessInputError(
+                f"methods is a {type(given).__name__}; expected names, functions, a mapping of names to functions, or "
+                f"None for all."
+            )
         parts = [given] if isinstance(given, str) or callable(given) else list(given)
         found = [_one(part, known) for part in parts]
     names = [method.name for method in found]

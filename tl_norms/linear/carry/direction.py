@@ -12,21 +12,54 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from ..layers import HeldAttention, HeldLayer
+from ..layers import HeldAttention, HeldFeedForward, HeldLayer
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A number read off real activations: the covector of a point, and what is there."""
+
+    covector: Float[Tensor, "..."]  # [*s b q *d]
+    real: Float[Tensor, "b q *d"]
+
+    def by_position(self) -> Float[Tensor, "*s b q"]:
+        leading = self.covector.ndim - self.real.ndim
+        return (self.covector * self.real).flatten(leading + 2).sum(-1)
+
+    def by_head(self) -> Float[Tensor, "*s b h"]:
+        return (self.covector * self.real).sum((-1, -3))
+
+    def by_key(self) -> Float[Tensor, "*s b h k"]:
+        return (self.covector * self.real).sum(-1).transpose(-1, -2)
+
+
+@dataclass(frozen=True)
+class WrittenBy:
+    """What the feed-forwards that read one point gave to a number: as written, and as their operators make it.
+
+    Attributes:
+        wrote: at each point that they write
+        entered: at the point that they read, without what others that read it carried there
+        offset: <g, what they add by themselves>
+    """
+
+    wrote: tuple[Reading, ...]
+    entered: Reading
+    offset: Float[Tensor, "*s b"]
 
 
 @dataclass(frozen=True)
 class LayerCredit:
-    """What one layer gives.
+    """What one layer gives, as covectors and activations: numbers are made of them where they are returned.
 
     Attributes:
         entering: covector of the stream that enters
         elsewhere: covectors of what is read from elsewhere, by its negative number
         offset: <g, offset> of all its steps but those of the value path; value_offset: of the value path
-        bypass: what every position gives along the skip connection
-        heads, crossing_heads: what every head writes gives, all queries and keys added
-        ffn: what the feed-forward wrote at every position gives
-        ways: with the softmax integrated: what every position gives through queries, keys and values
+        bypass: the stream that enters, along the skip connection
+        feed_forwards: by the point that they read
+        ways: with the softmax integrated: of queries, keys and values
+        heads, crossing_heads: of values, or of the mixed values where the softmax is integrated
         attended, crossed: covectors of what attention and cross-attention write
     """
 
@@ -34,11 +67,11 @@ class LayerCredit:
     elsewhere: dict[int, Tensor]
     offset: Float[Tensor, "*s b"]
     value_offset: Float[Tensor, "*s b"]
-    bypass: Float[Tensor, "*s b q"]
-    ffn: Float[Tensor, "*s b q"]
-    ways: tuple[Tensor, Tensor, Tensor] | None = None
-    heads: Float[Tensor, "*s b h"] | None = None
-    crossing_heads: Float[Tensor, "*s b h"] | None = None
+    bypass: Reading
+    feed_forwards: tuple[WrittenBy, ...] = ()
+    ways: tuple[Reading, Reading, Reading] | None = None
+    heads: Reading | None = None
+    crossing_heads: Reading | None = None
     attended: Float[Tensor, "*s b q d"] | None = None
     crossed: Float[Tensor, "*s b q d"] | None = None
 
@@ -58,20 +91,16 @@ def back_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"], x: Float[Tensor
     elsewhere = _Elsewhere()
     cut = 0 if attention is None else attention.values_point
     found = layer.block.backward({layer.last: g}, elsewhere.covectors, down_to=cut)
-    offset, value_offset, ffn = _zero(g), _zero(g), g.new_zeros(g.shape[:-1])
+    offset, value_offset = _zero(g), _zero(g)
     for number, step in enumerate(layer.block.steps, start=1):
         covector = found[number]
         own = None if number <= cut or covector is None else step.offset
         if own is not None and covector is not None:
             offset = offset + inner(covector, own, g)
-    for point, wrote in layer.feed_forwards:
-        covector = found[point]
-        ffn = ffn if covector is None else ffn + (covector * wrote).sum(-1)
-    skip = found[0]
-    entering = g.new_zeros(g.shape) if skip is None else skip
-    bypass = (entering * x).sum(-1)
+    entering = g.new_zeros(g.shape) if found[0] is None else found[0]
+    bypass = Reading(entering, x)
     at_values = None if attention is None else found[attention.values_point]
-    ways: tuple[Tensor, Tensor, Tensor] | None = None
+    ways: tuple[Reading, Reading, Reading] | None = None
     if attention is not None and at_values is not None:
         if attention.integrated:
             carried, ways, value_offset = _by_ways(attention, at_values, g)
@@ -90,21 +119,49 @@ def back_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"], x: Float[Tensor
         offset,
         value_offset,
         bypass,
-        ffn,
+        _written(layer, found, g, cut),
         ways,
-        None if attention is None else head_sums(at_values, attention, g),
-        None if crossing is None else head_sums(found[crossing.values_point], crossing, g),
+        None if attention is None else _heads(at_values, attention, g),
+        None if crossing is None else _heads(found[crossing.values_point], crossing, g),
         None if attention is None else _before_edit(layer, attention.point, found[attention.point]),
         None if crossing is None else _before_edit(layer, crossing.point, found[crossing.point]),
     )
 
 
+def _written(layer: HeldLayer, found: list[Tensor | None], g: Tensor, cut: int) -> tuple[WrittenBy, ...]:
+    """What the feed-forwards wrote, by the point that they read; steps up to `cut` carried nothing."""
+    by_read: dict[int, list[HeldFeedForward]] = {}
+    for one in layer.feed_forwards:
+        if found[one.point] is not None:
+            by_read.setdefault(one.reads, []).append(one)
+    made = []
+    for reads, group in by_read.items():
+        points = {one.point for one in group}
+        entered = found[reads]
+        entered = g.new_zeros(g.shape) if entered is None else entered
+        for number, step in enumerate(layer.block.steps, start=1):  # what others that read the same point carried there
+            covector = found[number]
+            if number <= cut or number in points or covector is None:
+                continue
+            if reads in (step.reads, step.other):
+                entered = entered - step.carried_to(reads, covector)
+        wrote, offset = [], _zero(g)
+        for one in group:
+            covector = found[one.point]
+            if covector is not None:
+                wrote.append(Reading(covector, one.wrote))
+                own = layer.block.steps[one.point - 1].offset
+                offset = offset if own is None else offset + inner(covector, own, g)
+        made.append(WrittenBy(tuple(wrote), Reading(entered, group[0].entered), offset))
+    return tuple(made)
+
+
 def _by_ways(
     attention: HeldAttention, at_mixed: Float[Tensor, "*s b q h e"], g: Tensor
-) -> tuple[list[tuple[int, Tensor]], tuple[Tensor, Tensor, Tensor], Tensor]:
-    """Back through an integrated softmax: covectors of what is read, what positions give by each way, the offset."""
+) -> tuple[list[tuple[int, Tensor]], tuple[Reading, Reading, Reading], Tensor]:
+    """Back through an integrated softmax: covectors of what is read, queries, keys and values, the offset."""
     carried: list[tuple[int, Tensor]] = []
-    found: dict[int, Tensor] = {}
+    found: dict[int, Reading] = {}
     offset = _zero(g)
     for reads, part in attention.integrated:
         ways = zip(
@@ -113,8 +170,7 @@ def _by_ways(
         for number, (operator, real, covector) in enumerate(ways):
             if operator is not None and covector is not None:
                 carried.append((reads, operator.transpose(covector)))
-                linear = real if operator.offset is None else real - operator.offset
-                found[number] = (covector * linear).sum((-1, -2))
+                found[number] = Reading(covector, real if operator.offset is None else real - operator.offset)
         own = part.offset
         offset = offset if own is None else offset + inner(at_mixed, own, g)
     return carried, (found[0], found[1], found[2]), offset
@@ -126,13 +182,10 @@ def _before_edit(layer: HeldLayer, point: int, g: Tensor | None) -> Tensor | Non
     return g if g is None or edit is None else edit.transpose(g)
 
 
-def head_sums(at_values: Tensor | None, attention: HeldAttention, g: Tensor) -> Float[Tensor, "*s b h"]:
-    """What every head gives: the covectors of the values with the values, all keys added."""
-    if at_values is None:
-        return g.new_zeros(*g.shape[:-2], attention.values.shape[2])
-    if attention.integrated:
-        return (at_values * attention.integrated[0][1].mixed).sum((-1, -3))
-    return (at_values * attention.values).sum((-1, -3))
+def _heads(at_values: Tensor | None, attention: HeldAttention, g: Tensor) -> Reading:
+    """The covectors of the values with the values: what every head gives, all keys added."""
+    real = attention.integrated[0][1].mixed if attention.integrated else attention.values
+    return Reading(g.new_zeros(*g.shape[:-3], *real.shape) if at_values is None else at_values, real)
 
 
 def edge_credits(attended: Float[Tensor, "*s b q d"], attention: HeldAttention) -> Float[Tensor, "*s b h q k"]:
@@ -162,45 +215,44 @@ class DirectCredit:
     Attributes:
         entering: covector of the stream that enters, along the skip connection alone
         offset: of the steps on the way
-        heads, crossing_heads: by source token
-        ffn: all positions added
+        attended, crossed: covectors of what attention and cross-attention write; `by_key` makes numbers of them
+        feed_forwards: at the points that they write
     """
 
     entering: Float[Tensor, "*s b q d"]
     offset: Float[Tensor, "*s b"]
-    heads: Float[Tensor, "*s b h k"] | None
-    crossing_heads: Float[Tensor, "*s b h source"] | None
-    ffn: Float[Tensor, "*s b"]
+    attended: Float[Tensor, "*s b q d"] | None
+    crossed: Float[Tensor, "*s b q d"] | None
+    feed_forwards: tuple[Reading, ...]
 
 
 def direct_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"]) -> DirectCredit:
-    """One layer back along its skip connection; its attention and feed-forward are met as writers."""
-    writers = {point for point, _ in layer.feed_forwards}
-    attentions = [part for part in (layer.attention, layer.crossing) if part is not None]
-    writers |= {part.point for part in attentions}
-    found = layer.block.backward({layer.last: g}, stop=writers)
-    ffn_points = {point for point, _ in layer.feed_forwards}
-    offset, ffn = _zero(g), _zero(g)
+    """One layer back along its skip connection; its attention and feed-forwards only write."""
+    writers = {one.point for one in layer.feed_forwards}
+    parts = (layer.attention, layer.crossing)
+    found = layer.block.backward({layer.last: g}, stop=writers | {part.point for part in parts if part is not None})
+    offset = _zero(g)
     for number, own in enumerate(layer.block.offsets()):
         covector = found[number]
-        if own is not None and covector is not None and number not in ffn_points:
+        if own is not None and covector is not None and number not in writers:
             offset = offset + inner(covector, own, g)
-    for point, wrote in layer.feed_forwards:
-        covector = found[point]
-        ffn = ffn if covector is None else ffn + inner(covector, wrote, g)
-    heads = [None if part is None else _by_key(found[part.point], part) for part in (layer.attention, layer.crossing)]
-    for part in attentions:
-        attended = found[part.point]
-        if part.integrated and attended is not None:
-            offset = offset + logit_credits(attended, part)[1].sum((-1, -2))
+    wrote = []
+    for one in layer.feed_forwards:
+        covector = found[one.point]
+        if covector is not None:
+            wrote.append(Reading(covector, one.wrote))
+    attended = [None if part is None else _before_edit(layer, part.point, found[part.point]) for part in parts]
+    for part, covector in zip(parts, attended, strict=True):
+        if part is not None and part.integrated and covector is not None:
+            offset = offset + logit_credits(covector, part)[1].sum((-1, -2))
     entering = found[0]
-    return DirectCredit(g.new_zeros(g.shape) if entering is None else entering, offset, heads[0], heads[1], ffn)
+    entering = g.new_zeros(g.shape) if entering is None else entering
+    return DirectCredit(entering, offset, attended[0], attended[1], tuple(wrote))
 
 
-def _by_key(attended: Tensor | None, attention: HeldAttention) -> Tensor | None:
-    if attended is None:
-        return None
-    moved = (attention.mixing.transpose(attended) * attention.values).sum(-1).transpose(-1, -2)
+def by_key(attended: Float[Tensor, "*s b q d"], attention: HeldAttention) -> Float[Tensor, "*s b h k"]:
+    """What every head gives by what it moved from each key (and did to its logits), all queries added."""
+    moved = Reading(attention.mixing.transpose(attended), attention.values).by_key()
     return moved if not attention.integrated else moved + logit_credits(attended, attention)[0].sum(-2)
 
 

@@ -6,7 +6,7 @@ are left out: `later` cuts them off the held steps.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import singledispatch
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..graph import HeldBlock, HeldStep
+from ..heads import JoinHeads, Rotary
 from ..integrated_attention import IntegratedAttention
 from ..layers import HeldLayer
 from ..operators import (
@@ -64,6 +65,49 @@ def _sum(step: HeldStep, read: Tensor | None, other: Tensor | None) -> Tensor | 
     return other if read is None else read + other
 
 
+@dataclass(frozen=True)
+class Owned:
+    """Values whose own offset (the values' bias) stays with their sources; without sources, their linear part.
+
+    Attributes:
+        operator: a value path
+        own: its offset at every position
+        places: where each of the stacked sources stands, and where in the luggage that is
+    """
+
+    operator: Operator
+    own: Float[Tensor, "b k h e"] | None = None
+    places: tuple[tuple[int, int], ...] = ()
+    offset: Tensor | None = None
+
+    def __call__(self, x: Float[Tensor, "*s b k d"]) -> Float[Tensor, "*s b k h e"]:
+        made = self.operator(x)
+        if self.own is None:
+            return made
+        made = made.clone(memory_format=torch.contiguous_format)  # repeated heads may share memory
+        for source, (at, place) in enumerate(self.places):
+            made[source, :, place] += self.own[:, at]
+        return made
+
+    def transpose(self, g: Float[Tensor, "*s b k h e"]) -> Float[Tensor, "*s b k d"]:
+        return self.operator.transpose(g)
+
+
+def owning(block: HeldBlock, layer: HeldLayer, sources: Sequence[int], first: int) -> HeldBlock:
+    """The block with self-attention's value offset at the sources; without sources, without that offset."""
+    attention = layer.attention
+    if attention is None or attention.path.offset is None:
+        return block
+    own = torch.as_tensor(attention.path.offset).expand(attention.values.shape) if sources else None
+    steps, number = list(block.steps), attention.values_point - 1
+    operator = steps[number].operator
+    if operator is None:
+        raise TypeError("only values with their pattern held have an offset of their own")
+    places = tuple((source, source - first) for source in sources)
+    steps[number] = replace(steps[number], operator=Owned(operator, own, places))
+    return HeldBlock(tuple(steps))
+
+
 class NotByPositionError(TypeError):
     """Positions cannot be cut off an operator."""
 
@@ -75,13 +119,16 @@ def later(layer: HeldLayer, first: int) -> HeldBlock:
         NotByPositionError: positions cannot be cut off one of its operators.
     """
     crossing = layer.crossing
+    crossed = () if crossing is None else tuple(id(part) for _, part in crossing.integrated)
     steps = []
     for number, step in enumerate(layer.block.steps, 1):
-        if crossing is not None and number == crossing.values_point:  # keys of another sequence
+        operator = step.operator
+        if crossing is not None and number == crossing.values_point and operator is not None:  # of another sequence
             steps.append(step)
             continue
-        operator = step.operator
-        if crossing is not None and number == crossing.point and isinstance(operator, Mixing):
+        if isinstance(operator, IntegratedAttention) and id(operator) in crossed:
+            operator = _asked_from(operator, first)
+        elif crossing is not None and number == crossing.point and isinstance(operator, Mixing):
             operator = _queries(operator, first)
         elif operator is not None:
             operator = from_position(operator, first)
@@ -116,8 +163,9 @@ def _(operator: Scaling, first: int) -> Scaling:
     factor = operator.factor
     if isinstance(factor, Tensor) and factor.ndim == 2:
         raise NotByPositionError("a factor of two axes: which one are positions?")
-    factor = _cut(factor, first) if isinstance(factor, Tensor) and factor.ndim > 2 else factor
-    return Scaling(factor)
+    if isinstance(factor, Tensor) and factor.ndim == 3 and factor.shape[1:] == (1, 1):  # [pos 1 1], beside heads
+        return Scaling(factor[first:])
+    return Scaling(_cut(factor, first) if isinstance(factor, Tensor) and factor.ndim > 2 else factor)
 
 
 @from_position.register
@@ -146,6 +194,38 @@ def _queries(operator: Mixing, first: int) -> Mixing:
     gate = None if operator.gate is None else _cut(operator.gate, first)
     inner = None if operator.inner is None else from_position(operator.inner, first)
     return replace(operator, pattern=operator.pattern[:, :, first:], gate=gate, inner=inner, added=None)
+
+
+@from_position.register
+def _(operator: IntegratedAttention, first: int) -> IntegratedAttention:
+    keys, values = (None if part is None else from_position(part, first) for part in (operator.keys, operator.values))
+    return replace(_asked_from(operator, first), keys=keys, values=values, first_key=first)
+
+
+def _asked_from(operator: IntegratedAttention, first: int) -> IntegratedAttention:
+    """An integrated softmax of the queries from `first` on, over all keys: a source moves its query's every logit."""
+    path, held = operator.path, operator.held
+    rows = replace(path, logits=path.logits[:, :, first:], mean=path.mean[:, :, first:], ramp=path.ramp[:, :, first:])
+    return replace(
+        operator,
+        queries=None if operator.queries is None else from_position(operator.queries, first),
+        q=operator.q[:, first:],
+        path=rows,
+        held=held[:, :, first:] if isinstance(held, Tensor) and held.ndim == 4 else held,
+        added=None,
+    )
+
+
+@from_position.register
+def _(operator: Rotary, first: int) -> Rotary:
+    return replace(operator, cos=operator.cos[..., first:, :], sin=operator.sin[..., first:, :])
+
+
+@from_position.register
+def _(operator: JoinHeads, first: int) -> JoinHeads:
+    gate = None if operator.gate is None else _cut(operator.gate, first)
+    inner = None if operator.inner is None else from_position(operator.inner, first)
+    return replace(operator, bias=None, gate=gate, inner=inner, added=None)
 
 
 @from_position.register
@@ -207,6 +287,17 @@ def _(operator: HeldFeedForward) -> int:
 def _(operator: Mixing) -> int:
     h, e, d = operator.weight.shape
     return 5 * h * e + d
+
+
+@scratch.register
+def _(operator: Rotary) -> int:
+    return 0  # heads are as wide before as after: the chain that it is in counts them
+
+
+@scratch.register
+def _(operator: JoinHeads) -> int:
+    h, e, d = operator.weight.shape
+    return 4 * h * e + d
 
 
 @scratch.register

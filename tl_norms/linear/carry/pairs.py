@@ -32,10 +32,12 @@ class CrossSources:
     Attributes:
         terms: how to form v_is
         image: the sources that these are a linear image of, if they are known
+        before: these are earlier positions of the same sequence, whose keys come first; else those of another come last
     """
 
     terms: Terms
     image: "Image | None" = None
+    before: bool = False
     causal: ClassVar[bool] = False
 
     @property
@@ -54,11 +56,13 @@ class CrossSources:
 
     def mapped(self, function: Linear) -> "CrossSources":
         """The same after a linear function of the last axis."""
-        return CrossSources(tuple(term.mapped(function) for term in self.terms), Image(self, function, None))
+        terms = tuple(term.mapped(function) for term in self.terms)
+        return CrossSources(terms, Image(self, function, None), self.before)
 
     def scaled(self, scale: Tensor) -> "CrossSources":
         """The same times one number per query, [b q]."""
-        return CrossSources(tuple(term.scaled(scale) for term in self.terms), _scaled(self.image, scale))
+        terms = tuple(term.scaled(scale) for term in self.terms)
+        return CrossSources(terms, _scaled(self.image, scale), self.before)
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,17 @@ class Sources:
 
     @property
     def n_keys(self) -> int:
-        """Positions of the same sequence, then those of the other."""
+        """Positions of the same sequence, then those of the other (or its own past first)."""
         return self.own.shape[1] + (0 if self.cross is None else self.cross.n_keys)
+
+    @property
+    def past(self) -> int:
+        """How many keys come before that of the first query."""
+        return self.cross.n_keys if self.cross is not None and self.cross.before else 0
+
+    def in_order(self, own: Tensor, cross: Tensor, dim: int) -> Tensor:
+        """Numbers for the keys of the same sequence and for the others, joined in the order of the keys."""
+        return torch.cat([cross, own] if self.past else [own, cross], dim=dim)
 
     def mapped(self, function: Linear) -> "Sources":
         """The same after a linear function of the last axis."""
@@ -137,21 +150,20 @@ class Sources:
         return _shares((self.own, self.context, cross))
 
     def vectors(self, batch: int, queries: slice, keys: slice) -> Float[Tensor, "q k d"]:
-        """v_ij with its diagonal; keys of the other sequence come after those of this one."""
-        n = self.own.shape[1]
-        numbers = torch.arange(self.n_keys, device=self.own.device)
+        """v_ij with its diagonal, keys in their order: another sequence's last, the own past first."""
+        n, n_keys, past = self.own.shape[1], self.n_keys, self.past
+        numbers = torch.arange(n_keys, device=self.own.device)
         rows, columns = numbers[:n][queries], numbers[keys]
-        near = slice(
-            *(min(int(edge), n) for edge in (keys.start or 0, self.n_keys if keys.stop is None else keys.stop))
-        )
+        first, last = keys.start or 0, n_keys if keys.stop is None else min(keys.stop, n_keys)
         block = self.own.new_zeros(len(rows), len(columns), self.own.shape[-1])
-        n_near = len(numbers[near])
-        if self.terms and n_near:
-            block[:, :n_near] = pairs(self.terms, batch, queries, near).transpose(0, 1)
-        if self.cross is not None and len(columns) > n_near:
-            far = slice(int(columns[n_near]) - n, int(columns[-1]) + 1 - n)
-            block[:, n_near:] = pairs(self.cross.terms, batch, queries, far).transpose(0, 1)
-        row, column = (rows[:, None] == columns).nonzero(as_tuple=True)
+        sides = [(self.terms, past, n)]
+        sides += [] if self.cross is None else [(self.cross.terms, 0 if past else n, n_keys - n)]
+        for terms, at, length in sides:
+            chosen = slice(min(max(first - at, 0), length), min(max(last - at, 0), length))
+            if terms and chosen.stop > chosen.start:
+                there = slice(chosen.start + at - first, chosen.stop + at - first)
+                block[:, there] = pairs(terms, batch, queries, chosen).transpose(0, 1)
+        row, column = (rows[:, None] + past == columns).nonzero(as_tuple=True)
         block[row, column] = self.own[batch, rows[row]]
         return block
 
@@ -192,6 +204,14 @@ def attend_across(values: Float[Tensor, "b k h e"], mixing: Mixing) -> Sources:
     return Sources((), zero, rest, causal=True, cross=CrossSources((term,)))
 
 
+def attend_to_past(values: Float[Tensor, "b k h e"], mixing: Mixing) -> Sources:
+    """The same where queries are the last positions only: the keys before them are nobody's own."""
+    past = mixing.pattern.shape[-1] - mixing.pattern.shape[-2]
+    own = attend(values[:, past:], replace(mixing, pattern=mixing.pattern[..., past:]))
+    heads = MixedHeads(mixing.pattern[..., :past], values[:, :past], crossed=True)
+    return replace(own, cross=CrossSources((_attended(heads, mixing),), before=True))
+
+
 def _attended(heads: MixedHeads, mixing: Mixing) -> Mixture | Neurons:
     """A gate per head is a change of the pattern; one per neuron makes a hidden layer; an inner norm joins W_O."""
     projection, scale = mixing.weight, None
@@ -224,7 +244,7 @@ def added(left: Sources, right: Sources, scale: float = 1.0, other_scale: float 
 def _crossed(left: CrossSources | None, right: CrossSources | None) -> CrossSources | None:
     if left is None or right is None:
         return left or right
-    return CrossSources(left.terms + right.terms)
+    return CrossSources(left.terms + right.terms, before=left.before)
 
 
 def _times(sources: Sources, factor: float) -> Sources:
@@ -270,7 +290,7 @@ def _(operator: HeldFeedForward, sources: Sources) -> Sources:
         operator(sources.own),
         rest if operator.offset is None else rest + operator.offset,
         sources.causal,
-        cross=None if sources.cross is None else CrossSources(neurons(sources.cross.terms)),
+        cross=None if sources.cross is None else replace(sources.cross, terms=neurons(sources.cross.terms), image=None),
     )
 
 

@@ -60,7 +60,7 @@ class Shared:
 def source_norms(
     sources: Sources, *, max_memory: int | None, shared: Shared | None = None, sketch: int | None = None
 ) -> Float[Tensor, "b q k"]:
-    """|v_ij|, the keys of another sequence last.
+    """|v_ij|, the keys of another sequence last, those of the own past first.
 
     Where vectors have to be formed they take up to max_memory bytes at a time, None for half of what is free; there,
     with `sketch`, norms are estimates, except on the diagonal.
@@ -71,7 +71,7 @@ def source_norms(
     lengths.diagonal(dim1=-2, dim2=-1).copy_(own)
     if sources.cross is None or shared.cross is None:
         return lengths
-    return torch.cat([lengths, _side_norms(sources.cross, shared.cross, max_memory, sketch)], dim=-1)
+    return sources.in_order(lengths, _side_norms(sources.cross, shared.cross, max_memory, sketch), dim=-1)
 
 
 def _side_norms(sources: Side, shared: Shared, max_memory: int | None, sketch: int | None) -> Tensor:

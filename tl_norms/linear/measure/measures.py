@@ -124,7 +124,7 @@ class Onto:
                 f"Onto expects directions of shape [d_model] or [direction d_model], but these are "
                 f"{list(self.directions.shape)}. Pass directions.reshape(-1, directions.shape[-1])."
             )
-        if not bool(self.directions.isfinite().all()):
+        if not self.directions.is_meta and not bool(self.directions.isfinite().all()):
             raise NonFiniteError("a direction of Onto holds nan or infinity: expected finite numbers.")
 
     def __repr__(self) -> str:

@@ -38,7 +38,7 @@ def source_values(sources: Sources, measure: Measure, *, max_memory: int | None)
     n = own.shape[1]
     numbers = torch.arange(n, device=own.device)
     sides[0][:, numbers, numbers] = own
-    return torch.cat(sides, dim=2)
+    return sides[0] if len(sides) == 1 else sources.in_order(*sides, dim=2)
 
 
 def check_sum(

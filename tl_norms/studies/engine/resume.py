@@ -51,7 +51,7 @@ class Notebook:
         except Exception as error:  # numpy, zipfile and json have their own idea of what to raise
             raise ResumeError(
                 f"{str(self.path)!r} is no file of a study, or is damaged ({type(error).__name__}). "
-                f"Delete it to begin anew, or give another name."
+                f"Delete it to start again, or give another name."
             ) from error
         others = [name for name, value in self.fingerprint.items() if kept.get(name) != value]
         if others:
@@ -59,7 +59,7 @@ class Notebook:
             now = "; ".join(f"{name}: {self.fingerprint[name]}" for name in others)
             raise ResumeError(
                 f"{str(self.path)!r} belongs to another {', another '.join(others)}. It was made with {made}; {shown}. "
-                f"Now it is {now}. Give another file name, or delete it to begin anew."
+                f"Now it is {now}. Give another file name, or delete it to start again."
             )
         return partial
 
@@ -93,7 +93,7 @@ def _remove(file: Path) -> None:
 
 
 def _made_with() -> str:
-    """Versions and date, for whoever finds that the file does not fit."""
+    """Versions and date, for the message when the file does not fit."""
     found = [f"Python {platform.python_version()}"]
     for name in ("tl_norms", "torch", "transformers", "transformer_lens"):
         try:

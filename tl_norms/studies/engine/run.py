@@ -98,7 +98,7 @@ def _facts(study: Study, reading: Reading, model: nn.Module) -> dict[str, str]:
     """Everything that determines the numbers, under the names that messages call it by.
 
     Raises:
-        StudyInputError: an option, or hooks of the model, cannot be told from others.
+        StudyInputError: an option, or hooks of the model, cannot be distinguished from others.
     """
     given = ", ".join(f"{field.name}={told(field.name, getattr(study, field.name))}" for field in fields(study))
     names = [field.name for field in fields(reading) if field.name != "batch_tokens"]

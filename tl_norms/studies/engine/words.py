@@ -1,7 +1,7 @@
 """Values and functions in words that are the same in every process.
 
 Values are written out, long ones as digests; functions by name and code, with what they refer to. What shows only an
-address in memory cannot be told from others of its kind and is refused.
+address in memory cannot be distinguished from others of its kind and is refused.
 """
 
 import enum
@@ -27,7 +27,7 @@ _OWN = __name__.partition(".")[0]
 
 
 class UntoldError(Exception):
-    """Something that cannot be told from others of its kind; the message says what."""
+    """Something that cannot be distinguished from others of its kind; the message says what."""
 
 
 def told(option: str, value: Any) -> str:
@@ -41,9 +41,9 @@ def told(option: str, value: Any) -> str:
     except (UntoldError, RecursionError) as error:
         what = str(error) if isinstance(error, UntoldError) else "objects within objects without end"
         raise StudyInputError(
-            f"{option}= cannot be told from others in a file to resume from: it holds {what}, which looks the same "
-            f"whatever it does. Say what it is in an attribute, function.version = 'tagger 3', and change that with "
-            f"the function; or leave resume= and parts= out."
+            f"{option}= cannot be distinguished from others in a file to resume from: it holds {what}, which looks "
+            f"the same whatever it does. Say what it is in an attribute, function.version = 'tagger 3', and change "
+            f"that with the function; or leave resume= and parts= out."
         ) from None
 
 
@@ -107,7 +107,7 @@ def digest(text: str | bytes) -> str:
 
 
 def _object(value: Any, inner) -> str:
-    """What pickle would make the object anew from."""
+    """What pickle would rebuild the object from."""
     if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | types.NoneType):
         return name_of(value)
     try:
