@@ -6,7 +6,10 @@ it prints between the lines `<!-- judge: NAME -->` and `<!-- end of judge: NAME 
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from tl_norms.faithfulness import Report, combined
 
@@ -41,29 +44,45 @@ def heading(report: Report) -> str:
     )
 
 
-def short(report: Report, relative: bool, only: list[str] | None = None) -> str:
-    """One table with few columns, best first by the mean of their ranks, of some methods or all."""
-    frame = report.to_dataframe(relative=relative)
-    name = "all tasks" if len(report.tasks) > 1 else report.tasks[0]
-    frame = frame[(frame["task"] == name) & frame["metric"].isin(SHORT)]
-    wide = frame.pivot(index="method", columns="metric", values="value")[list(SHORT)]
-    order = wide.drop(index="random").rank(ascending=False).mean(axis=1).sort_values().index.tolist()
+def short(report: Report, relative: bool, only: list[str] | None = None, apart: str | None = None) -> str:
+    """One table with few columns, best first by the mean of their ranks.
+
+    Args:
+        report, relative: as for `tables`
+        only: these methods; None for all
+        apart: a task in columns of its own, whose targets are so large that means of all tasks would be its own
+    """
+    rest = [name for name in report.tasks if name != apart]
+    groups = [("" if apart is None else "others: ", of_tasks(report, rest))]
+    groups += [] if apart is None else [(f"{apart}: ", of_tasks(report, [apart]))]
+    columns, shown = [], {}
+    for label, part in groups:
+        frame = part.to_dataframe(relative=relative)
+        frame = frame[frame["task"] == ("all tasks" if len(part.tasks) > 1 else part.tasks[0])]
+        for metric in SHORT:
+            cells = frame[frame["metric"] == metric].set_index("method")
+            columns.append((f"{label}{metric}", cells["value"].drop(index="random")))
+            best = columns[-1][1].max()
+            for method, cell in cells.iterrows():
+                value = f"**{cell['value']:.2f}**" if cell["value"] == best else f"{cell['value']:.2f}"
+                shown[method, columns[-1][0]] = f"{value} [{cell['low']:.2f}, {cell['high']:.2f}]"
+    ranks = sum(values.rank(ascending=False) for _, values in columns)
+    names = [name for name, _ in columns]
     costs = report.costs_to_dataframe().set_index("method")
-    lines = ["| method | " + " | ".join(SHORT) + " | passes |", "|---|" + "---:|" * (len(SHORT) + 1)]
-    for method in [name for name in (*order, "random") if only is None or name in only]:
-        cells = frame[frame["method"] == method].set_index("metric")
-        best = [method != "random" and cells.loc[m, "value"] == wide.drop(index="random")[m].max() for m in SHORT]
-        shown = [
-            f"**{cells.loc[m, 'value']:.2f}**" if b else f"{cells.loc[m, 'value']:.2f}"
-            for m, b in zip(SHORT, best, strict=True)
-        ]
-        shown = [
-            f"{text} [{cells.loc[m, 'low']:.2f}, {cells.loc[m, 'high']:.2f}]"
-            for m, text in zip(SHORT, shown, strict=True)
-        ]
+    lines = ["| method | " + " | ".join(names) + " | passes |", "|---|" + "---:|" * (len(names) + 1)]
+    for method in [name for name in (*ranks.sort_values().index, "random") if only is None or name in only]:
         passes = costs.loc[method]
-        lines.append(f"| {method} | {' | '.join(shown)} | {passes['forward']:.3g} + {passes['backward']:.3g} |")
+        cells = " | ".join(shown[method, name] for name in names)
+        lines.append(f"| {method} | {cells} | {passes['forward']:.3g} + {passes['backward']:.3g} |")
     return heading(report) + "\n" + "\n".join(lines) + "\n"
+
+
+def of_tasks(report: Report, names: list[str]) -> Report:
+    """The same of some tasks alone."""
+    numbers = [report.tasks.index(name) for name in names]
+    mask = np.isin(report.task, numbers)
+    parts = {name: getattr(report, name)[mask] for name in ("values", "example", "full", "right", "removable", "costs")}
+    return replace(report, tasks=tuple(names), task=np.array([numbers.index(n) for n in report.task[mask]]), **parts)
 
 
 def compared(report: Report) -> str:
@@ -143,10 +162,11 @@ if __name__ == "__main__":
     parser.add_argument("--relative", action="store_true", help="differences of targets as shares of the target")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--only", nargs="*", help="methods of the short table")
+    parser.add_argument("--apart", help="a task in columns of its own in the short table")
     parser.add_argument("--write", nargs=2, metavar=("PAGE", "NAME"))
     given = parser.parse_args()
     made = combined([Report.from_csv(path) for path in given.csv])
-    text = short(made, given.relative, given.only) if given.short else tables(made, given.relative)
+    text = short(made, given.relative, given.only, given.apart) if given.short else tables(made, given.relative)
     if given.write:
         write(Path(given.write[0]), given.write[1], text)
     else:

@@ -119,6 +119,10 @@ def test_a_csv_keeps_what_is_no_number(llama, task, tmp_path):
     again = Report.from_csv(file)
     assert (again.refused, again.excluded, again.about) == (made.refused, made.excluded, made.about)
     assert np.array_equal(again.values, made.values, equal_nan=True) and dict(again.about)["versions"]
+    made.to_csv(tmp_path / "all.csv.gz")
+    packed = Report.from_csv(tmp_path / "all.csv.gz")
+    assert np.array_equal(packed.values, made.values, equal_nan=True) and packed.refused == made.refused
+    assert (tmp_path / "all.csv.gz").read_bytes()[:2] == b"\x1f\x8b"
     made.to_csv(file, digits=3)
     assert np.allclose(Report.from_csv(file).values, made.values, rtol=5e-3)
     lines = file.read_text(encoding="utf-8").splitlines()

@@ -1,9 +1,11 @@
 """A report as a csv: a row per example, method and draw, under one line with what is no number."""
 
+import gzip
+import io
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -43,7 +45,7 @@ def write(report: "Report", path: str | os.PathLike, digits: int | None) -> None
     """See `Report.to_csv`."""
     told = {name: getattr(report, name) for name in _TOLD}
     table: Any = rows_of(report)
-    with Path(path).expanduser().open("w", encoding="utf-8", newline="") as file:
+    with _opened(path, "wt") as file:
         file.write(f"# {json.dumps(told, ensure_ascii=False)}\n")
         table.to_csv(file, index=False, float_format=None if digits is None else f"%.{digits}g")
 
@@ -52,10 +54,12 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     """The fields of a Report; see `Report.from_csv`."""
     import pandas
 
-    with Path(path).expanduser().open(encoding="utf-8") as file:
+    with _opened(path, "rt") as file:
         first = file.readline()
-    told = _told(first)
-    table = pandas.read_csv(Path(path).expanduser(), skiprows=1 if first.startswith("# ") else 0, keep_default_na=True)
+        told = _told(first)
+        if not told:
+            file.seek(0)
+        table = pandas.read_csv(file, keep_default_na=True)
     if missing := [name for name in _FIXED if name not in table]:
         raise FaithfulnessInputError(f"{str(path)!r} has no column {missing[0]!r}: it was not written by a Report.")
     heads = [name for name in table if name not in _FIXED]
@@ -88,6 +92,15 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
         costs=costs,
         **told,
     )
+
+
+def _opened(path: str | os.PathLike, mode: Literal["rt", "wt"]) -> IO[str]:
+    """A text file, packed if its name ends in .gz: always to the same bytes."""
+    where = Path(path).expanduser()
+    if where.suffix != ".gz":
+        return where.open(mode, encoding="utf-8", newline="")
+    packed: Any = gzip.GzipFile(where, mode[0], mtime=0)
+    return io.TextIOWrapper(packed, encoding="utf-8", newline="")
 
 
 def _told(line: str) -> dict[str, tuple[tuple[str, str], ...]]:

@@ -91,7 +91,7 @@ class Report:
         """All that was measured, and in a first line what was refused and excluded, the model and the options.
 
         Args:
-            path: the file
+            path: the file; one whose name ends in .gz is packed
             digits: significant ones of every number; None for all
         """
         csv_file.write(self, path, digits)
