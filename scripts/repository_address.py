@@ -85,11 +85,10 @@ def readme(text: str, where: str) -> str:
 
 
 def tutorials(text: str, where: str) -> str:
-    """docs/tutorials.md: names of notebooks are links."""
+    """docs/tutorials.md: names of notebooks are links, to the pages of the site where there is no address."""
     text = re.sub(r"\[(`\w+\.ipynb`)\]\([^)]*\)", r"\1", text)
-    if not where:
-        return text
-    return re.sub(r"^\| `(\w+\.ipynb)`", rf"| [`\1`]({where}/blob/{BRANCH}/tutorials/\1)", text, flags=re.MULTILINE)
+    folder = f"{where}/blob/{BRANCH}/tutorials" if where else "notebooks"
+    return re.sub(r"^\| `(\w+\.ipynb)`", rf"| [`\1`]({folder}/\1)", text, flags=re.MULTILINE)
 
 
 def _line(text: str, key: str, value: str, after: str) -> str:

@@ -61,13 +61,17 @@ def test_several_tokens_are_refused_with_what_they_are(model):
         why.explained(model.model, "3 17", token="7 8")
 
 
-def test_likeness_to_a_sentence_is_the_cosine_of_pooled_vectors(minilm, capsys):
+def test_likeness_to_a_sentence_is_the_cosine_of_pooled_vectors(minilm, capsys, tmp_path):
     texts = "The keys to the cabinet", "A set of keys"
     with torch.no_grad():
         pooled = [minilm.run_with_cache(text)[1]["blocks.5.hook_out"][0].mean(0) for text in texts]
     expected = float(torch.nn.functional.cosine_similarity(*pooled, dim=0))
-    assert main(["--why", "--like", texts[1], "--json", texts[0]]) == 0
-    found = json.loads(capsys.readouterr().out)
+    page = tmp_path / "why.html"
+    assert main(["--why", "--like", texts[1], "--json", "--html", str(page), texts[0]]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert f"wrote {page}" in printed.err and f"cosine to '{texts[1]}'" in (html := page.read_text(encoding="utf-8"))
+    assert f'"text": "{texts[0]}"' in html or f'"text":"{texts[0]}"' in html
     assert found["value"] == pytest.approx(expected, abs=1e-5) and max(found["error"]) < 1e-5
     assert max(found["tokens"], key=lambda token: token["value"])["token"] == "keys"
     assert main(["--why", texts[0]]) == 2

@@ -196,7 +196,14 @@ def test_layers_without_attention_have_no_edges():
 def test_an_encoder_decoder_says_what_the_source_sentence_contributed():
     attribution = made_attribution(NASTY)
     attribution.source_tokens = torch.tensor([0.25, 0.5])
-    assert data_of(page_of_attribution(attribution))["source_total"] == 0.75
+    found = data_of(page_of_attribution(attribution))
+    assert found["source_total"] == 0.75 and found["source"] == ["[0]", "[1]"]  # nobody knows its tokens
+    assert unpacked(found["source_values"])[0].tolist() == pytest.approx([0.25, 0.5], rel=1e-3)
+    attribution.source_strings = (("das", "Haus"),)
+    assert data_of(page_of_attribution(attribution))["source"] == ["das", "Haus"]
+    assert data_of(page_of_attribution(attribution, keys=["the", "house"]))["source"] == ["the", "house"]
+    with pytest.raises(PageInputError, match="2 positions, but keys= has 1"):
+        page_of_attribution(attribution, keys=["the"])
 
 
 def test_names_are_short():

@@ -518,3 +518,19 @@ def test_it_works_inside_a_notebook(opened):
     assert state(browser, "pin") == 3
     assert len(base64.b64decode(pictures(browser)[1].split(",")[1])) > 1000
     browser.switch_to.default_content()
+
+
+def test_an_attribution_of_an_encoder_decoder_shows_the_source_sentence(opened):
+    attribution = made_attribution(TOKENS)
+    attribution.source_tokens, attribution.source_strings = torch.tensor([3.0, -0.5]), (("das", "</script>"),)
+    browser = opened(page_of_attribution(attribution))
+    shown = chips(browser)
+    assert [word for word, _ in shown[-2:]] == ["das", "</script>"] and [text for _, text in shown[-2:]] == [
+        "+3.0",
+        "\u22120.5",
+    ]
+    assert "the source sentence +2.5" in browser.find_element("id", "caption").text
+    browser.execute_script("chips()[chips().length - 2].click()")  # no edges are known of it: nothing is pinned
+    assert state(browser, "pin") == -1
+    rows = browser.execute_script("return PAGE.csv().filter((row) => row[0] === 'source')")
+    assert [(row[-2], row[-1]) for row in rows] == [("das", 3), ("</script>", -0.5)]

@@ -67,8 +67,12 @@ def test_a_strip_has_the_tokens_and_their_numbers(backend):
     assert "logit of “ are”" in text and "model" in text and f"value {float(found.value):+.3g}" in text
     later = words_of(plot.token_strip(found, cut=2, backend=backend))
     assert f"{float(found.stream[2, 1]):+.2f}" in later and "cut 2" in later
-    plain = words_of(plot.token_strip(torch.tensor([1.0, 250.0]), ["a", "b"], backend=backend))
-    assert "1.00" in plain and "250" in plain and "+" not in plain  # no sign where none is negative
+    plain = words_of(plot.token_strip(torch.tensor([1.2, 0.004, 9.0]), ["a", "b", "c"], backend=backend))
+    assert "1.20" in plain and "0.00" not in plain and "9.00" in plain  # decimals of the largest; what rounds to 0 is 0
+    assert "+" not in plain  # no sign where none is negative
+    assert (
+        "250" in (large := words_of(plot.token_strip([1.2, 250.0], ["a", "b"], backend=backend))) and "1.2" not in large
+    )
 
 
 def test_colours_of_a_strip_tell_the_sign():

@@ -208,7 +208,7 @@ def test_top_pairs_of_a_text(backend):
         query, key = divmod(int(difference.argmax()), 4)
         words = ["2 to", "3 be", "4 or", "5 be"]
         value = float(difference.max())
-        assert rows[number][1:3] == [words[query], words[key]] and rows[number][5] == f"{value:+.3g}"
+        assert rows[number][1:3] == [words[query], words[key]] and rows[number][5] == f"{value:+#.3g}"
     with pytest.raises(plot.PlotInputError, match="expected tokens"):
         plot.top_pairs(norms, batch=1, backend=backend)
     with pytest.raises(plot.PlotInputError, match="k is 0"):
@@ -221,8 +221,8 @@ def test_top_pairs_of_a_study(backend):
         3, (0, 1), np.array([0, 0, 1]), np.array([7, 8, 9]), np.array([1, 2, 3]), ("new", "", "x"), ("york", "a", "y"),
         np.array([4, 2, 1]), np.array([0.5, 0.25, 1.0]), np.array([0.75, 0.5, 1.0]), FACTS)  # fmt: skip
     assert cells(plot.top_pairs(study, k=1, backend=backend))[1:] == [
-        ["0", "new", "york", "4", "+0.5", "+0.75"],
-        ["1", "x", "y", "1", "+1", "+1"],
+        ["0", "new", "york", "4", "+0.500", "+0.750"],
+        ["1", "x", "y", "1", "+1.00", "+1.00"],
     ]
     assert cells(plot.top_pairs(study, layers=0, backend=backend))[2][1] == "8"  # no token is known: its id
     with pytest.raises(plot.PlotInputError, match="leave tokens out"):

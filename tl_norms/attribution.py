@@ -98,6 +98,7 @@ def attribute(
         single=isinstance(target, Target),
         has_batch=model_map.activations.has_batch,
         token_strings=strings,
+        source_strings=_source_strings(cache),
         model_name=model_name(cache.model),
         tolerance=model_map.stack.tolerance if check else float("inf"),
         edits=model_map.edits,
@@ -311,3 +312,8 @@ def _strings(cache, given: Sequence[str] | None, model_map: ModelMap) -> tuple[t
         single = all(isinstance(one, str) for one in checked)
         return given_strings([checked] * len(real) if single else checked, *real.shape, model_map.activations.mask)
     return strings_of_ids(cache.cache_dict, cache.model)
+
+
+def _source_strings(cache) -> tuple[tuple[str, ...], ...] | None:
+    """The strings of the encoder's tokens, of an encoder-decoder."""
+    return strings_of_ids(cache.cache_dict, cache.model, "encoder") if hasattr(cache.model, "decoder_blocks") else None

@@ -46,7 +46,7 @@ class Attribution(Storable):
         nodes: of every layer's integrals over its softmax (0 without attention); empty with attention="held"
         layers: numbers of all layers; unattended: those without attention (their writing is in the offset) with how
             long what they write is relative to the stream
-        token_strings, target_name, model_name: for tables
+        token_strings, source_strings (of the encoder), target_name, model_name: for tables
     """
 
     value: Float[Tensor, "*batch"]
@@ -60,6 +60,7 @@ class Attribution(Storable):
     target_name: str | tuple[str, ...]
     model_name: str
     token_strings: tuple[tuple[str, ...], ...] | None = None
+    source_strings: tuple[tuple[str, ...], ...] | None = None
     unattended: dict[int, float] = field(default_factory=dict)
     source_stream: Tensor | None = None
     source_offset: Tensor | None = None
@@ -87,6 +88,7 @@ class Attribution(Storable):
         token_strings: tuple[tuple[str, ...], ...] | None,
         model_name: str,
         tolerance: float,
+        source_strings: tuple[tuple[str, ...], ...] | None = None,
         edits: tuple[Edit, ...] = (),
     ) -> "Attribution":
         """The user's axes: [t b ..] in; the target axis first or gone, the batch axis kept or gone."""
@@ -115,6 +117,7 @@ class Attribution(Storable):
             target_name=target_names[0] if single else target_names,
             model_name=model_name,
             token_strings=token_strings,
+            source_strings=source_strings,
             unattended=stack.unattended,
             source_stream=None if encoder is None else shaped(encoder.stream),
             source_offset=None if encoder is None else shaped(encoder.offset - stack.stream[0].sum(-1)),

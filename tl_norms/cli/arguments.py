@@ -22,7 +22,7 @@ examples:
   tl-norms "The keys to the cabinet are on the table."
   tl-norms --scope all --html maps.html "The keys to the cabinet are on the table."
   tl-norms --model gpt2 --layer 5 --layer 11 --json "The keys to the cabinet are on the table." > maps.json
-  tl-norms --model gpt2 --why --logit " are" --against " is" "The keys to the cabinet"
+  tl-norms --model gpt2 --why --html why.html --logit " are" --against " is" "The keys to the cabinet"
   tl-norms --why --like "A set of keys" "The keys to the cabinet"
   tl-norms --check gpt2
   tl-norms --check MiniLM                             (the embedded model)
@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--scope", action="append", type=_names, metavar="SCOPE", help="scope, comma list or 'all'; may be repeated")
     add("--layer", action="append", type=_numbers, metavar="N", help="layer, from the end if negative; may be repeated")
     add("--json", action="store_true", help="print everything as JSON instead of tables")
-    add("--html", metavar="FILE", help="also write one self-contained page with the maps")
+    add("--html", metavar="FILE", help="also write one self-contained page to look into")
     add(
         "--check",
         metavar="MODEL",

@@ -95,8 +95,7 @@ def analyse(options: "argparse.Namespace") -> int:
             software=facts["versions"],
         )
         write(options.html, page)
-        if not options.quiet:
-            print(f"tl-norms: wrote {options.html}", file=sys.stderr)
+        _wrote(options)
     if options.json:
         print(report.as_json(facts | report.numbers(norms, keys)))
     elif not options.quiet:
@@ -124,11 +123,21 @@ def explain(options: "argparse.Namespace") -> int:
             baseline=options.baseline,
         )
     _notices(caught, options)
+    if options.html is not None:
+        from ..page import page_of_attribution, write
+
+        write(options.html, page_of_attribution(found.attribution, found.words, text=options.text))
+        _wrote(options)
     if options.json:
         print(report.as_json(why.numbers(found)))
     elif not options.quiet:
         why.show(found)
     return 0
+
+
+def _wrote(options: "argparse.Namespace") -> None:
+    if not options.quiet:
+        print(f"tl-norms: wrote {options.html}: open it in a browser", file=sys.stderr)
 
 
 def check(options: "argparse.Namespace") -> int:

@@ -30,6 +30,6 @@ def refuse(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
         parser.error("--against TOKEN needs --logit TOKEN")
     if found.like is not None and (found.logit is not None or found.at is not None):
         parser.error("--like explains the cosine to a sentence: leave --logit and --at out")
-    for name in ("scope", "layer", "html", "target"):
+    for name in ("scope", "layer", "target"):
         if getattr(found, name) is not None:
             parser.error(f"--why takes the whole model: leave --{name} out")

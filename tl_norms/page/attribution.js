@@ -2,7 +2,7 @@
 
 const PAGE = {
   title: `where ${D.target} comes from`,
-  subtitle: `${N} tokens \u00b7 ${D.layers.length === 1 ? "1 layer" : D.layers.length + " layers"}`,
+  subtitle: `${N} tokens${D.source.length ? ` + ${D.source.length} of the source sentence` : ""} \u00b7 ${D.layers.length === 1 ? "1 layer" : D.layers.length + " layers"}`,
   defaults: { pin: -1, dir: "into", head: "", edges: Math.min(24, ORDER.length), trail: "", scale: "one" },
   valid(wanted) {
     const ok = { ...wanted },
@@ -43,7 +43,7 @@ const PAGE = {
   render: renderStage,
   chips() {
     if (state.pin < 0) {
-      const values = [...stream(0)];
+      const values = inputs();
       return {
         values: values.map((x, i) => (PADDING.has(i) ? NaN : x)),
         top: largest(values) || 1,
@@ -52,7 +52,7 @@ const PAGE = {
         legend: `Blue speaks for ${D.target}, red against it. Click a token to see which edges reached it.`,
       };
     }
-    const values = Array(N).fill(NaN),
+    const values = Array(KEYS.length).fill(NaN),
       [mine, other] = state.dir === "into" ? [E.query, E.key] : [E.key, E.query];
     for (const e of ORDER) if (mine[e] === state.pin && Number.isNaN(values[other[e]])) values[other[e]] = E.value[e]; // strongest first
     return {
@@ -68,20 +68,21 @@ const PAGE = {
   },
   caption() {
     const values = [...stream(0)],
-      order = values
+      all = inputs(),
+      order = all
         .map((_, i) => i)
-        .sort((a, b) => Math.abs(values[b]) - Math.abs(values[a]))
+        .sort((a, b) => Math.abs(all[b]) - Math.abs(all[a]))
         .slice(0, 3);
     return [
       { strong: `${D.target} = ${say(D.value, 4)}` },
       `: the tokens contribute ${signed(sum(values))} together, ${D.source_total === null ? "" : `the source sentence ${signed(D.source_total)}, `}` +
         `biases and other constants ${signed(D.offset[0])}. Largest: ` +
-        order.map((i) => `${quoted(i)} ${signed(values[i])}`).join(", ") +
+        order.map((i) => `${quoted(i)} ${signed(all[i])}`).join(", ") +
         ".",
     ];
   },
   tip(i) {
-    const values = stream(0),
+    const values = inputs(),
       { rank, of, share } = standing(values[i], values);
     const rows = [
       ["contribution", signed(values[i], 4), ""],
@@ -94,11 +95,11 @@ const PAGE = {
         signed(value),
         state.dir === "into" ? `to ${LABELS[state.pin]}` : `from ${LABELS[state.pin]}`,
       ]);
-    return { head: `${LABELS[i]} (position ${i})`, rows };
+    return { head: `${KEYS[i]} (position ${i < N ? i : place(i)})`, rows };
   },
   figure() {
     const g = graphLayout(760),
-      h = gridLayout(clamp((HEADS + 2) * 18 + 20, 120, 260), g),
+      h = gridLayout(clamp((HEADS + 2) * 18 + 20, 150, 260), g),
       head = headOf(),
       m = head && headMap(head);
     const l = head && mapLayout(360, m, { rows: LABELS, columns: LABELS, most: 24 }),
@@ -136,6 +137,7 @@ const PAGE = {
       stream(cut).forEach((x, i) => rows.push(["stream", cut, "", ...blank, i, D.tokens[i], x]));
       rows.push(["offset", cut, "", ...blank, ...blank, D.offset[cut] ?? ""]);
     }
+    inputs().slice(N).forEach((x, i) => rows.push(["source", "", "", ...blank, i, D.source[i], x]));
     D.layers.forEach((layer, row) => {
       slice(D.heads, row).forEach((x, head) => rows.push(["head", layer, head, ...blank, ...blank, x]));
       slice(D.ffn, row).forEach((x, i) => rows.push(["ffn", layer, "", i, D.tokens[i], ...blank, x]));
@@ -174,6 +176,9 @@ const PAGE = {
       "The text is coloured by what each token contributed to the target: blue for it, red against it. Tokens and the constants (biases) add up to the target\u2019s value, which is read from the model.",
       "Layer by layer: each row shows the stream at one cut, from what enters the first layer (bottom) to what leaves the last (top). Every row adds up to the same value with its own constants; numbers of different layers do not add up, because what a layer wrote contains what the layers before it wrote.",
       "Curves are edges: what one head moved from a source token to a position. Click one to follow it back to what had reached its source token before. Heads show the sum of their edges, ff what the feed-forward of a layer wrote.",
+      ...(D.source.length
+        ? ["The source sentence reached the target through the encoder and cross-attention; its tokens are coloured, and their edges are not drawn."]
+        : []),
       "Click a token to pin it; click a head to see all of its edges. The address of the page keeps what is shown.",
     ],
     keys: [
@@ -185,6 +190,8 @@ const PAGE = {
     ],
   },
 };
+// What each input token contributed: those of the text, then those of an encoder-decoder's source sentence.
+const inputs = () => [...stream(0), ...(D.source_values ? numbers(D.source_values) : [])];
 function stepEdges(by) {
   const range = $("edges");
   range.value = Number(range.value) + by;

@@ -95,7 +95,7 @@ const pointBox = (event) => ({
 function renderStage() {
   const [one, two] = $("stage").querySelectorAll("figure"),
     wide = $("stage").clientWidth > 900;
-  const side = clamp((HEADS + 2) * 18 + 20, 120, 260);
+  const side = clamp((HEADS + 2) * 18 + 20, 150, 260);
   $("stage").style.gridTemplateColumns = wide ? `minmax(0, 1fr) ${side}px 292px` : "minmax(0, 1fr)";
   graph = graphLayout(one.clientWidth);
   grid = gridLayout(two.clientWidth, wide ? graph : null);

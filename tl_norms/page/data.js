@@ -99,9 +99,9 @@ const tabular = (x) => {
 };
 const signed = (x, digits = 3) => (x > 0 ? "+" : "") + say(x, digits);
 const percent = (x) => (Number.isFinite(x) ? (x < 0.1 ? (100 * x).toFixed(1) : Math.round(100 * x)) + " %" : "\u2013");
-// Signed numbers that stand together: as many decimals as the largest needs for two digits.
+// Signed numbers that stand together: as many decimals as the largest needs for two digits, and one below a hundred.
 function signedLike(top) {
-  const decimals = clamp(1 - Math.floor(Math.log10(top || 1)), 0, 8);
+  const decimals = clamp(1 - Math.floor(Math.log10(top || 1)), top < 100 ? 1 : 0, 8);
   return (x) => {
     const text = Math.abs(x).toFixed(decimals);
     return Number(text) === 0 ? "0" : (x > 0 ? "+" : "\u2212") + text;

@@ -18,6 +18,7 @@ def page_of_attribution(
     attribution: Any,
     tokens: Tokens | None = None,
     *,
+    keys: Tokens | None = None,
     batch: int | None = None,
     model_name: str | None = None,
     target: str | None = None,
@@ -32,6 +33,7 @@ def page_of_attribution(
     Args:
         attribution: an `Attribution` of one target
         tokens: the tokens of the text, or one list per text; those kept with the attribution, if left out
+        keys: of an encoder-decoder, the tokens of the source sentence; those kept with the attribution, if left out
         batch: which text, where the attribution has several
         model_name: what to call the model; the attribution's own name for it, if left out
         target: what to call the target; the attribution's own name for it, if left out
@@ -71,8 +73,10 @@ def page_of_attribution(
     wanted = target or getattr(attribution, "target_name", None) or "target"
     errors = attribution.error.detach().cpu()
     source = getattr(attribution, "source_tokens", None)  # of an encoder-decoder
+    source_words: list[str] = []
     if source is not None:
-        source = float((source if chosen is None else source[chosen]).sum())
+        source = (source if chosen is None else source[chosen]).detach().cpu()
+        source_words = _source_words(attribution, keys, chosen, len(source))
     data = {
         "kind": "attribution",
         "title": f"{short_name(named)}: where {wanted} comes from",
@@ -82,8 +86,9 @@ def page_of_attribution(
         "tokens": words,
         "positions": list(range(len(words))),
         "padding": [] if mask is None else (~_mask_row(mask, chosen)).nonzero().flatten().tolist(),
-        "source": [],
-        "source_total": None if source is None else finite(source),
+        "source": source_words,
+        "source_values": None if source is None else packed(source[None]),
+        "source_total": None if source is None else finite(float(source.sum())),
         "layers": list(attribution.layers),
         "value": finite(float(value if chosen is None else value[chosen])),
         "stream": packed(stream),
@@ -96,6 +101,15 @@ def page_of_attribution(
         "software": versions(software),
     }
     return assembled(data)
+
+
+def _source_words(attribution: Any, keys: Tokens | None, chosen: int | None, n: int) -> list[str]:
+    """The tokens of the source sentence; their places where nobody knows them."""
+    kept = getattr(attribution, "source_strings", None) if keys is None else keys
+    words = [f"[{place}]" for place in range(n)] if kept is None else of_text(kept, chosen)
+    if len(words) != n:
+        raise PageInputError(f"the source sentence has {n} positions, but keys= has {len(words)} tokens.")
+    return words
 
 
 def _mask_row(mask: Tensor, chosen: int | None) -> Tensor:

@@ -93,7 +93,7 @@ def head_grid(result: Any, *, layers: Numbers = None, batch: int | None = None, 
     elif hasattr(result, "head_norms"):
         norms = on_cpu(result.head_norms)
         value, numbers = _mean_over_pairs(result, norms), tuple(result.layers)
-        title, unit, notes = "αf(x) by head: norm, mean over pairs", NORM, []
+        title, unit, notes = "Norms by head, ‖αf(x)‖, mean over pairs", NORM, []
     elif isinstance(result, Tensor | np.ndarray) and np.ndim(result) in (2, 3):
         value = on_cpu(result)
         numbers, title, unit, notes = tuple(range(len(value))), "Value by head", "value", []

@@ -138,8 +138,8 @@ def top_pairs(
         tuple(map(str, rows["layer"])),
         tuple(at[place] for place in rows["query"]),
         tuple(at[place] for place in rows["key"]),
-        *(tuple(f"{value:.3g}" for value in rows[name]) for name in ("before", "after")),
-        tuple(f"{value:+.3g}" for value in rows["difference"]),
+        *(_column(rows[name]) for name in ("before", "after")),
+        _column(rows["difference"], sign="+"),
     )
     names = ("layer", "query", "key", "before", "after", "difference")
     table = Table(names, columns, (True, False, False, True, True, True))
@@ -156,8 +156,8 @@ def _of_study(result: Any, k: int, layers: Numbers) -> Table:
         tuple(visible(result.query_token[row] or str(result.query[row])) for row in rows),
         tuple(visible(result.key_token[row] or str(result.key[row])) for row in rows),
         tuple(str(result.count[row]) for row in rows),
-        tuple(f"{result.mean[row]:+.3g}" for row in rows),
-        tuple(f"{result.max[row]:+.3g}" for row in rows),
+        _column([result.mean[row] for row in rows], sign="+"),
+        _column([result.max[row] for row in rows], sign="+"),
     )
     return Table(
         ("layer", "query", "key", "count", "mean difference", "max"), columns, (True, False, False, True, True, True)
@@ -188,3 +188,8 @@ def _of_one_text(
         before, after = found.before[:, text.batch], found.after[:, text.batch]
         found = replace(found, before=before, after=after, mask=mask, pairs=found.pairs[text.batch])
     return found, replace(text, batch=None)
+
+
+def _column(values: Any, sign: str = "") -> tuple[str, ...]:
+    """Numbers of a column in three digits, zeros kept."""
+    return tuple(f"{float(value):{sign}#.3g}".removesuffix(".") for value in values)

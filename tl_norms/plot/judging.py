@@ -24,7 +24,7 @@ def judge_table(
     Args:
         report: a judge's report, or its table: anything with `to_dataframe()`, or a DataFrame, with the columns method,
             task, removal, metric, better ("higher" or "lower"), value, low, high
-        tasks, metrics: which ones, in this order; None for all
+        tasks, metrics: which ones, in this order; None for all. "SRG" is that of every removal
         **look: `backend`, `title`, `width`: see `tl_norms.plot.Look`
 
     Returns:
@@ -61,10 +61,20 @@ def judge_table(
 
 def _chosen(frame: Any, name: str, wanted: Sequence[str] | None) -> list[str]:
     there = list(dict.fromkeys(frame[name]))
-    for one in wanted or ():
-        if one not in there:
+    if wanted is None:
+        return there
+    found = []
+    for one in wanted:
+        these = [known for known in there if one in (known, _plain(known))]
+        if not these:
             raise PlotInputError(f"{name} {one!r} is not in this report; it has {', '.join(map(str, there))}.")
-    return there if wanted is None else list(wanted)
+        found += these
+    return list(dict.fromkeys(found))
+
+
+def _plain(name: Any) -> str:
+    """The name of a metric without its removal and its arrow: "SRG (cut) ↑" is SRG, once per removal."""
+    return str(name).rstrip("↑↓ ").partition(" (")[0]
 
 
 def _table(rows: Any, metrics: list[str], title: str) -> Table:
@@ -75,7 +85,7 @@ def _table(rows: Any, metrics: list[str], title: str) -> Table:
         higher = str(cells["better"].iloc[0]) == "higher"
         values = {method: cells.loc[method] for method in methods if method in cells.index}
         finite = {method: cell for method, cell in values.items() if cell["value"] == cell["value"]}
-        names.append(metric if metric.endswith(("↑", "↓")) else f"{metric} {'↑' if higher else '↓'}")
+        names.append(f"{_plain(metric)} {'↑' if higher else '↓'}")  # the title of the table says the removal
         columns.append(tuple(_cell(values.get(method)) for method in methods))
         if finite:
             best = (max if higher else min)(finite.values(), key=lambda cell: cell["value"])

@@ -239,7 +239,7 @@ def _overhang(picture: Picture, wide: list[float]) -> float:
     """What titles of narrow panels need beyond the last column."""
     if any(isinstance(panel, Curves) for panel in picture.panels):
         names = {line.name for panel in picture.panels if isinstance(panel, Curves) for line in panel.lines}
-        return 34 + LETTER * max(map(characters, names), default=0)  # the legend
+        return 70 + LETTER * max(map(characters, names), default=0)  # the legend: a gap, a line, a name
     longest = 0.0
     for number, panel in enumerate(picture.panels):
         over = LETTER * max(map(characters, panel.title.split("\n"))) - wide[picture.at(number)[1]]

@@ -1,5 +1,6 @@
 """A text whose tokens are coloured by what they contribute."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def _strip(words: tuple[str, ...], values: np.ndarray, width: float) -> Drawing:
     limit, signed = float(np.nanmax(np.abs(values), initial=0)) or 1.0, bool((values < 0).any())
     boxes, labels, x, y = [], [], 0.0, 0.0
     for place, (word, value) in enumerate(zip(words, values, strict=True)):
-        shown, number = visible(word), short(float(value), signed)
+        shown, number = visible(word), short(float(value), limit, signed)
         wide = max(FONT * characters(shown) + 10, SMALL * len(number) + 6)
         if x and x + wide > width:
             x, y = 0.0, y + 52
@@ -86,12 +87,13 @@ def _strip(words: tuple[str, ...], values: np.ndarray, width: float) -> Drawing:
     return Drawing("", across, y + 46, boxes=tuple(boxes), labels=tuple(labels))
 
 
-def short(value: float, signed: bool = True) -> str:
-    """A number in three digits, without an exponent where that is readable."""
-    sign = "+" if signed else ""
-    if value and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:{sign}.1e}"
-    return f"{value:{sign}.{max(0, 3 - len(str(int(abs(value)))))}f}"
+def short(value: float, largest: float, signed: bool = True) -> str:
+    """A number beside others: as many decimals as the largest needs for two or three digits; what rounds to 0 is 0."""
+    if value and not 1e-4 <= largest < 1e5:
+        return f"{value:{'+' if signed else ''}.1e}"
+    decimals = min(max(1 - math.floor(math.log10(largest or 1)), 2 if largest < 10 else 1 if largest < 100 else 0), 5)
+    text = f"{value:{'+' if signed else ''}.{decimals}f}"
+    return text if float(text) else "0"
 
 
 def _vector(values: Any) -> np.ndarray:

@@ -128,18 +128,18 @@ def heads_of(result: Any, weights: bool = False, layers: Any = None) -> Subject:
     if weights:
         if not is_cross(result) and getattr(result, "patterns", None) is None and not hasattr(result, "head_norms"):
             raise PlotInputError(f"{_kind(result)} holds no attention weights: pass a BlockNorms or CrossNorms.")
-        name = "attention weights"
-        return Subject(result, name, WEIGHTS["Attn-W"], head_weights(result), tuple(result.layers), 4)
-    name = "αf(x) per head"
+        name, about = "attention weights", "Attention weights per head"
+        return Subject(result, name, WEIGHTS["Attn-W"], head_weights(result), tuple(result.layers), 4, about)
+    name, about = "αf(x) per head", "Norms per head, ‖αf(x)‖"
     if hasattr(result, "head_norms"):
-        return Subject(result, name, NORM, result.head_norms, tuple(result.layers), 4)
+        return Subject(result, name, NORM, result.head_norms, tuple(result.layers), 4, about)
     value = _plain(result)
     if value is None or value.ndim not in (4, 5):
         raise PlotInputError(
             f"expected a BlockNorms, a CrossNorms, or a tensor [layer *batch head query key] such as "
             f"weighted_value_norms(cache), got {_kind(result)}{'' if value is None else f' {list(value.shape)}'}."
         )
-    return Subject(result, name, NORM, value, tuple(range(len(value))), 4)
+    return Subject(result, name, NORM, value, tuple(range(len(value))), 4, about)
 
 
 def head_weights(result: Any) -> Tensor:

@@ -32,6 +32,7 @@ def draw(picture: Picture) -> Any:
         margin=dict(zip("ltrb", margin, strict=True)) | {"autoexpand": False},
         font={"size": 11},
         plot_bgcolor="rgba(0,0,0,0)",
+        modebar_remove=["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],  # they hide the title
     )
     for number, panel in enumerate(picture.panels):
         box = layout.panels[number]
