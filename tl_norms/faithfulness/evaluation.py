@@ -1,8 +1,10 @@
 """Which attribution is faithful: all methods on all examples of all tasks, by every metric and removal."""
 
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from .tasks import Task, named
 
 
 class JudgeOptions(TypedDict, total=False):
-    """Options of the engine, as in `tl_norms.studies.RunOptions`, where a text is an example and a chunk has 4."""
+    """Options of the engine, as in `tl_norms.studies.RunOptions`, where a text is an example and a chunk has 16."""
 
     progress: bool | None
     resume: str | os.PathLike | None
@@ -100,7 +102,7 @@ def evaluate(
         seed=seed,
     )
     source: Model = model if options.get("executor") is not None else own
-    _, partial, facts = run(source, judge, _Examples(given), **{"chunk": 4, **options})  # type: ignore[arg-type]
+    _, partial, facts = run(source, judge, _Examples(given), **{"chunk": 16, **options})  # type: ignore[arg-type]
     found: Any = partial.values
     order = np.argsort(found["facts"].index[:, 0])  # a batch holds the shortest first
     index, table = found["facts"].index[order, 0], found["facts"].values[order]
@@ -121,6 +123,9 @@ def evaluate(
         + tuple((f"{task.name}, {row.name}", row.reason) for task in given for row in task.excluded),
         about=_about(own, replacement, fractions, seed, given),
     )
+
+
+_known: "weakref.WeakKeyDictionary[nn.Module, set[tuple]]" = weakref.WeakKeyDictionary()
 
 
 def _check_numbers(fractions: object, *, limit: object, draws: object, seed: object) -> None:
@@ -177,18 +182,24 @@ def _tasks(model: nn.Module, given: str | Task | Sequence[str | Task], limit: in
 def _working(
     model: nn.Module, methods: tuple[Method, ...], tasks: list[Task], strict: bool
 ) -> tuple[tuple[Method, ...], tuple[tuple[str, str], ...]]:
-    """Methods that run on the first example of every task, and why the others do not.
+    """Methods that run on the first example of a task with each kind of target, and why the others do not.
+
+    Which of the package's own methods work on a model is remembered.
 
     Raises:
         TLNormsError: whatever a method says that was asked for.
     """
-    working, refused = [], []
+    working, refused, known = [], [], _known.setdefault(model, set())
+    kinds = {repr(task.probe): task for task in reversed(tasks)}
     for method in methods:
+        key = repr(method), *kinds
         try:
-            for task in tasks:
-                example = task.examples[0]
-                tokens = torch.tensor([example.tokens], device=device_of(model))
-                explained(method, model, tokens, task.target(example))
+            if not (method.own and key in known):
+                for task in kinds.values():
+                    example = task.examples[0]
+                    tokens = torch.tensor([example.tokens], device=device_of(model))
+                    explained(method, model, tokens, [task.target(example)])
+            known.add(key)
             working.append(method)
         except TLNormsError as error:
             if strict:
@@ -204,7 +215,13 @@ def _about(
 ) -> tuple[tuple[str, str], ...]:
     """What a table has to say of itself."""
     name = getattr(model.cfg, "model_name", None) or type(getattr(model, "original_model", model)).__name__
-    found = [("model", str(name)), ("replacement", str(replacement)), ("seed", str(seed))]
+    versions = [f"{part} {version(part)}" for part in ("tl_norms", "transformer_lens", "torch")]
+    found = [
+        ("model", str(name)),
+        ("versions", ", ".join(versions)),
+        ("replacement", str(replacement)),
+        ("seed", str(seed)),
+    ]
     found.append(("positions removed", "1, 2, ..., all" if fractions is None else str(tuple(fractions))))
     found += [(f"accuracy of the probe of {t.name}", f"{t.probe.accuracy:.3f}") for t in tasks if t.probe is not None]
     return tuple(found)

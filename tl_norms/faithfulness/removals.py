@@ -9,20 +9,21 @@ Hooks live for one run, and the first use on a model proves the removal: what is
 
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
 from .errors import FaithfulnessInputError, RemovalError
 from .running import Edit, device_of, edited, embedding_hook, embeddings, is_causal, output
-from .targets import Target
+from .targets import Target, joined
 
 _IN_FRONT_OF_HEADS = ("unembed.hook_in", "ln_final.hook_normalized")  # bridge, HookedTransformer
 REMOVALS = ("cut", "replace", "swap")
@@ -68,6 +69,7 @@ class Subsets:
     counterfactual: Int[Tensor, " pos"] | None = None
     batch_tokens: int = 1024
     _known: dict[bytes, float] = field(default_factory=dict, repr=False)
+    _asked: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         check_removals((self.removal,), self.replacement)
@@ -77,16 +79,16 @@ class Subsets:
 
     def __call__(self, kept: Bool[np.ndarray, "sets pos"]) -> Float[np.ndarray, " sets"]:
         """f of each set, in the order given."""
+        keys = self.ask(kept)
+        run_asked([self])
+        return np.array([self._known[key] for key in keys])
+
+    def ask(self, kept: Bool[np.ndarray, "sets pos"]) -> list[bytes]:
+        """Have these sets run with the next run of this input, or of others together with it."""
         kept = np.asarray(kept, bool) | self._unchanged()
         keys = [row.tobytes() for row in kept]
-        new = {key: row for key, row in zip(keys, kept, strict=True) if key not in self._known}
-        step = max(1, self.batch_tokens // len(self.tokens))
-        rows = list(new.items())
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            found = self._run(torch.from_numpy(np.stack([row for _, row in part])))
-            self._known.update(zip((key for key, _ in part), found.tolist(), strict=True))
-        return np.array([self._known[key] for key in keys])
+        self._asked.update((key, row) for key, row in zip(keys, kept, strict=True) if key not in self._known)
+        return keys
 
     def _unchanged(self) -> Bool[np.ndarray, " pos"]:
         """Positions whose removal puts the same token there: the same input must give the same number, to the bit."""
@@ -100,15 +102,68 @@ class Subsets:
         """Rows that went through the model so far."""
         return len(self._known)
 
-    @torch.no_grad()
-    def _run(self, kept: Bool[Tensor, "sets pos"]) -> Float[Tensor, " sets"]:
-        kept = kept.to(device_of(self.model))
-        tokens = repeat(self.tokens.to(kept.device), "pos -> sets pos", sets=len(kept))
-        at, target = self.target.hook(self.model), self.target
-        with edited(self.model, {} if at else _narrow(self.model, target.at)):
-            found = removed(self.model, tokens, kept, self.removal, self.replacement, self.counterfactual, at)
-        target = replace(target, at=0) if found.shape[1] == 1 and not at else target
-        return target.value(found, kept if self.removal == "cut" else None).double().cpu()
+
+_shared: "ContextVar[dict[tuple, Subsets] | None]" = ContextVar("shared subsets", default=None)
+
+
+@contextmanager
+def shared_subsets() -> Iterator[None]:
+    """While this lasts, `subsets_of` gives the same object for the same input, so that every set is run once."""
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def subsets_of(model: nn.Module, tokens: Int[Tensor, " pos"], target: Target, removal: str, *options: Any) -> "Subsets":
+    """`Subsets(model, tokens, target, removal, *options)`, shared where sharing is on."""
+    known = _shared.get()
+    own = Subsets(model, tokens, target, removal, *options)
+    if known is None:
+        return own
+    way: Any = own.replacement if removal == "replace" else None
+    if removal == "swap" and own.counterfactual is not None:
+        way = tuple(own.counterfactual.tolist())
+    key = (id(model), *tokens.tolist(), target.good, target.bad, target.at, id(target.probe), removal, way)
+    return known.setdefault(key, own)
+
+
+@torch.no_grad()
+def run_asked(inputs: Sequence[Subsets]) -> None:
+    """Run every set that was asked for and is not known; inputs of one length go through the model together.
+
+    All need the same model, removal and replacement, and the same probe.
+    """
+    by_length: dict[int, dict[int, Subsets]] = {}
+    for one in inputs:
+        by_length.setdefault(len(one.tokens), {})[id(one)] = one
+    for length, together in by_length.items():
+        rows = [(one, key, row) for one in together.values() for key, row in one._asked.items()]
+        for one in together.values():
+            one._asked.clear()
+        step = max(1, inputs[0].batch_tokens // length)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            found = _run([one for one, _, _ in part], torch.from_numpy(np.stack([row for _, _, row in part])))
+            for (one, key, _), value in zip(part, found.tolist(), strict=True):
+                one._known[key] = value
+
+
+def _run(inputs: Sequence[Subsets], kept: Bool[Tensor, "sets pos"]) -> Float[Tensor, " sets"]:
+    """f of one set of each input."""
+    first = inputs[0]
+    model, removal = first.model, first.removal
+    kept = kept.to(device_of(model))
+    tokens = torch.stack([one.tokens for one in inputs]).to(kept.device)
+    others = [one.counterfactual for one in inputs]
+    other = None if removal != "swap" else torch.stack([ids for ids in others if ids is not None])
+    target = joined([one.target for one in inputs])
+    at = target.hook(model)
+    with edited(model, {} if at else _narrow(model, target.at)):
+        found = removed(model, tokens, kept, removal, first.replacement, other, at)
+    target = replace(target, at=0) if found.shape[1] == 1 and not at else target
+    return target.value(found, kept if removal == "cut" else None).double().cpu()
 
 
 def removed(
@@ -117,7 +172,7 @@ def removed(
     kept: Bool[Tensor, "batch pos"],
     removal: str,
     replacement: Replacement = "mean",
-    counterfactual: Int[Tensor, " pos"] | None = None,
+    counterfactual: Int[Tensor, "*batch pos"] | None = None,
     at: str | None = None,
 ) -> Float[Tensor, "batch pos d_out"]:
     """What the model returns, or has at a hook point, with the positions that are not kept removed."""

@@ -15,7 +15,7 @@ from .errors import MethodOutputError
 from .methods import Method, explained
 from .methods.package import shared_runs
 from .metrics import METRICS, Metric, Scored
-from .removals import Replacement, Subsets
+from .removals import Replacement, Subsets, run_asked, shared_subsets, subsets_of
 from .running import counted, device_of, is_causal
 from .soft import SoftSubsets
 from .targets import Probe, Target
@@ -94,45 +94,71 @@ class Judge(Study):
         return [_Row(item.index, 0, example.tokens, counted_, task=task, example=example)]
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Mergeable]:
-        rows = [row for row in batch.windows if isinstance(row, _Row)]
-        found = [self._one(model, row) for row in rows]
+        groups: dict[tuple, list[_Row]] = {}
+        for row in batch.windows:
+            if isinstance(row, _Row):
+                groups.setdefault(self._kind(row), []).append(row)
+        rows, found = [], []
+        for group in groups.values():
+            step = max(1, self.batch_tokens // (4 * group[0].size))  # activations of all layers are kept meanwhile
+            for start in range(0, len(group), step):
+                rows += group[start : start + step]
+                found += self._together(model, group[start : start + step])
         index = np.array([[row.index, 0] for row in rows])
         values, facts, costs = (np.stack(part) for part in zip(*found, strict=True))
         return {"values": Rows(index, values), "facts": Rows(index, facts), "costs": Rows(index, costs)}
 
-    def _one(self, model: nn.Module, row: _Row) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values [column cell], facts, costs [method 3] of one example."""
+    def _kind(self, row: _Row) -> tuple:
+        """Examples of the same kind go through a model together."""
+        probe, example = dict(self.tasks)[row.task], row.example
+        return (row.size, id(probe), *((example.bad is None,) if probe is None else (example.good, example.bad)))
+
+    def _together(self, model: nn.Module, rows: list[_Row]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Values [column cell], facts, costs [method 3] of every example of one kind."""
         names = [name for name, _ in self.tasks]
-        target = Target(row.example.good, row.example.bad, probe=dict(self.tasks)[row.task])
-        view = _View(self, model, row.example, target)
-        tokens = torch.tensor([row.example.tokens], device=device_of(model))
-        values, costs = [], []
-        with shared_runs():
+        targets = [Target(row.example.good, row.example.bad, probe=dict(self.tasks)[row.task]) for row in rows]
+        tokens = torch.tensor([row.example.tokens for row in rows], device=device_of(model))
+        costs = []
+        scores: list[list[np.ndarray]] = [[] for _ in rows]
+        with shared_runs(), shared_subsets():
+            views = [_View(self, model, row.example, target) for row, target in zip(rows, targets, strict=True)]
             for method in self.methods:
                 with counted(model) as passes:
-                    scores = self._scores(method, model, tokens, target)
+                    found = self._scores(method, model, tokens, targets)
                 costs.append((passes.forward, passes.backward, passes.seconds))
-                values += [[view.measured(one, cell) for cell in self.cells] for one in scores]
-        full = view.full
-        facts = np.array([names.index(row.task), full, full > 0, len(view.places)], np.float64)
-        return np.array(values), facts, np.array(costs, np.float64)
+                for own, draws in zip(scores, found, strict=True):
+                    own += list(draws)
+            for removal in self.removals:  # all sets of all examples in few large runs
+                asked = [view.asks(own, removal) for view, own in zip(views, scores, strict=True)]
+                if together := [subsets for subsets in asked if subsets is not None]:
+                    run_asked(together)
+        each = np.array(costs, np.float64) / len(rows)
+        measured = []
+        for row, view, own in zip(rows, views, scores, strict=True):
+            values = [[view.measured(one, cell) for cell in self.cells] for one in own]
+            facts = [names.index(row.task), view.full, view.full > 0, len(view.places)]
+            measured.append((np.array(values), np.array(facts, np.float64), each))
+        return measured
 
     def _scores(
-        self, method: Method, model: nn.Module, tokens: Tensor, target: Target
-    ) -> Float[np.ndarray, "draw pos"]:
-        """Scores, nan where the method fails on this example.
+        self, method: Method, model: nn.Module, tokens: Tensor, targets: list[Target]
+    ) -> list[Float[np.ndarray, "draw pos"]]:
+        """Scores of every example, nan where the method fails on it.
 
         Raises:
             MethodOutputError: the wrong number of scores, which no example can be blamed for.
         """
         try:
-            return explained(method, model, tokens, target)
+            return explained(method, model, tokens, targets)
         except MethodOutputError as error:
             if "expected one number per position" in str(error):
                 raise
         except TLNormsError:
             pass
-        return np.full((method.draws, tokens.shape[1]), np.nan)
+        if len(targets) == 1:
+            return [np.full((method.draws, tokens.shape[1]), np.nan)]
+        rows = zip(tokens, targets, strict=True)  # one of them is to blame
+        return [self._scores(method, model, row[None], [target])[0] for row, target in rows]
 
 
 def removable(model: nn.Module, example: Example) -> Int[np.ndarray, " removable"]:
@@ -140,6 +166,22 @@ def removable(model: nn.Module, example: Example) -> Int[np.ndarray, " removable
     special = special_ids(getattr(model, "tokenizer", None))
     n = len(example.tokens) - (1 if is_causal(model) else 0)
     return np.array([place for place in range(n) if example.tokens[place] not in special], np.int64)
+
+
+_ADAPTIVE = ("NAOPC",)
+"""Metrics whose sets depend on what the sets before gave."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Stands in for f: notes which sets a metric wants."""
+
+    f: Subsets
+    whole: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, kept: np.ndarray) -> np.ndarray:
+        self.f.ask(self.whole(kept))
+        return np.zeros(len(kept))
 
 
 class _View:
@@ -182,13 +224,29 @@ class _View:
             )
         )
 
+    def asks(self, scores: list[Float[np.ndarray, " pos"]], removal: str) -> Subsets | None:
+        """All sets that the metrics will want with a removal, asked for and not run; None without a counterfactual."""
+        f = self._sets(removal)
+        if f is None:
+            return None
+        f.ask(np.ones((1, len(self._example.tokens)), bool))
+        plan = _Plan(f, self._whole)
+        for cell in self._judge.cells:
+            if cell[1] == removal and METRICS[cell[0]].needs == "removal" and cell[0] not in _ADAPTIVE:
+                for one in scores:
+                    chosen = one[self.places]
+                    if np.isfinite(chosen).all():
+                        given = Scored(chosen, self._evidence, f=plan, fractions=self._judge.fractions, ties=self._ties)
+                        METRICS[cell[0]].function(given)
+        return f
+
     def _sets(self, removal: str) -> Subsets | None:
         if removal not in self._subsets:
             other = self._example.counterfactual
             self._subsets[removal] = (
                 None
                 if removal == "swap" and other is None
-                else Subsets(
+                else subsets_of(
                     self._model,
                     self._tokens,
                     self._target,
@@ -201,12 +259,13 @@ class _View:
         return self._subsets[removal]
 
     def _on_places(self, f: Subsets) -> Callable[[Bool[np.ndarray, "sets removable"]], Float[np.ndarray, " sets"]]:
-        def on_places(kept: np.ndarray) -> np.ndarray:
-            whole = np.ones((len(kept), len(self._example.tokens)), bool)
-            whole[:, self.places] = kept
-            return f(whole)
+        return lambda kept: f(self._whole(kept))
 
-        return on_places
+    def _whole(self, kept: Bool[np.ndarray, "sets removable"]) -> Bool[np.ndarray, "sets pos"]:
+        """Sets of removable positions as sets of positions."""
+        whole = np.ones((len(kept), len(self._example.tokens)), bool)
+        whole[:, self.places] = kept
+        return whole
 
     def _soft(self, keep: Float[np.ndarray, "sets removable"]) -> Float[np.ndarray, " sets"]:
         judge, seed = self._judge, int(np.random.default_rng([self._judge.seed, *self._example.tokens]).integers(2**31))

@@ -1,9 +1,11 @@
 """What is explained: a difference of two logits, of a language model or of a linear probe."""
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -49,13 +51,14 @@ class Target:
     """The number that is explained: logit of `good` less logit of `bad` (nothing less where `bad` is None).
 
     Attributes:
-        good, bad: token ids, or classes of the probe
+        good, bad: token ids, or classes of the probe; tuples of them, one per row, where several inputs are explained
+            at once (`joined`)
         at: the position whose logits are taken, -1 for the last one (ignored with a probe)
         probe: a linear classifier; None for the model's own logits
     """
 
-    good: int
-    bad: int | None = None
+    good: int | tuple[int, ...]
+    bad: int | tuple[int, ...] | None = None
     at: int = -1
     probe: Probe | None = field(default=None)
 
@@ -70,14 +73,16 @@ class Target:
         """
         if self.probe is None:
             logits = output[:, self.at]
-            return logits[:, self.good] if self.bad is None else logits[:, self.good] - logits[:, self.bad]
-        weight, bias = self.probe.weight.to(output), self.probe.bias.to(output)
-        row = weight[self.good] if self.bad is None else weight[self.good] - weight[self.bad]
-        constant = bias[self.good] if self.bad is None else bias[self.good] - bias[self.bad]
-        return self.probe.pooled(output, kept) @ row + constant
+        else:
+            weight, bias = self.probe.weight.to(output), self.probe.bias.to(output)
+            logits = self.probe.pooled(output, kept) @ weight.T + bias
+        return _columns(logits, self.good) - (0 if self.bad is None else _columns(logits, self.bad))
 
     def exact(self, n: int) -> Any:
-        """The same for `tl_norms.attribute`, of n positions; a probe's constant is nobody's and left out."""
+        """The same for `tl_norms.attribute`, of n positions; a probe's constant is nobody's and left out.
+
+        Rows with a probe need the same classes.
+        """
         import tl_norms
 
         make: Any = tl_norms  # its functions are resolved when they are used
@@ -102,3 +107,20 @@ class Target:
         from .running import output
 
         return self.value(output(model, tokens, at=self.hook(model)))
+
+
+def _columns(logits: Tensor, chosen: int | tuple[int, ...]) -> Tensor:
+    """One column, or one for every row."""
+    if isinstance(chosen, int):
+        return logits[:, chosen]
+    return logits.gather(1, torch.tensor(chosen, device=logits.device)[:, None])[:, 0]
+
+
+def joined(targets: Sequence[Target]) -> Target:
+    """The targets of several inputs of one length as one, whose value has a row for each."""
+    first = targets[0]
+    if all((one.good, one.bad) == (first.good, first.bad) for one in targets):
+        return first
+    good = tuple(int(one.good) for one in targets)  # type: ignore[arg-type]
+    bad = None if first.bad is None else tuple(int(one.bad) for one in targets)  # type: ignore[arg-type]
+    return replace(first, good=good, bad=bad)

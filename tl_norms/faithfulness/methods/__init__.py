@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FaithfulnessInputError, MethodOutputError
-from ..targets import Target
+from ..targets import Target, joined
 from .baselines import attention_last, erasure, random, recency
 from .gradients import gradient_norm, gradient_x_input, integrated_gradients
 from .package import has, variants
-from .rules import attnlrp, gim
+from .rules import relevance
 
 Function = Callable[[nn.Module, Tensor, Target], Any]
 Methods = Mapping[str, Function] | Sequence[str | Function] | str | Function | None
@@ -36,11 +36,20 @@ class Method:
         name: what tables call it
         function: (model, tokens [1 pos], target) -> [pos] or [draw pos]
         draws: rows of scores it returns, 1 unless it is random
+        batched: whether the function takes several inputs of one length, [batch pos], with a joined target, and
+            returns [batch pos]; a function of one's own gets one input at a time
     """
 
     name: str
     function: Function
     draws: int = 1
+    batched: bool = False
+
+    @property
+    def own(self) -> bool:
+        """Whether it is one of this package's, which its representation says all of."""
+        function: Any = self.function.func if isinstance(self.function, partial) else self.function
+        return str(getattr(function, "__module__", "")).startswith(__name__)
 
     def __repr__(self) -> str:  # the same in every process: files to resume from know methods by it
         function: Any = self.function
@@ -59,6 +68,8 @@ class Method:
         found = self.function(model, tokens, target)
         array = found.detach().double().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found, np.float64)
         shape = (self.draws, tokens.shape[1])
+        if self.batched and array.shape == (1, tokens.shape[1]):
+            array = array[0]
         if array.shape not in (shape, shape[self.draws == 1 :]):
             raise MethodOutputError(
                 f"method {self.name!r} returned {list(array.shape)}; expected one number per position, "
@@ -68,11 +79,26 @@ class Method:
             raise MethodOutputError(f"method {self.name!r} returned nan or infinity.")
         return array.reshape(shape)
 
+    def scores_of(self, model: nn.Module, tokens: Tensor, targets: Sequence[Target]) -> list[np.ndarray]:
+        """[draw pos] of each of several inputs of one length.
+
+        Raises:
+            MethodOutputError: not one number per position of each input, or not finite.
+        """
+        if not self.batched or len(targets) == 1:
+            return [self.scores(model, row[None], target) for row, target in zip(tokens, targets, strict=True)]
+        array = self.function(model, tokens, joined(targets)).detach().double().cpu().numpy()
+        if array.shape != tuple(tokens.shape) or not np.isfinite(array).all():
+            raise MethodOutputError(
+                f"method {self.name!r} returned {list(array.shape)}, or nan, for {len(tokens)} inputs."
+            )
+        return list(array[:, None])
+
 
 _REFERENCE: dict[str, Function] = {
-    "attnlrp": attnlrp,
-    "attnlrp baseline": partial(attnlrp, baseline="space"),
-    "gim": gim,
+    "attnlrp": partial(relevance, kind="attnlrp"),
+    "attnlrp baseline": partial(relevance, kind="attnlrp", baseline="space"),
+    "gim": partial(relevance, kind="gim", baseline="space"),
     "attention-last": attention_last,
     "gradient-x-input": gradient_x_input,
     "gradient-norm": gradient_norm,
@@ -83,12 +109,15 @@ _REFERENCE: dict[str, Function] = {
 }
 
 
+_ONE_BY_ONE = ("attention-flow", "erasure", "erasure-replace", "recency")
+
+
 def available(draws: int = 10, seed: int = 0) -> dict[str, Method]:
     """All methods that this installation has, in the order of tables."""
     found = {name: function for name, (function, there) in variants().items() if there()}
     skipped = set() if has("IntegratedGradients", "captum.attr") else {"integrated-gradients"}
     found |= {name: function for name, function in _REFERENCE.items() if name not in skipped}
-    methods = {name: Method(name, function) for name, function in found.items()}
+    methods = {name: Method(name, function, batched=name not in _ONE_BY_ONE) for name, function in found.items()}
     return methods | {"random": Method("random", partial(random, draws=draws, seed=seed), draws)}
 
 
@@ -128,10 +157,10 @@ def _one(part: str | Function, known: dict[str, Method]) -> Method:
     return known[part]
 
 
-def explained(method: Method, model: nn.Module, tokens: Tensor, target: Target) -> np.ndarray:
-    """Scores [draw pos] of one input, without gradients left on the model."""
+def explained(method: Method, model: nn.Module, tokens: Tensor, targets: Sequence[Target]) -> list[np.ndarray]:
+    """Scores [draw pos] of each of several inputs of one length, without gradients left on the model."""
     with torch.no_grad():
-        return method.scores(model, tokens, target)
+        return method.scores_of(model, tokens, targets)
 
 
 __all__ = ["Function", "Method", "Methods", "available", "chosen", "explained"]

@@ -1,6 +1,7 @@
 """Gradients at the token embeddings: times input, their length, and integrated along the way from zero."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor, nn
 
 from ...errors import MissingExtraError
 from ..running import Edit, embedding_hook, embeddings, output
-from ..targets import Target
+from ..targets import Target, joined
 
 
 def input_gradient(
-    model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, edits: Mapping[str, Edit] | None = None
-) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, "pos d_model"]]:
+    model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target, edits: Mapping[str, Edit] | None = None
+) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]]:
     """The token embeddings, and the gradient of the target there, with edits that may change derivatives."""
     caught: list[Tensor] = []
 
@@ -27,23 +28,23 @@ def input_gradient(
     with torch.enable_grad():
         value = target.value(output(model, tokens, {**own, hook: leaf}, at=target.hook(model)))
         (gradient,) = torch.autograd.grad(value.sum(), caught[0])
-    return caught[0].detach()[0], gradient[0]
+    return caught[0].detach(), gradient
 
 
-def gradient_x_input(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
+def gradient_x_input(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """<gradient, embedding> of every token."""
     x, gradient = input_gradient(model, tokens, target)
     return (x * gradient).sum(-1)
 
 
-def gradient_norm(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
+def gradient_norm(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """Length of the gradient at the embedding of every token: no sign."""
     return input_gradient(model, tokens, target)[1].norm(dim=-1)
 
 
 def integrated_gradients(
-    model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, steps: int = 20
-) -> Float[Tensor, " pos"]:
+    model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target, steps: int = 20
+) -> Float[Tensor, "batch pos"]:
     """<embedding, mean gradient at a embedding>, a = 1/steps, ..., 1: from zero embeddings (Sundararajan et al. 2017).
 
     Raises:
@@ -55,12 +56,18 @@ def integrated_gradients(
         raise MissingExtraError("integrated gradients need captum: pip install 'tl_norms[judge]'") from error
     hook, at = embedding_hook(model), target.hook(model)
 
-    def value(x: Tensor) -> Tensor:
-        return target.value(output(model, tokens.expand(len(x), -1), {hook: lambda _: x}, at=at))
+    def value(x: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:  # some steps of some rows
+        own = joined([replace(target, **{name: ids[row] for name, ids in each.items()}) for row in rows.tolist()])
+        return own.value(output(model, tokens, {hook: lambda _: x}, at=at))
 
+    each = {name: ids for name in ("good", "bad") if isinstance(ids := getattr(target, name), tuple)}
     x = embeddings(model, tokens)
     with torch.enable_grad():
         found: Any = IntegratedGradients(value).attribute(
-            x, n_steps=steps, method="riemann_right", internal_batch_size=max(1, 512 // tokens.shape[1])
+            x,
+            additional_forward_args=(tokens.to(x.device), torch.arange(len(x))),
+            n_steps=steps,
+            method="riemann_right",
+            internal_batch_size=max(len(x), 512 // tokens.shape[1]),
         )
-    return found[0].sum(-1).detach()
+    return found.sum(-1).detach()

@@ -28,7 +28,6 @@ MAPS = (
     "globenc",
     "alti",
     "value_zeroing",
-    "decompx",
     "information_flow",
 )
 
@@ -47,43 +46,49 @@ def has(name: str, module: str = "tl_norms", option: str | None = None) -> bool:
 
 def attribute(
     model: nn.Module,
-    tokens: Int[Tensor, "1 pos"],
+    tokens: Int[Tensor, "batch pos"],
     target: Target,
     ff: str = "ig",
     attention: str = "held",
     baseline: Baseline = None,
-) -> Float[Tensor, " pos"]:
+) -> Float[Tensor, "batch pos"]:
     """`tl_norms.attribute(...).tokens`: complete attributions."""
     reference = None if baseline is None else reference_token(model, baseline)
     given = {"ff": (ff, "ig"), "attention": (attention, "held"), "baseline": (reference, None)}
     options: dict[str, Any] = {name: value for name, (value, default) in given.items() if value != default}
-    return _function("attribute")(_cache(model, tokens), target.exact(tokens.shape[1]), **options).tokens[0]
+    return _function("attribute")(_cache(model, tokens), target.exact(tokens.shape[1]), **options).tokens
 
 
-def direct(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
+def direct(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """`tl_norms.direct_attribution`: heads by source token, summed over layers; the rest at the target's position."""
     found = _function("direct_attribution")(_cache(model, tokens), target.exact(tokens.shape[1]))
-    scores = found.heads[:, 0].sum((0, 1)).clone()
-    scores[target.at] += found.embed[0] + found.ffn[:, 0].sum()
+    scores = found.heads.sum((0, 2)).clone()
+    scores[:, target.at] += found.embed + found.ffn.sum(0)
     return scores
 
 
-def lengths(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
+def lengths(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """`tl_norms.propagate(...).norms`: how long each token's part of the last state is."""
     last = int(model.cfg.n_layers) - 1  # type: ignore[union-attr]
-    return row(_function("propagate")(_cache(model, tokens), layers=last, progress=False).norms[-1, 0], target)
+    return row(_function("propagate")(_cache(model, tokens), layers=last, progress=False).norms[-1], target)
 
 
-def rolled_out(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, name: str) -> Float[Tensor, " pos"]:
+def rolled_out(
+    model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target, name: str
+) -> Float[Tensor, "batch pos"]:
     """A method of `tl_norms.methods`, composed over all layers."""
-    return row(_function(name, "tl_norms.methods")(_cache(model, tokens)).rollout[-1, 0], target)
+    return row(_function(name, "tl_norms.methods")(_cache(model, tokens)).rollout[-1], target)
 
 
-def alti_logit(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
+def alti_logit(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """`tl_norms.methods.alti_logit`, summed over layers."""
-    return _function("alti_logit", "tl_norms.methods")(_cache(model, tokens), target.exact(tokens.shape[1]))[:, 0].sum(
-        0
-    )
+    return _function("alti_logit", "tl_norms.methods")(_cache(model, tokens), target.exact(tokens.shape[1])).sum(0)
+
+
+def decompx(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
+    """`tl_norms.methods.decompx`, read at the target."""
+    exact = target.exact(tokens.shape[1])
+    return _function("decompx", "tl_norms.methods")(_cache(model, tokens), exact, progress=False).scores
 
 
 def variants() -> dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]]:
@@ -101,6 +106,7 @@ def variants() -> dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]]:
     found["lengths"] = (lengths, partial(has, "propagate"))
     for name in MAPS:
         found[name.replace("_", "-")] = (partial(rolled_out, name=name), partial(has, name, "tl_norms.methods"))
+    found["decompx"] = (decompx, partial(has, "decompx", "tl_norms.methods"))
     found["alti-logit"] = (alti_logit, partial(has, "alti_logit", "tl_norms.methods"))
     return found
 
@@ -121,7 +127,7 @@ def shared_runs() -> Iterator[None]:
 
 def _cache(model: Any, tokens: Tensor) -> Any:
     """The activations of a run; one that was shared costs every method what it cost."""
-    known, key = _shared.get(), (id(model), *tokens[0].tolist())
+    known, key = _shared.get(), (id(model), *tokens.shape, *tokens.flatten().tolist())
     if known is not None and key in known:
         cache, seconds = known[key]
         pass_on(forward=len(tokens), seconds=seconds)

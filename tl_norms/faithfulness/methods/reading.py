@@ -6,10 +6,10 @@ from torch import Tensor
 from ..targets import Target
 
 
-def row(scores: Float[Tensor, "query key"], target: Target) -> Float[Tensor, " key"]:
+def row(scores: Float[Tensor, "*batch query key"], target: Target) -> Float[Tensor, "*batch key"]:
     """The position that predicts; with a probe the positions whose states are pooled."""
     if target.probe is None:
-        return scores[target.at]
+        return scores[..., target.at, :]
     if target.probe.pool == "mean":
-        return scores.mean(0)
-    return scores[0 if target.probe.pool == "first" else -1]
+        return scores.mean(-2)
+    return scores[..., 0 if target.probe.pool == "first" else -1, :]

@@ -58,19 +58,20 @@ def attnlrp(
     Raises:
         UnsupportedArchitectureError: attention, a norm or a feed-forward that these rules are not made for.
     """
-    return _relevance(model, tokens, target, "attnlrp", baseline)
+    return relevance(model, tokens, target, "attnlrp", baseline)[0]
 
 
 def gim(
     model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, baseline: Baseline = "space"
 ) -> Float[Tensor, " pos"]:
     """GIM: <gradient under its rules, embedding - reference>. Arguments and errors as `attnlrp`."""
-    return _relevance(model, tokens, target, "gim", baseline)
+    return relevance(model, tokens, target, "gim", baseline)[0]
 
 
-def _relevance(
-    model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, kind: Kind, baseline: Baseline
-) -> Float[Tensor, " pos"]:
+def relevance(
+    model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target, kind: Kind, baseline: Baseline = None
+) -> Float[Tensor, "batch pos"]:
+    """`attnlrp` or `gim` of several inputs of one length."""
     x, gradient = input_gradient(model, tokens, target, _Run(model, _points(model), kind).edits())
     if baseline is not None:
         x = x - embeddings(model, torch.tensor([[reference_token(model, baseline)]]))[0]
@@ -82,15 +83,16 @@ class _Points:
     """Hook points of a model by what the rules do there.
 
     Attributes:
-        norms: module path -> its form, None where a detached hook_scale does it
+        norms: module path -> whether its form has to be told; where not, a detached hook_scale does it
         attention: (q, k, v, scores, pattern) of every layer
         feed_forwards: (pre, pre_linear or None, post, module path) of every layer
     """
 
-    norms: dict[str, NormKind | None]
+    norms: dict[str, bool]
     attention: tuple[tuple[str, str, str, str, str], ...]
     feed_forwards: tuple[tuple[str, str | None, str, str], ...]
     activations: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    forms: dict[str, NormKind] = field(default_factory=dict)  # of norms that a run has passed: a head's may never be
 
 
 @dataclass
@@ -104,12 +106,12 @@ class _Run:
 
     def edits(self) -> dict[str, Edit]:
         edits: dict[str, Edit] = {}
-        for path, kind in self.points.norms.items():
-            if kind is None:
-                edits[f"{path}.hook_scale"] = lambda x: x.detach()
-            else:
+        for path, told in self.points.norms.items():
+            if told:
                 edits[f"{path}.hook_in"] = self._keep(path)
-                edits[f"{path}.hook_out"] = self._held_norm(path, kind)
+                edits[f"{path}.hook_out"] = self._held_norm(path)
+            else:
+                edits[f"{path}.hook_scale"] = lambda x: x.detach()
         for q, k, v, scores, pattern in self.points.attention:
             edits |= {q: _share(0.25), k: _share(0.25), v: _share(0.5)}
             if self.kind == "gim":
@@ -132,12 +134,15 @@ class _Run:
             )
         return self.seen[name]
 
-    def _held_norm(self, path: str, kind: NormKind) -> Edit:
+    def _held_norm(self, path: str) -> Edit:
         """The model's own numbers with the derivative of x -> centre(x) / s * gain, s held."""
-        form = norm_form(self.model.get_submodule(path), kind, default_eps(self.model))
+        norm, known = self.model.get_submodule(path), self.points.forms
 
         def held(y: Tensor) -> Tensor:
             x = self._before(path)
+            if path not in known:
+                known[path] = _norm_kind(self.model, norm)
+            form = norm_form(norm, known[path], default_eps(self.model))
             centred = x - x.mean(-1, keepdim=True) if form.center else x
             scale = (centred.square().mean(-1, keepdim=True) + form.eps).sqrt().detach()
             linear = centred / scale * (1 if form.gain is None else form.gain.to(x))
@@ -234,7 +239,7 @@ def _read_points(model: nn.Module) -> _Points:
         linear = f"{at}mlp.hook_pre_linear" if f"{at}mlp.hook_pre_linear" in names else None
         attention.append(wanted)
         feed_forwards.append((f"{at}mlp.hook_pre", linear, f"{at}mlp.hook_post", f"{at}mlp"))
-    norms: dict[str, NormKind | None] = {}
+    norms: dict[str, bool] = {}
     for name in names:
         path = name.removesuffix(".hook_scale")
         if path == name:
@@ -242,7 +247,7 @@ def _read_points(model: nn.Module) -> _Points:
         module = model.get_submodule(path)
         bridged = hasattr(module, "original_component")
         if not bridged or not isinstance(unwrap(module), nn.Identity):
-            norms[path] = _norm_kind(model, module) if bridged else None
+            norms[path] = bridged
     return _Points(norms, tuple(attention), tuple(feed_forwards))
 
 
@@ -252,7 +257,8 @@ def _norm_kind(model: nn.Module, norm: nn.Module) -> NormKind:
     weight = getattr(unwrap(norm), "weight", None)
     width = int(model.cfg.d_model) if weight is None else weight.shape[-1]  # type: ignore[union-attr]
     parameter = next(model.parameters())
-    return norm_kind(norm, default_eps(model), width, parameter.dtype, parameter.device)
+    own: Any = unwrap(norm)  # behind the hooks, which would call this again
+    return norm_kind(own, default_eps(model), width, parameter.dtype, parameter.device)
 
 
 def _need(model: nn.Module, names: Any, wanted: tuple[str, ...]) -> None:

@@ -42,6 +42,8 @@ def weights(model: nn.Module) -> str:
     names: list[tuple[str, tuple]] = []
     for name, module in _modules(model):
         attributes = {key: value for key, value in vars(module).items() if isinstance(value, Tensor)}
+        if type(module).__module__.startswith("transformer_lens"):  # bridges keep the pattern of their last run
+            attributes.pop("_pattern", None)
         for key, tensor in [*module._parameters.items(), *module._buffers.items(), *attributes.items()]:
             if tensor is not None:
                 at = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), str(tensor.device))
