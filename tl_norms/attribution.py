@@ -161,11 +161,11 @@ def direct_attribution(
         layer = stack.layer(number)
         credit = direct_through(layer, g)
         offset = offset + credit.offset
-        for found, attended, attention in (
+        for row, attended, part in (
             (heads, credit.attended, layer.attention),
             (crossing, credit.crossed, layer.crossing),
         ):
-            found[number] = None if attended is None or attention is None else by_key(attended, attention)
+            row[number] = None if attended is None or part is None else by_key(attended, part)
         for wrote in credit.feed_forwards:
             ffn[number] += wrote.by_position().sum(-1)
         g = credit.entering + (ending.covectors[number] if number in ending.covectors else 0)
@@ -310,7 +310,8 @@ def _strings(cache, given: Sequence[str] | None, model_map: ModelMap) -> tuple[t
     checked, real = checked_tokens(given), model_map.stack.real()
     if checked is not None:
         single = all(isinstance(one, str) for one in checked)
-        return given_strings([checked] * len(real) if single else checked, *real.shape, model_map.activations.mask)
+        rows = [checked] * len(real) if single else checked
+        return given_strings(rows, len(real), real.shape[1], model_map.activations.mask)
     return strings_of_ids(cache.cache_dict, cache.model)
 
 
