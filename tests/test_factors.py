@@ -1,10 +1,16 @@
 """Lengths of head mixtures of every size against vectors formed in float64, whichever way the sizes choose."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tl_norms.linear.carry.terms import MixedHeads, Mixture, Sent
+from tl_norms.errors import DecompositionError
+from tl_norms.linear.carry.terms import MixedHeads, Mixture, Product, Sent
 from tl_norms.linear.measure.factors import factored, head_norms, mixture_norms
+from tl_norms.linear.measure.formed import mixture_norms as formed_norms
+from tl_norms.linear.measure.formed import plain
+from tl_norms.linear.pieces import pieces
 
 
 def made(n_heads: int, n_queries: int, n_keys: int, causal: bool, dtype: torch.dtype, n_batch: int = 2) -> Mixture:
@@ -71,11 +77,38 @@ def test_lengths_of_all_pairs(n_heads, n_queries, n_keys, causal, dtype):
     )
 
 
-def test_few_keys_at_a_time_change_nothing(monkeypatch):
+@pytest.mark.parametrize("kept", [0, 1 << 30], ids=["formed piece by piece", "kept"])
+def test_few_keys_at_a_time_change_nothing(monkeypatch, kept):
     mixture = made(4, 30, 30, True, torch.float64)
     lengths, (whole,) = factored(mixture, True)
     seven_keys = 7 * 4 * 10 * 8  # four pieces and a rest
-    monkeypatch.setattr("tl_norms.linear.measure.factors._CHUNK_BYTES", seven_keys)
-    pieces, (made_of_pieces,) = factored(mixture, True)
+    small = replace(pieces(torch.device("cpu")), head_vectors=seven_keys, kept=kept, formed=0)
+    for module in ("linear.measure.factors", "linear.carry.terms"):
+        monkeypatch.setattr(f"tl_norms.{module}.pieces", lambda device: small)
+    parts, (made_of_pieces,) = factored(replace(mixture, sent=replace(mixture.sent)), True)
     torch.testing.assert_close(made_of_pieces.triangle.abs(), whole.triangle.abs(), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(pieces, lengths, rtol=1e-12, atol=0)
+    torch.testing.assert_close(parts, lengths, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("n_queries", "n_keys", "causal"), [(1, 1, True), (9, 9, True), (9, 9, False), (4, 7, False)])
+def test_formed_vectors_against_factors(n_queries, n_keys, causal):
+    """Two implementations that share nothing but the head vectors: off the diagonal, which belongs to neither."""
+    mixture = made(4, n_queries, n_keys, causal, torch.float64)
+    image = mixture.mapped(Product(torch.linspace(-1, 2, 10, dtype=torch.float64).diag())).mapped(torch.neg)
+    assert mixture.few
+    for one in (mixture, replace(mixture, functions=(torch.neg,)), replace(image, functions=(image.functions[0],))):
+        _, (factor,) = factored(one, causal)
+        wanted = mixture_norms(one, factor, causal=causal)
+        found = formed_norms(one, plain(one, causal)[1])
+        if n_queries == n_keys:
+            wanted.diagonal(dim1=1, dim2=2).zero_()
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(plain(mixture, causal)[0], factored(mixture, causal)[0], rtol=1e-12, atol=0)
+
+
+def test_a_wrong_formed_vector_is_refused():
+    mixture = made(4, 9, 9, False, torch.float64)
+    beside = plain(mixture, False)[1]
+    mixture.formed[0, 3, 7 % 9] *= 1.01  # query (3 + 4) % 9 of key 3
+    with pytest.raises(DecompositionError, match="norms of formed vectors"):
+        formed_norms(mixture, beside)

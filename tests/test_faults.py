@@ -20,6 +20,7 @@ from torch import Tensor
 
 import tl_norms
 import tl_norms.linear
+from tl_norms.linear.pieces import pieces
 
 MODULES = [m.name for m in pkgutil.walk_packages(tl_norms.linear.__path__, "tl_norms.linear.")]
 CLASSES = [
@@ -214,10 +215,17 @@ def test_nor_one_of_another_kind_in_another_analysis(analysis, name, fault, monk
     assert not silent, f"{len(silent)} of {len(places)} faults came back as numbers: {', '.join(silent)}"
 
 
+@pytest.mark.parametrize("way", ["formed", "factored", "factored in pieces"])
 @pytest.mark.parametrize("last", [False, True], ids=["largest row", "last row"])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_fault_comes_back_as_a_number(name, last):
+def test_no_fault_comes_back_as_a_number(name, last, way, monkeypatch):
+    """Whichever way the norms of pairs are made: of all vectors, or of factors, all at once or a few keys at a time."""
     cache, stack = case(name)
+    if way != "formed":
+        sizes = dataclasses.replace(pieces(torch.device("cpu")), formed=0)
+        sizes = sizes if way == "factored" else dataclasses.replace(sizes, head_vectors=2048, kept=0, copied=256)
+        for module in ("carry.terms", "measure.factors", "measure.lengths"):
+            monkeypatch.setattr(f"tl_norms.linear.{module}.pieces", lambda device: sizes)
 
     def call() -> tl_norms.BlockNorms:
         return tl_norms.block_norms(cache, "all", layers=-1, stack=stack)

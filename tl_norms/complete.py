@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .blocks.structure import Add, Attention, FeedForward, Step
@@ -21,6 +22,7 @@ from .linear.measure.lengths import needs_vectors
 from .linear.measure.measures import Length, Measure
 from .linear.measure.spots import Spots, chosen_keys
 from .linear.operators import Mixing
+from .linear.required import judged
 from .tolerances import TOLERANCE
 
 _COLUMNS = 64  # neurons compared where only their pre-activations are hooked
@@ -33,7 +35,7 @@ class Completed:
     scope: str
     point: int
     sources: Sources
-    error: float
+    error: Float[Tensor, ""]
 
 
 def completed(frozen: FrozenBlock, scopes: tuple[str, ...], check: bool = True) -> Iterator[Completed]:
@@ -72,7 +74,9 @@ def _carried(frozen: FrozenBlock, number: int, points: dict[int, Sources]) -> So
     return made if held.edit is None else through(held.edit, made)
 
 
-def completeness(frozen: FrozenBlock, step: Step, points: dict[int, Sources], number: int, check: bool = True) -> float:
+def completeness(
+    frozen: FrozenBlock, step: Step, points: dict[int, Sources], number: int, check: bool = True
+) -> Tensor:
     """|total - activation| at the worst position, relative to the largest of the vectors involved.
 
     nan if TransformerLens has no hook for this scope and the model's own modules cannot tell either.
@@ -83,7 +87,7 @@ def completeness(frozen: FrozenBlock, step: Step, points: dict[int, Sources], nu
     activations, sources = frozen.activations, points[number]
     found = _compared_with(frozen, step)
     if found is None:
-        return float("nan")
+        return torch.tensor(torch.nan)
     total, name = sources.total, " + ".join(step.truth.plus) if step.truth else "what the model's module gives"
     coarse = torch.finfo(activations.coarsest).eps
     tolerance = TOLERANCE[activations.coarsest]
@@ -92,31 +96,37 @@ def completeness(frozen: FrozenBlock, step: Step, points: dict[int, Sources], nu
         total = total @ projection.weight[:, :_COLUMNS].to(total)
         total = total if projection.bias is None else total + projection.bias[:_COLUMNS].to(total)
         found = found[..., :_COLUMNS]
-        size = total.norm(dim=-1)
+        size = torch.maximum(torch.linalg.vector_norm(total, dim=-1), torch.linalg.vector_norm(found, dim=-1))
     else:
-        size = _size(frozen, step, points, sources)
-    rounding = 2 * coarse / tolerance * found.norm(dim=-1)  # of the cached sum itself
-    size = size + rounding if isinstance(step.operation, Add) else torch.maximum(size, found.norm(dim=-1))
-    relative = (total - found).norm(dim=-1) / size.clamp_min(torch.finfo(size.dtype).tiny)
+        size = _size(frozen, step, points, number)
+    if isinstance(step.operation, Add):
+        size = torch.add(size, sources.sizes[3], alpha=2 * coarse / tolerance)  # rounding of the cached sum itself
+    relative = torch.linalg.vector_norm(total - found, dim=-1) / size.clamp_min(torch.finfo(size.dtype).tiny)
     if activations.mask is not None:
-        relative = relative[activations.real(relative)]
-    error = float(relative.max()) if relative.numel() else 0.0
-    if check and not error <= tolerance:
+        relative = relative.masked_fill(~activations.real(relative), 0)
+    error = relative.max()
+
+    def judge(error: float) -> None:
+        if error <= tolerance:
+            return
         raise DecompositionError(
             f"layer {frozen.block.layer}, scope {step.scope!r}: the parts miss {name} by {error:.1e} "
             f"(tolerance {tolerance:.0e}). {cause(frozen, step, number, total, found)}"
         )
+
+    if check:
+        judged(error, judge)
     return error
 
 
-def _size(frozen: FrozenBlock, step: Step, points: dict[int, Sources], sources: Sources) -> Tensor:
+def _size(frozen: FrozenBlock, step: Step, points: dict[int, Sources], number: int) -> Tensor:
     """What an error is relative to: of a sum, the branches it adds, without the stream that they are added to."""
     if not isinstance(step.operation, Add):
-        return _largest(sources)
-    size = abs(step.operation.scale) * _largest(points[step.reads])
+        return points[number].largest
+    size = abs(step.operation.scale) * points[step.reads].largest
     other = step.operation.other
     if other and isinstance(frozen.block.steps[other - 1].operation, Attention | FeedForward):  # a branch as well
-        size = torch.maximum(size, abs(step.operation.other_scale) * _largest(points[other]))
+        size = torch.maximum(size, abs(step.operation.other_scale) * points[other].largest)
     return size
 
 
@@ -126,11 +136,6 @@ def _compared_with(frozen: FrozenBlock, step: Step) -> Tensor | None:
         return frozen.recomputed(step)
     found = frozen.activations.truth(step.truth)
     return found if step.truth.sent_by is None else frozen.sent(step.truth.sent_by, found)
-
-
-def _largest(sources: Sources) -> Tensor:
-    parts = (sources.others, sources.own, sources.rest, sources.total)
-    return torch.stack([part.norm(dim=-1) for part in parts]).amax(0)
 
 
 def compare_pairs(frozen: FrozenBlock, completed: Completed, values: Tensor, measure: Measure) -> None:

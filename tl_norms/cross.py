@@ -13,6 +13,7 @@ from .freeze import FrozenBlock
 from .layer_numbers import stacked
 from .linear.carry.terms import Mixture
 from .linear.measure.factors import factored, mixture_norms
+from .linear.required import read
 from .options import Layers
 from .plan import Plan, chain_of, reader_of
 from .storage.storable import Storable
@@ -113,7 +114,7 @@ def cross_norms(
         attention=stacked(attention, activations.has_batch),
         norms=stacked(norms, activations.has_batch),
         value_norms=stacked(value_norms, activations.has_batch),
-        error=torch.tensor(errors),
+        error=torch.tensor(read(errors)),
         mask=mask,
         source_mask=source_mask,
     )

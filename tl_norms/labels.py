@@ -1,5 +1,6 @@
 """What to call the parts of a run in tables and pictures: the strings of its tokens, the name of its model."""
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from .errors import UnknownOptionError
 
 Strings = tuple[tuple[str, ...], ...]
+_decoded: "weakref.WeakKeyDictionary[Any, tuple[int, dict[int, str]]]" = weakref.WeakKeyDictionary()
 _IDS, _DECODER_IDS = "embed.hook_in", "decoder_embed.hook_in"
 
 
@@ -38,8 +40,21 @@ def strings_of_ids(tensors: Mapping[str, Tensor], model: nn.Module, stack: str |
     if tokenizer is None or not isinstance(ids, Tensor) or ids.is_floating_point() or ids.ndim not in (1, 2):
         return None
     rows = (ids if ids.ndim == 2 else ids[None]).tolist()
-    decoded = {token: tokenizer.decode([token]) for token in {token for row in rows for token in row}}
+    decoded = _known_strings(tokenizer)
+    for token in {token for row in rows for token in row if token not in decoded}:
+        decoded[token] = tokenizer.decode([token])
     return tuple(tuple(decoded[token] for token in row) for row in rows)
+
+
+def _known_strings(tokenizer: Any) -> dict[int, str]:
+    """The tokens that this tokenizer has decoded before; a tokenizer that was given more tokens starts anew."""
+    try:
+        size, known = _decoded.setdefault(tokenizer, (len(tokenizer), {}))
+        if size != len(tokenizer):
+            _decoded[tokenizer] = _, known = len(tokenizer), {}
+    except TypeError:  # a tokenizer of another kind: no length, no weak references
+        return {}
+    return known
 
 
 def given_strings(given: Sequence[Any], n_texts: int, n: int, mask: Tensor | None, *, n_source: int = 0) -> Strings:

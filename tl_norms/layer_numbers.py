@@ -18,6 +18,7 @@ from .linear.measure.lengths import Shared, needs_vectors, source_norms
 from .linear.measure.measures import Length
 from .linear.measure.spots import agree
 from .linear.measure.values import check_sum, source_values
+from .linear.required import read, together
 from .plan import Plan
 from .results import BlockNorms, HeadNorms, RunFacts, ScopeNorms
 
@@ -30,7 +31,7 @@ class LayerNumbers:
     maps: dict[str, Tensor]
     ratios: dict[str, Tensor]
     shares: dict[str, Tensor]
-    errors: dict[str, float]
+    errors: dict[str, Tensor]
     value_norms: Tensor
     pattern: Tensor | None
     remainders: dict[str, Tensor]
@@ -45,6 +46,11 @@ class LayerNumbers:
 
 def layer_numbers(plan: Plan, activations: Activations, block_number: int, *, maps: bool = True) -> LayerNumbers:
     """Take the steps of one layer, compare every scope with the model, measure."""
+    with together():
+        return _measured(plan, activations, block_number, maps)
+
+
+def _measured(plan: Plan, activations: Activations, block_number: int, maps: bool) -> LayerNumbers:
     options, block = plan.options, plan.blocks[block_number]
     frozen = FrozenBlock(plan.reader, activations, block, options.bias, options.edits, options.ff)
     made = list(completed(frozen, plan.scopes, options.check))
@@ -55,9 +61,8 @@ def layer_numbers(plan: Plan, activations: Activations, block_number: int, *, ma
     measure, remainders = options.measure, {}
     for one in made if maps else ():
         sources = one.sources
-        rest = measure.of(sources.rest, sources.total)
-        padded = ~activations.real(rest).reshape(*rest.shape[:2], *[1] * (rest.ndim - 2))
-        remainders[one.scope] = rest.masked_fill(padded, 0)
+        rest = sources.sizes[2] if isinstance(measure, Length) else measure.of(sources.rest, sources.total)
+        remainders[one.scope] = rest if activations.mask is None else _unpadded(rest, activations)
         if isinstance(measure, Length):
             found = source_norms(sources, max_memory=options.max_memory, shared=shared, sketch=options.sketch)
         else:
@@ -85,6 +90,11 @@ def layer_numbers(plan: Plan, activations: Activations, block_number: int, *, ma
         edits=tuple(frozen.found),
         past=max((one.sources.past for one in made), default=0),
     )
+
+
+def _unpadded(rest: Tensor, activations: Activations) -> Tensor:
+    padded = ~activations.real(rest).reshape(*rest.shape[:2], *[1] * (rest.ndim - 2))
+    return rest.masked_fill(padded, 0)
 
 
 def heads_of(frozen: FrozenBlock, made: list[Completed] | tuple[Completed, ...] = ()) -> Mixture:
@@ -125,13 +135,14 @@ def collected(
         return stacked(rows, has_batch)
 
     scopes = {}
+    errors = iter(read([layer.errors[scope] for scope in plan.scopes for layer in layers]))
     for scope in plan.scopes:
         kept = all(scope in layer.maps for layer in layers)
         crossed = all(scope in layer.shares for layer in layers)
         scopes[scope] = ScopeNorms(
             map=stack([layer.maps[scope] for layer in layers]) if kept else None,
             mixing_ratio=stack([layer.ratios[scope] for layer in layers]),
-            error=torch.tensor([layer.errors[scope] for layer in layers]),
+            error=torch.tensor([next(errors) for _ in layers]),
             remainder=stack([layer.remainders[scope] for layer in layers]) if kept else None,
             shares=torch.stack([stack([layer.shares[scope][part] for layer in layers]) for part in range(3)])
             if crossed

@@ -283,7 +283,7 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
     return Decomposition(
         block.layer,
         made.scope,
-        made.error,
+        float(made.error),
         made.sources,
         activations.has_batch,
         activations.mask,

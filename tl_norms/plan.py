@@ -53,7 +53,8 @@ class Plan:
                 f"source_mask is for a decoder with cross-attention; {type(model).__name__} has none in these layers. "
                 f"Pass mask= for the positions of the model itself."
             )
-        found = processing.detect(reader, blocks)
+        layers = tuple(block.layer for block in blocks)
+        found = reader.decided(("processing", layers), lambda: processing.detect(reader, blocks))
         processing.warn_once(model, found)
         return cls(reader, tuple(blocks), chosen, chain, skipped, found, checked)
 

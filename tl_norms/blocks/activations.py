@@ -1,6 +1,8 @@
 """What is needed of a cache: activations by hook name, with a batch axis, in the dtype computed in, padding zeroed."""
 
+import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from ..errors import (
     NonFiniteError,
     NotACacheError,
 )
+from ..linear.required import judged
 from .attention_layout import arrange_values, gate_values
 from .masks import checked_mask, fitting
 from .structure import Attention, CrossAttention, Reader, Truth
@@ -100,14 +103,19 @@ class Activations:
             value = value.masked_fill(~mask.reshape(*mask.shape, *[1] * (value.ndim - 2)), 0)
         if not value.numel():
             raise CacheShapeError(f"{hook} has shape {list(value.shape)}: there is nothing in it.")
-        top, (least, most) = float(value.abs().amax()), _RANGE[value.dtype]
-        if not top <= most:
-            self._refuse_size(value, hook, most)
-        if 0 < top < least:
-            raise NonFiniteError(
-                f"{hook} holds nothing above {top:.1e}, whose squares vanish in {value.dtype}: norms of it would be "
-                f"zero. Run the model in float64."
-            )
+        least, most = _RANGE[value.dtype]
+
+        def judge(top: float) -> None:
+            if not top <= most:
+                self._refuse_size(value, hook, most)
+            if 0 < top < least:
+                raise NonFiniteError(
+                    f"{hook} holds nothing above {top:.1e}, whose squares vanish in {value.dtype}: norms of it would "
+                    f"be zero. Run the model in float64."
+                )
+
+        least_value, most_value = torch.aminmax(value)
+        judged(torch.maximum(-least_value, most_value), judge)
         return value
 
     @staticmethod
@@ -144,7 +152,10 @@ class Activations:
 
     def has(self, truth: Truth) -> bool:
         """Whether all activations that a truth names are here."""
-        return all(any(n in self._tensors for n in (hook, *self._reader.equivalents(hook))) for hook in truth.hooks)
+        return all(
+            hook in self._tensors or any(name in self._tensors for name in self._reader.equivalents(hook))
+            for hook in truth.hooks
+        )
 
     def truth(self, truth: Truth) -> Tensor:
         """The activation that a truth names."""
@@ -184,18 +195,9 @@ class Activations:
             pattern = pattern.masked_fill(~mask[:, None, :, None], 0)
         if keys is not None:
             mask = fitting(keys, n_batch, n_keys, pattern.device)
-            hidden = pattern.masked_fill(mask[:, None, None, :], 0)
-            if float(hidden.max()) > 1e-4:
-                raise MaskError(
-                    f"the mask hides keys that {step.pattern} attends to (up to {float(hidden.max()):.3g}): the model "
-                    f"was run without it. Run model.run_with_cache(tokens, attention_mask=mask)."
-                )
+            judged(pattern.masked_fill(mask[:, None, None, :], 0).max(), partial(_refuse_hidden, step.pattern))
             pattern = pattern.masked_fill(~mask[:, None, None, :], 0)
-        if not bool(torch.isfinite(pattern.sum(-1)).all()):
-            raise NonFiniteError(
-                f"{step.pattern} holds NaN or infinity. If the batch is padded, pass mask=attention_mask; "
-                f"otherwise load the model in float32."
-            )
+        judged(pattern.sum(), partial(_refuse_infinite, step.pattern))
         cached = self.tensor(step.values)
         try:
             values = arrange_values(step, cached, n_heads, d_in // n_heads)
@@ -231,6 +233,22 @@ class Activations:
     def gate(self, step: Attention, like: Tensor) -> Tensor | None:
         """What the mixed values are multiplied with, [b q h d_head] or [b q h 1]; None without a gate."""
         return None if step.gate is None else gate_values(step.gate, self.vectors(step.gate.hook), like)
+
+
+def _refuse_hidden(hook: str, most: float) -> None:
+    if most > 1e-4:
+        raise MaskError(
+            f"the mask hides keys that {hook} attends to (up to {most:.3g}): the model was run without it. Run "
+            f"model.run_with_cache(tokens, attention_mask=mask)."
+        )
+
+
+def _refuse_infinite(hook: str, total: float) -> None:
+    if not math.isfinite(total):
+        raise NonFiniteError(
+            f"{hook} holds NaN or infinity. If the batch is padded, pass mask=attention_mask; otherwise load the model "
+            f"in float32."
+        )
 
 
 def check_cache(cache) -> None:

@@ -1,7 +1,9 @@
 """TransformerBridge (TransformerLens 3 and 4): where its layout is kept, and the weights of each step."""
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,16 @@ from .structure import (
 )
 from .value_weights import value_weights
 
-_Layout = tuple[Hashable, tuple[Block | None, ...]]  # with the fingerprint of the weights that it was read on
+
+@dataclass(frozen=True)
+class _Layout:
+    """The blocks of a stack, the fingerprint of the weights they were read on, and what else was found on those."""
+
+    read_on: Hashable
+    blocks: tuple[Block | None, ...]
+    found: dict[Hashable, Any] = field(default_factory=dict)
+
+
 _layouts: "weakref.WeakKeyDictionary[nn.Module, dict[str, _Layout]]" = weakref.WeakKeyDictionary()
 
 
@@ -35,19 +46,29 @@ class BridgeReader:
 
     def __init__(self, model: nn.Module, stack: str):
         self.model, self.stack = model, stack
-        self._blocks: tuple[Block | None, ...] | None = None
+        self._layout: _Layout | None = None
         self._aliases: dict[str, tuple[str, ...]] | None = None
 
     def blocks(self) -> tuple[Block | None, ...]:
         """The layout, read once per model, and again when its weights have changed."""
-        if self._blocks is None:
+        return self._read().blocks
+
+    def decided(self, what: Hashable, decide: Callable[[], Any]) -> Any:
+        """What `decide` finds on these weights, found once."""
+        found = self._read().found
+        if what not in found:
+            found[what] = decide()
+        return found[what]
+
+    def _read(self) -> _Layout:
+        if self._layout is None:
             layouts = _layouts.setdefault(self.model, {})
             now = fingerprint(getattr(self.model, self.stack))
             known = layouts.get(self.stack)
-            if known is None or known[0] != now:
-                layouts[self.stack] = known = (now, read_layout(self.model, self.stack))
-            self._blocks = known[1]
-        return self._blocks
+            if known is None or known.read_on != now:
+                layouts[self.stack] = known = _Layout(now, read_layout(self.model, self.stack))
+            self._layout = known
+        return self._layout
 
     def attention_output(self, step: Attention) -> Affine:
         return affine(self._find(step.module + ".o"), step.module + ".o")

@@ -10,9 +10,9 @@ layout; nothing here knows an architecture.
     decoder    attn . res(0) . ln . cross . res(3) . ln . ff . res(6) . ln        of an encoder-decoder, post-LN
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -300,6 +300,10 @@ class Reader(Protocol):
 
     def blocks(self) -> tuple[Block | None, ...]:
         """One per layer; None for a layer without attention."""
+        ...
+
+    def decided(self, what: Hashable, decide: Callable[[], Any]) -> Any:
+        """What `decide` finds on the model's weights; found once as long as they stay."""
         ...
 
     def attention_output(self, step: Attention) -> Affine: ...

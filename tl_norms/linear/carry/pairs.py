@@ -22,7 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..operators import Gain, HeldFeedForward, HeldNorm, Mixing, Operator, Parallel, Scaling
+from ..pieces import pieces
 from .terms import Hidden, Linear, MixedHeads, Mixture, Neurons, Sent, Terms, pairs, sum_of_others
+
+_SMALL = 1 << 16  # numbers that cost less to copy than an operation to start
 
 
 @dataclass(frozen=True)
@@ -95,14 +98,24 @@ class Sources:
         """sum_{j != i} v_ij over the positions of the same sequence, from the terms."""
         return sum_of_others(self.terms) if self.terms else torch.zeros_like(self.own)
 
-    @property
+    @cached_property
     def others(self) -> Float[Tensor, "b q d"]:
         """The sum over all sources but the own position, those of another sequence included."""
         return self.context if self.cross is None else self.context + self.cross.others
 
-    @property
+    @cached_property
     def total(self) -> Float[Tensor, "b q d"]:
         return self.others + self.own + self.rest
+
+    @cached_property
+    def sizes(self) -> Float[Tensor, "4 b q"]:
+        """The norms of others, own, rest and total."""
+        return norms_of((self.others, self.own, self.rest, self.total))
+
+    @cached_property
+    def largest(self) -> Float[Tensor, "b q"]:
+        """The greatest of the four."""
+        return self.sizes.amax(0)
 
     @property
     def n_keys(self) -> int:
@@ -142,12 +155,14 @@ class Sources:
 
     def mixing_ratio(self) -> Float[Tensor, "b q"]:
         """|others| / (|others| + |own|); 0 where both vanish."""
-        return _shares((self.others, self.own))[0]
+        others, own = self.sizes[0], self.sizes[1]
+        return others / (others + own).clamp_min(torch.finfo(own.dtype).tiny)
 
     def shares(self) -> Float[Tensor, "3 b q"]:
         """|own|, |context| and |the other sequence| over the sum of the three; 0 where all vanish."""
         cross = torch.zeros_like(self.own) if self.cross is None else self.cross.others
-        return _shares((self.own, self.context, cross))
+        sizes = norms_of((self.own, self.context, cross))
+        return sizes / sizes.sum(0).clamp_min(torch.finfo(sizes.dtype).tiny)
 
     def vectors(self, batch: int, queries: slice, keys: slice) -> Float[Tensor, "q k d"]:
         """v_ij with its diagonal, keys in their order: another sequence's last, the own past first."""
@@ -191,7 +206,10 @@ def attend(values: Float[Tensor, "b k h e"], mixing: Mixing) -> Sources:
     """v_ij = sum_h a^h_ij f^h(x_j) from the values of the keys; the output bias is the rest."""
     heads = MixedHeads(mixing.pattern, values)
     term = _attended(heads, mixing)
-    own = mixing.send(rearrange(heads.own, "b q (h e) -> b q h e", h=values.shape[2]))
+    if isinstance(term, Mixture) and term.sent.kept and mixing.inner is None:
+        own = term.sent.own
+    else:
+        own = mixing.send(rearrange(heads.own, "b q (h e) -> b q h e", h=values.shape[2]))
     rest = torch.zeros_like(own) if mixing.offset is None else mixing.offset.expand_as(own)
     return Sources((term,), own, rest, is_causal(mixing.pattern))
 
@@ -307,16 +325,18 @@ def _(operator: Parallel, sources: Sources) -> Sources:
     return reduce(added, [through(part, sources) for part in operator.parts])
 
 
-def is_causal(pattern: Float[Tensor, "b h q k"], rows: int = 128) -> bool:
-    """Whether no query gives weight to a later key."""
+def is_causal(pattern: Float[Tensor, "b h q k"], rows: int | None = None) -> bool:
+    """Whether no query gives weight to a later key; `rows` queries at a time are looked at."""
     n = pattern.shape[-1]
     if bool(pattern[..., 0, 1:].any()):
         return False
+    if rows is None:
+        rows = max(128, pieces(pattern.device).copied // (pattern.shape[:2].numel() * n * pattern.element_size()))
+    later = []
     for first in range(0, n, rows):
         last = min(first + rows, n)
-        if bool(pattern[..., first:last, last:].any()) or bool(pattern[..., first:last, first:last].triu(1).any()):
-            return False
-    return True
+        later += [pattern[..., first:last, last:].any(), pattern[..., first:last, first:last].triu(1).any()]
+    return not bool(torch.stack(later).any())
 
 
 def fresh(part: Any) -> Any:
@@ -340,10 +360,11 @@ def versions(part: Any) -> tuple[int, ...]:
     return ()
 
 
-def _shares(parts: tuple[Tensor, ...]) -> Tensor:
-    """Each part's norm over the sum of the norms, [part b q]."""
-    sizes = torch.stack([part.norm(dim=-1) for part in parts])
-    return sizes / sizes.sum(0).clamp_min(torch.finfo(sizes.dtype).tiny)
+def norms_of(parts: tuple[Float[Tensor, "b q d"], ...]) -> Float[Tensor, "part b q"]:
+    """The norm of every vector of several tensors."""
+    if parts[0].numel() <= _SMALL:  # one operation more than enough
+        return torch.linalg.vector_norm(torch.stack(parts), dim=-1)
+    return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts])
 
 
 def _scaled(image: Image | None, scale: Tensor) -> Image | None:

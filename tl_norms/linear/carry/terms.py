@@ -22,6 +22,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..pieces import pieces
+
 Linear = Callable[[Tensor], Tensor]
 Queries = slice | Tensor  # a block of them, or their numbers
 
@@ -55,13 +57,24 @@ class MixedHeads:
         """sum_{j != i} a_ij v_j of every head (of all keys, if those are another sequence's)."""
         if self.crossed:
             return rearrange(self.pattern @ self.values.transpose(1, 2), "b h q e -> b q (h e)")
-        mixed = torch.empty_like(self.values)
-        others = torch.empty_like(self.pattern[0, 0])  # one head at a time: no copy of the whole pattern
-        for b in range(len(mixed)):
-            for h in range(self.pattern.shape[1]):
-                others.copy_(self.pattern[b, h]).fill_diagonal_(0)
-                torch.mm(others, self.values[b, :, h], out=mixed[b, :, h])
-        return rearrange(mixed, "b q h e -> b q (h e)")
+        n_batch, n_heads, n, _ = self.pattern.shape
+        pattern = self.pattern.reshape(n_batch * n_heads, n, n)
+        values = rearrange(self.values, "b k h e -> (b h) k e")
+        # some heads at a time: no copy of the whole pattern
+        at_once = max(1, pieces(pattern.device).copied // (n * n * pattern.element_size()))
+        parts = []
+        for first in range(0, len(pattern), at_once):
+            weights = pattern[first : first + at_once].clone()
+            weights.diagonal(dim1=1, dim2=2).zero_()
+            parts.append(torch.bmm(weights, values[first : first + at_once]))
+        mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return rearrange(mixed, "(b h) q e -> b q (h e)", b=n_batch)
+
+    @cached_property
+    def by_key(self) -> Float[Tensor, "bk q h"]:
+        """The weights, one matrix for every key; without the diagonal, unless keys are another sequence's."""
+        weights = self.pattern if self.crossed else _without_diagonal(self.pattern)
+        return rearrange(weights, "b h q k -> (b k) q h").contiguous()  # products of strided ones are slow
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,32 @@ class Sent:
     @cached_property
     def others(self) -> Float[Tensor, "b q d"]:
         return self.mixed.others @ rearrange(self.projection, "h e d -> (h e) d")
+
+    @cached_property
+    def heads(self) -> Float[Tensor, "b k h d"]:
+        """What each head would send from each key, of all keys at once."""
+        sent = torch.bmm(rearrange(self.mixed.values, "b k h e -> h (b k) e"), self.projection)
+        return rearrange(sent, "h (b k) d -> b k h d", b=len(self.mixed.values))
+
+    @cached_property
+    def few(self) -> bool:
+        """Whether the vectors of all pairs are so few that forming them all is the fastest way to their norms."""
+        n_batch, _, n_queries, n_keys = self.mixed.pattern.shape
+        size = n_batch * n_queries * n_keys * self.projection.shape[-1]
+        return size <= pieces(self.projection.device).formed
+
+    @cached_property
+    def kept(self) -> bool:
+        """Whether the vectors of all heads and keys are formed once, and kept as long as their norms are wanted."""
+        size = self.mixed.values.shape[:3].numel() * self.projection.shape[-1] * self.projection.element_size()
+        return size <= pieces(self.projection.device).kept
+
+    @property
+    def own(self) -> Float[Tensor, "b q d"]:
+        """sum_h a^h_ii t^h_i, from the head vectors."""
+        weights = rearrange(self.mixed.pattern.diagonal(dim1=-2, dim2=-1), "b h q -> (b q) 1 h").contiguous()
+        own = torch.bmm(weights, rearrange(self.heads, "b q h d -> (b q) h d"))
+        return rearrange(own, "(b q) 1 d -> b q d", b=len(self.heads))
 
 
 @dataclass(frozen=True)
@@ -104,9 +143,22 @@ class Mixture:
     def width(self) -> int:
         return self.weight.shape[-1]
 
+    @property
+    def few(self) -> bool:
+        """Whether the vectors of all pairs are formed, for their norms and for their sums."""
+        return self.sent.few and not any(isinstance(function, Product) for function in self.functions)
+
+    @cached_property
+    def formed(self) -> Float[Tensor, "b k q d"]:
+        """v_ij of all pairs but for the scale, zero where j = i."""
+        heads = rearrange(_through(self.functions, self.sent.heads), "b k h d -> (b k) h d")
+        return rearrange(torch.bmm(self.sent.mixed.by_key, heads), "(b k) q d -> b k q d", b=len(self.values))
+
     @cached_property
     def others(self) -> Float[Tensor, "b q d"]:
-        """sum_{j != i} v_ij."""
+        """sum_{j != i} v_ij, of the vectors themselves where they are few."""
+        if self.few:
+            return _scaled(self.formed.sum(1), self.scale)
         return _scaled(_through(self.functions, self.sent.others), self.scale)
 
     def mapped(self, function: Linear) -> "Mixture":
@@ -126,6 +178,17 @@ class Mixture:
     def head_vectors(self, batch: int, keys: slice) -> Float[Tensor, "h k d"]:
         """What each head would send from each key."""
         return torch.bmm(self.values[batch, keys].transpose(0, 1), self.weight)
+
+    def vectors_of(self, rows: slice) -> Float[Tensor, "k h d"]:
+        """What each head would send, of some keys of all texts one after the other."""
+        if self.sent.kept:
+            return self.through(self.sent.heads.flatten(0, 1)[rows])
+        values = self.values.flatten(0, 1)[rows]
+        return self.through(torch.bmm(values.transpose(0, 1), self.sent.projection).transpose(0, 1))
+
+    def through(self, x: Tensor) -> Tensor:
+        """The linear functions, without the scale."""
+        return _through(self.functions, x)
 
     def pairs(self, batch: int, queries: Queries, keys: slice) -> Float[Tensor, "k q d"]:
         """v_ij for a block of queries and keys (keys first: one small matrix product per key)."""

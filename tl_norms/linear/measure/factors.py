@@ -14,15 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from ..carry.terms import Linear, Mixture
-from .spots import Spots, agree, chosen_queries
+from ..pieces import pieces
+from . import formed
+from .spots import Spots, chosen_queries, combination, compare_heads, weighed
 
-_CHUNK_BYTES = 2 << 20  # head vectors formed at a time: with their float64 copies they stay in the processor's cache
 _APART = 1 / 16  # a head's squared norm outside the span of the heads before it: float32 is enough above this share
 _FEW_KEYS = 64  # up to here, and two more per head, a batched matrix product beats H^2 / 2 planes
-_TILE_BYTES = 8 << 20  # weights transposed for such a product at a time
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,15 @@ class Factors:
     spots: Spots
 
 
-def head_norms(mixture: Mixture) -> Tensor:
-    """|t_h| of every key, the norm of what each head would send: [b h k]."""
-    return _measured(mixture, None)[0]
+def head_norms(mixture: Mixture) -> Float[Tensor, "b h k"]:
+    """|t_h| of every key, the norm of what each head would send."""
+    return formed.head_norms(mixture) if mixture.few else _measured(mixture, None)[0]
 
 
-def factored(mixture: Mixture, causal: bool, functions: Sequence[Linear] = ()) -> tuple[Tensor, list[Factors]]:
-    """The norms of head vectors, [b h k], and the factors of the mixture and of its images under linear functions."""
+def factored(
+    mixture: Mixture, causal: bool, functions: Sequence[Linear] = ()
+) -> tuple[Float[Tensor, "b h k"], list[Factors]]:
+    """The norms of head vectors, and the factors of the mixture and of its images under linear functions."""
     return _measured(mixture, functions, causal)
 
 
@@ -47,44 +51,49 @@ def _measured(
     mixture: Mixture, functions: Sequence[Linear] | None, causal: bool = False
 ) -> tuple[Tensor, list[Factors]]:
     """Norms, and factors unless `functions` is None: the same norms to the last digit either way."""
-    n_batch, n_keys, n_heads = mixture.values.shape[:3]
-    n_queries = mixture.pattern.shape[2]
-    norms = mixture.values.new_empty(n_batch, n_heads, n_keys)
-    queries_of = chosen_queries(n_queries, n_keys, causal=causal, crossed=mixture.sent.mixed.crossed).to(norms.device)
-    keys_of = torch.arange(n_keys, device=norms.device).expand_as(queries_of)
-    # the weights of the chosen pairs, [b h s k]
-    chosen = mixture.pattern[:, :, queries_of.clamp_min(0), keys_of]
+    values, pattern = mixture.values, mixture.pattern
+    n_batch, n_keys, n_heads = values.shape[:3]
+    n = n_batch * n_keys
+    combined, sizes = combination(n_heads, n_keys, values.dtype, values.device)  # of the vectors of all keys and heads
+    combined, found = combined.repeat(n_batch, 1, 1), values.new_zeros(n_batch, mixture.sent.projection.shape[-1])
+    crossed = mixture.sent.mixed.crossed
+    queries_of, keys_of = chosen_queries(pattern.shape[2], n_keys, causal=causal, crossed=crossed, device=values.device)
+    chosen = pattern[:, :, queries_of.clamp_min(0), keys_of]  # the weights of the chosen pairs, [b h s k]
+    weights = rearrange(chosen, "b h s k -> (b k) s h").contiguous()
     images: list[Linear | None] = [] if functions is None else [None, *functions]
-    triangles = [norms.new_zeros(n_batch, n_heads, n_heads, n_keys) for _ in images]
-    plain = [norms.new_zeros(n_batch, *queries_of.shape) for _ in images]
-    chunk = max(1, _CHUNK_BYTES // (n_heads * mixture.width * mixture.values.element_size()))
-    for b in range(n_batch):
-        for first in range(0, n_keys, chunk):
-            keys = slice(first, min(first + chunk, n_keys))
-            by_head = mixture.head_vectors(b, keys)
-            norms[b, :, keys] = by_head.norm(dim=-1)
-            _compare_heads(mixture, b, keys, by_head, norms[b, :, keys])
-            if not images:
-                continue
-            vectors = by_head.transpose(0, 1)  # [k h d]
-            some = torch.bmm(chosen[b, :, :, keys].permute(2, 1, 0), vectors)  # [k s d]
-            for function, found in zip(images, plain, strict=True):
-                found[b, :, keys] = (some if function is None else function(some)).norm(dim=-1).T
-            for function, triangle in zip(images, triangles, strict=True):
-                triangle[b, :, :, keys] = _triangle(vectors if function is None else function(vectors)).permute(1, 2, 0)
-    sizes = torch.einsum("bhsk,bhk->bsk", chosen.abs(), norms)  # what rounding is relative to where heads cancel
-    return norms, [Factors(t, Spots(queries_of, keys_of, p, sizes)) for t, p in zip(triangles, plain, strict=True)]
+    norms: list[Tensor] = []
+    triangles: list[list[Tensor]] = [[] for _ in images]
+    plain: list[list[Tensor]] = [[] for _ in images]
+    chunk = max(1, pieces(values.device).head_vectors // (n_heads * found.shape[-1] * values.element_size()))
+    for first in range(0, n, chunk):
+        keys = slice(first, min(first + chunk, n))
+        vectors = mixture.vectors_of(keys)  # [k h d]
+        norms.append(torch.linalg.vector_norm(vectors, dim=-1))
+        _add_up(found, combined[keys], vectors, first, n_keys)
+        some = torch.bmm(weights[keys], vectors) if images else vectors  # [k s d]
+        for number, function in enumerate(images):
+            image, one = (vectors, some) if function is None else (function(vectors), function(some))
+            plain[number].append(torch.linalg.vector_norm(one, dim=-1))
+            triangles[number].append(_triangle(image))
+    heads = rearrange(torch.cat(norms), "(b k) h -> b h k", b=n_batch).contiguous()
+    sent = (combined.view(n_batch, n_keys, n_heads, 1) * values).sum(1).flatten(1)
+    compare_heads(found, mixture.through(sent @ mixture.sent.projection.flatten(0, 1)), sizes, heads)
+    size = (chosen.abs() * heads[:, :, None]).sum(1)  # what rounding is relative to where heads cancel
+    factors = []
+    for triangle, lengths in zip(triangles, plain, strict=True):
+        spots = Spots(queries_of, keys_of, rearrange(torch.cat(lengths), "(b k) s -> b s k", b=n_batch), size)
+        factors.append(Factors(rearrange(torch.cat(triangle), "(b k) g h -> b g h k", b=n_batch).contiguous(), spots))
+    return heads, factors
 
 
-def _compare_heads(mixture: Mixture, b: int, keys: slice, by_head: Tensor, norms: Tensor) -> None:
-    """A fixed combination of the head vectors of some keys, against the same of the values, mapped once."""
-    n_heads, n_keys = norms.shape
-    weights = torch.arange(n_heads * n_keys, device=norms.device, dtype=norms.dtype).reshape(n_heads, n_keys)
-    weights = (weights * 1.7).cos()
-    values = (weights[..., None] * mixture.values[b, keys].transpose(0, 1)).sum(1)
-    sent = values.flatten() @ mixture.weight.flatten(0, 1)
-    found = weights.flatten() @ by_head.flatten(0, 1)
-    agree(found, sent, (weights.abs() * norms).sum() + norms.max(), "the vectors that heads send")
+def _add_up(found: Tensor, weights: Tensor, vectors: Tensor, first: int, n_keys: int) -> None:
+    """The weighted sum of some head vectors into that of their text."""
+    at = first
+    while at < first + len(vectors):  # a chunk may hold keys of several texts
+        text, stop = at // n_keys, min((at // n_keys + 1) * n_keys, first + len(vectors))
+        part = slice(at - first, stop - first)
+        found[text] += weighed(weights[part], vectors[part])
+        at = stop
 
 
 def _triangle(vectors: Tensor) -> Tensor:
@@ -125,11 +134,14 @@ def mixture_norms(mixture: Mixture, factors: Factors, *, causal: bool, rows: int
     triangle = factors.triangle
     n_batch, n_heads, n_queries, n_keys = mixture.pattern.shape
     out = triangle.new_zeros(n_batch, n_queries, n_keys)
+    sizes = pieces(out.device)
     few_keys = n_keys <= _FEW_KEYS + 2 * n_heads
-    square = _squares_by_products if few_keys else _squares_by_planes
-    if few_keys:
-        rows = max(16, min(rows, _TILE_BYTES // (n_heads * n_keys * out.element_size())))
-    elif causal:
+    if few_keys or not sizes.planes:
+        square, rows = _squares_by_products, max(16, sizes.tile // (n_heads * n_keys * out.element_size()))
+        rows = min(rows, 512) if sizes.planes else rows
+    else:
+        square = _squares_by_planes
+    if causal and not few_keys:
         rows = min(rows, max(128, n_queries // 4))  # finer pieces skip more of the upper triangle
     for b in range(n_batch):
         for first in range(0, n_queries, rows):

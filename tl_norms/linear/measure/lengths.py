@@ -15,13 +15,12 @@ from torch import Tensor
 from ...errors import MemoryBudgetError
 from ..carry.pairs import CrossSources, Sources
 from ..carry.terms import Mixture, Neurons, Product, Term
-from . import factors
+from ..pieces import free_memory, pieces
+from . import factors, formed
 from .factors import Factors
+from .formed import Plain
 
 Side = Sources | CrossSources  # keys of one sequence
-
-_CHUNK_BYTES = 24 << 20  # bytes of pair vectors per chunk: fits the CPU cache
-_PAIRS = (512, 4096)  # fewer make the matrix products slower, more do not make them faster
 
 
 @dataclass
@@ -35,6 +34,7 @@ class Shared:
     factors: dict[int, Factors] = field(default_factory=dict)
     head_norms: dict[int, Tensor] = field(default_factory=dict)
     lengths: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    plain: dict[int, Plain] = field(default_factory=dict)
     cross: "Shared | None" = None  # the same for the keys of another sequence
 
     @classmethod
@@ -44,8 +44,18 @@ class Shared:
 
     def norms_of_heads(self, mixture: Mixture, causal: bool) -> Float[Tensor, "b h k"]:
         """The norms of what the heads would send, from the vectors that the triangles are made of."""
+        if mixture.few:
+            self.plain_of(mixture, causal)
+            return self.head_norms[id(mixture.sent)]
         self.factors_of(mixture, causal)
         return self.head_norms[id(mixture)]
+
+    def plain_of(self, mixture: Mixture, causal: bool) -> Plain:
+        """What the norms of all images of a mixture of few pairs are compared with."""
+        if id(mixture.sent) not in self.plain:
+            heads, made = formed.plain(mixture, causal)
+            self.head_norms[id(mixture.sent)], self.plain[id(mixture.sent)] = heads, made
+        return self.plain[id(mixture.sent)]
 
     def factors_of(self, mixture: Mixture, causal: bool) -> Factors:
         if id(mixture) not in self.factors:
@@ -67,8 +77,7 @@ def source_norms(
     """
     shared = shared or Shared.of((sources,))
     lengths = _side_norms(sources, shared, max_memory, sketch).clone()
-    own = sources.own.norm(dim=-1)
-    lengths.diagonal(dim1=-2, dim2=-1).copy_(own)
+    lengths.diagonal(dim1=-2, dim2=-1).copy_(sources.sizes[1])
     if sources.cross is None or shared.cross is None:
         return lengths
     return sources.in_order(lengths, _side_norms(sources.cross, shared.cross, max_memory, sketch), dim=-1)
@@ -81,8 +90,11 @@ def _side_norms(sources: Side, shared: Shared, max_memory: int | None, sketch: i
         if not sources.terms:
             shared.lengths[key] = _nothing(sources)
         elif (mixture := _only(sources)) is not None:
-            factor = shared.factors_of(mixture, sources.causal)
-            shared.lengths[key] = factors.mixture_norms(mixture, factor, causal=sources.causal)
+            if mixture.few:
+                shared.lengths[key] = formed.mixture_norms(mixture, shared.plain_of(mixture, sources.causal))
+            else:
+                factor = shared.factors_of(mixture, sources.causal)
+                shared.lengths[key] = factors.mixture_norms(mixture, factor, causal=sources.causal)
         else:
             family = shared.family if any(member is sources for member in shared.family) else (sources,)
             chosen = {_key(member): member for member in family if needs_vectors(member) or member is sources}
@@ -192,13 +204,14 @@ def pairs_at_once(family: tuple[Side, ...], max_memory: int | None, element_size
     per_pair = element_size * max(sum(_width(term) for term in sources.terms) for sources in family)
     fixed = element_size * max(sum(_weights(term) for term in sources.terms) for sources in family)
     if max_memory is None:
-        max_memory = _free_memory(family[0].like.device)
+        max_memory = free_memory(family[0].like.device)
     if max_memory < fixed + per_pair:
         raise MemoryBudgetError(
             f"max_memory is {max_memory} bytes, but one pair of this block needs {fixed + per_pair} "
             f"({fixed} of them for its combined weights). Pass max_memory={fixed + 1024 * per_pair} or more."
         )
-    best = min(max(_CHUNK_BYTES // per_pair, _PAIRS[0]), _PAIRS[1])
+    sizes = pieces(family[0].like.device)
+    best = min(max(sizes.pair_vectors // per_pair, sizes.pairs[0]), sizes.pairs[1])
     return int(max(1, min(best, (max_memory - fixed) // per_pair)))
 
 
@@ -216,15 +229,3 @@ def _weights(term: Term) -> int:
 
 def _own(term: Term) -> int:
     return term.weight.numel() if isinstance(term, Mixture | Neurons) else term.vectors.numel()
-
-
-def _free_memory(device: torch.device) -> int:
-    """Half of the memory that is free now, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    try:
-        with open("/proc/meminfo") as lines:
-            available = next(line for line in lines if line.startswith("MemAvailable"))
-        return int(available.split()[1]) * 1024 // 2
-    except (OSError, StopIteration):
-        return 1 << 30

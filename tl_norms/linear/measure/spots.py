@@ -6,12 +6,15 @@ index gone wrong) is caught here: which pairs are compared is a fixed rule, so t
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...errors import DecompositionError
+from ..required import judged
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -31,15 +34,23 @@ def chosen_keys(n_queries: int, n_keys: int, *, causal: bool, crossed: bool = Fa
     return torch.stack([torch.where(keys == queries, -1, keys) for keys in (near, far)])
 
 
-def chosen_queries(n_queries: int, n_keys: int, *, causal: bool, crossed: bool = False) -> Int[Tensor, "s k"]:
-    """The same the other way round: queries whose vectors are formed for each key; every query is in some row."""
+@lru_cache(maxsize=64)
+def chosen_queries(
+    n_queries: int, n_keys: int, *, causal: bool, crossed: bool, device: torch.device
+) -> tuple[Int[Tensor, "s k"], Int[Tensor, "s k"]]:
+    """The same the other way round: queries whose vectors are formed for each key; every query is in some row.
+
+    The second tensor are the numbers of the keys.
+    """
     keys = torch.arange(n_keys)
     if crossed:
-        return torch.stack([(keys + s * n_keys) % n_queries for s in range(math.ceil(n_queries / n_keys))])
-    if causal:
-        return torch.where(keys + 1 < n_queries, keys + 1, -1)[None]
-    queries = (keys + max(1, n_queries // 2)) % n_queries
-    return torch.where(queries == keys, -1, queries)[None]
+        queries = torch.stack([(keys + s * n_keys) % n_queries for s in range(math.ceil(n_queries / n_keys))])
+    elif causal:
+        queries = torch.where(keys + 1 < n_queries, keys + 1, -1)[None]
+    else:
+        queries = (keys + max(1, n_queries // 2)) % n_queries
+        queries = torch.where(queries == keys, -1, queries)[None]
+    return queries.to(device), keys.to(device).expand_as(queries)
 
 
 @dataclass(frozen=True)
@@ -61,19 +72,53 @@ class Spots:
         """Raise a DecompositionError if the map says another norm for one of the pairs."""
         mapped = lengths[:, self.queries.clamp_min(0), self.keys.clamp_min(0)]
         there = (self.queries >= 0) & (self.keys >= 0)
-        agree(mapped[:, there], self.norms[:, there], self.sizes[:, there], what)
+        there = there.reshape(*there.shape, *[1] * (mapped.ndim - 3))
+        agree(mapped, self.norms, self.sizes, what, there)
 
 
-def agree(found: Tensor, plain: Tensor, size: Tensor, what: str) -> None:
-    """Raise a DecompositionError where two ways to the same numbers differ by more than rounding of `size`."""
+def agree(found: Tensor, plain: Tensor, size: Tensor, what: str, there: Tensor | None = None) -> None:
+    """Raise a DecompositionError where two ways to the same numbers differ by more than rounding of `size`.
+
+    There are numbers to compare only where `there` is True.
+    """
     tolerance = _TOLERANCE[found.dtype]
-    off = (found - plain).abs()
-    allowed = tolerance * size + torch.finfo(found.dtype).tiny
-    if bool((off <= allowed).all()):
-        return
-    worst = (off / allowed).nan_to_num(torch.inf).max() * tolerance
-    raise DecompositionError(
-        f"{what} differ from vectors formed one by one by {float(worst):.1e} (tolerance {tolerance:.0e}): weights, "
-        f"cache or this package were changed while it computed. Run the model and the analysis again; if it stays, "
-        f"please report it with the model's name."
-    )
+    off = (found - plain).abs_()
+    off = off if there is None else off.masked_fill_(~there, 0)
+    tiny = torch.finfo(found.dtype).tiny
+
+    def judge(excess: float) -> None:
+        if excess <= tiny:
+            return
+        worst = (off / (tolerance * size + tiny)).nan_to_num(torch.inf).max() * tolerance
+        raise DecompositionError(
+            f"{what} differ from vectors formed one by one by {float(worst):.1e} (tolerance {tolerance:.0e}): weights, "
+            f"cache or this package were changed while it computed. Run the model and the analysis again; if it stays, "
+            f"please report it with the model's name."
+        )
+
+    judged(torch.sub(off, size, alpha=tolerance).amax(), judge)
+
+
+def compare_heads(
+    found: Float[Tensor, "b d"], sent: Float[Tensor, "b d"], sizes: Float[Tensor, "h k"], norms: Float[Tensor, "b h k"]
+) -> None:
+    """A `combination` of the vectors that all heads send from all keys, against that of the values, mapped once."""
+    size = (sizes * norms).sum((1, 2)) + norms.amax((1, 2))
+    agree(found, sent, size[:, None], "the vectors that heads send")
+
+
+def weighed(weights: Float[Tensor, "k h 1"], vectors: Float[Tensor, "k h d"]) -> Float[Tensor, " d"]:
+    """The weighted sum of head vectors, as one product in whichever order they lie."""
+    if vectors.is_contiguous():
+        return weights.flatten() @ vectors.flatten(0, 1)
+    return torch.bmm(rearrange(weights, "k h 1 -> h 1 k"), vectors.transpose(0, 1)).sum((0, 1))
+
+
+@lru_cache(maxsize=64)
+def combination(
+    n_heads: int, n_keys: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Float[Tensor, "k h 1"], Float[Tensor, "h k"]]:
+    """One weight for every head and key, and their sizes."""
+    numbers = torch.arange(n_heads * n_keys, device=device, dtype=dtype).reshape(n_heads, n_keys)
+    weights = (numbers * 1.7).cos()
+    return weights.T.contiguous()[..., None], weights.abs()

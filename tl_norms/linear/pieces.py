@@ -1,0 +1,63 @@
+"""How much is worked on at a time, by device: the one place where sizes of chunks are decided.
+
+A processor is fast while what it works on stays in its caches, and starts small operations at little cost. A graphics
+card is fast with few large operations, and each answer that the program waits for stops it: there, pieces grow with
+the free memory, and loops over heads, planes or keys become batched products.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+_MiB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Sizes of what is made at a time, in bytes where nothing else is said.
+
+    Attributes:
+        head_vectors: head vectors, before their triangles are made
+        kept: head vectors of all keys, up to which they are made once for a layer
+        copied: attention weights copied with their diagonals emptied
+        tile: attention weights transposed for a batched product
+        pair_vectors: pair vectors, unless `max_memory` says less
+        pairs: the fewest and the most pairs in such a chunk: fewer make products slower, more do not help
+        formed: numbers in the vectors of all pairs of a head mixture, up to which all are formed at once
+        planes: whether H^2 / 2 planes of [query, key] beat a batched product of H x H matrices where keys are many
+    """
+
+    head_vectors: int
+    kept: int
+    copied: int
+    tile: int
+    pair_vectors: int
+    pairs: tuple[int, int]
+    formed: int
+    planes: bool
+
+
+def pieces(device: torch.device) -> Pieces:
+    """The sizes for tensors on a device: constants of a processor, parts of the free memory of a card."""
+    if not is_card(device):
+        # head vectors with their float64 copies stay in a processor's second cache, pair vectors in its third
+        return Pieces(2 * _MiB, 48 * _MiB, 2 * _MiB, 8 * _MiB, 24 * _MiB, (512, 4096), 3 << 18, True)
+    part = max(64 * _MiB, min(free_memory(device) // 8, 4096 * _MiB))
+    return Pieces(part, part, part, part, part, (4096, 1 << 20), 1 << 24, False)
+
+
+def is_card(device: torch.device) -> bool:
+    """Whether large operations, and few of them, are what is fast here."""
+    return device.type not in ("cpu", "meta")
+
+
+def free_memory(device: torch.device) -> int:
+    """Half of the memory that is free now, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    try:
+        with open("/proc/meminfo") as lines:
+            available = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024 // 2
+    except (OSError, StopIteration):
+        return 1 << 30
