@@ -44,12 +44,15 @@ def heading(report: Report) -> str:
     )
 
 
-def short(report: Report, relative: bool, only: list[str] | None = None, apart: str | None = None) -> str:
+def short(
+    report: Report, relative: bool, only: list[str] | None = None, apart: str | None = None, plain: bool = False
+) -> str:
     """One table with few columns, best first by the mean of their ranks.
 
     Args:
         report, relative: as for `tables`
         only: these methods; None for all
+        plain: no intervals, and no paragraph in front
         apart: a task in columns of its own, whose targets are so large that means of all tasks would be its own
     """
     rest = [name for name in report.tasks if name != apart]
@@ -65,7 +68,8 @@ def short(report: Report, relative: bool, only: list[str] | None = None, apart: 
             best = columns[-1][1].max()
             for method, cell in cells.iterrows():
                 value = f"**{cell['value']:.2f}**" if cell["value"] == best else f"{cell['value']:.2f}"
-                shown[method, columns[-1][0]] = f"{value} [{cell['low']:.2f}, {cell['high']:.2f}]"
+                between = "" if plain else f" [{cell['low']:.2f}, {cell['high']:.2f}]"
+                shown[method, columns[-1][0]] = f"{value}{between}"
     ranks = sum(values.rank(ascending=False) for _, values in columns)
     names = [name for name, _ in columns]
     costs = report.costs_to_dataframe().set_index("method")
@@ -74,7 +78,8 @@ def short(report: Report, relative: bool, only: list[str] | None = None, apart: 
         passes = costs.loc[method]
         cells = " | ".join(shown[method, name] for name in names)
         lines.append(f"| {method} | {cells} | {passes['forward']:.3g} + {passes['backward']:.3g} |")
-    return heading(report) + "\n" + "\n".join(lines) + "\n"
+    table = "\n".join(lines) + "\n"
+    return table.replace(" | ", "|").replace("| ", "|").replace(" |", "|") if plain else f"{heading(report)}\n{table}"
 
 
 def of_tasks(report: Report, names: list[str]) -> Report:
@@ -162,11 +167,16 @@ if __name__ == "__main__":
     parser.add_argument("--relative", action="store_true", help="differences of targets as shares of the target")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--only", nargs="*", help="methods of the short table")
+    parser.add_argument("--plain", action="store_true", help="a short table without intervals")
     parser.add_argument("--apart", help="a task in columns of its own in the short table")
     parser.add_argument("--write", nargs=2, metavar=("PAGE", "NAME"))
     given = parser.parse_args()
     made = combined([Report.from_csv(path) for path in given.csv])
-    text = short(made, given.relative, given.only, given.apart) if given.short else tables(made, given.relative)
+    text = (
+        short(made, given.relative, given.only, given.apart, given.plain)
+        if given.short
+        else tables(made, given.relative)
+    )
     if given.write:
         write(Path(given.write[0]), given.write[1], text)
     else:
