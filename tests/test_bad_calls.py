@@ -92,7 +92,8 @@ def test_targets_that_the_run_does_not_have(cache, make_target):
 
 
 MADE = {
-    "a token of two dimensions": lambda: logit([3]),
+    "a token of two dimensions": lambda: logit([[3]]),
+    "no tokens": lambda: logit([]),
     "a token that is true": lambda: logit(True),
     "half a token": lambda: logit(3.5),
     "bytes": lambda: logit(b"a"),

@@ -151,7 +151,7 @@ def test_a_model_that_changed_since(name, kind):
     with torch.no_grad():
         for parameter in tiny.model.parameters():
             parameter.mul_(1.01)
-    with raises(tl_norms.DecompositionError, "layer 0", "'attn'", "tolerance", "changed after the cache was made"):
+    with raises(tl_norms.DecompositionError, "layer 0", "'attn'", "tolerance", "after the cache was made"):
         tl_norms.block_norms(cache)
     with raises(tl_norms.DecompositionError, "layer 1", "'attn'"):  # compared whether asked for or not
         tl_norms.decompose(cache, 1, "attn_res")

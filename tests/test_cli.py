@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -387,6 +388,7 @@ def test_the_embedded_model_is_an_extra(monkeypatch):
 def test_processed_weights_show_as_a_message(embedded, monkeypatch):
     monkeypatch.setattr("tl_norms.blocks.processing.detect", lambda *_: ("fold_ln",))
     monkeypatch.setattr("tl_norms.blocks.processing._warned", set())
+    monkeypatch.setattr("tl_norms.blocks.bridge._layouts", weakref.WeakKeyDictionary())  # what was found before
     status, out, err = called("--layer", "0", TEXT)
     assert status == 0 and "weight processing: fold_ln" in out
     assert err.startswith("tl-norms: warning: the weights of this model look processed") and err.count("\n") == 1

@@ -215,12 +215,18 @@ def test_nor_one_of_another_kind_in_another_analysis(analysis, name, fault, monk
     assert not silent, f"{len(silent)} of {len(places)} faults came back as numbers: {', '.join(silent)}"
 
 
-@pytest.mark.parametrize("way", ["formed", "factored", "factored in pieces"])
-@pytest.mark.parametrize("last", [False, True], ids=["largest row", "last row"])
-@pytest.mark.parametrize("name", NAMES)
-def test_no_fault_comes_back_as_a_number(name, last, way, monkeypatch):
+ROWS = {"largest row": False, "last row": True}
+WAYS = ("formed", "factored", "factored in pieces")
+ALL = [(name, row, way) for name in NAMES[:2] for row in ROWS for way in WAYS]
+# models whose calls take long: the ways share what is left out here, and the small models have it
+ALL += [(name, row, way) for name in NAMES[2:] for row, way in zip(ROWS, ("formed", "factored in pieces"), strict=True)]
+
+
+@pytest.mark.parametrize("name, row, way", ALL)
+def test_no_fault_comes_back_as_a_number(name, row, way, monkeypatch):
     """Whichever way the norms of pairs are made: of all vectors, or of factors, all at once or a few keys at a time."""
     cache, stack = case(name)
+    last = ROWS[row]
     if way != "formed":
         sizes = dataclasses.replace(pieces(torch.device("cpu")), formed=0)
         sizes = sizes if way == "factored" else dataclasses.replace(sizes, head_vectors=2048, kept=0, copied=256)

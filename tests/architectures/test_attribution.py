@@ -79,11 +79,11 @@ def test_patterns_that_cannot_be_rebuilt_are_refused_by_name(name, attention, mo
 @pytest.mark.parametrize("name", ["DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "GlmMoeDsaForCausalLM"])
 def test_queries_and_keys_of_latent_attention_are_the_models_own(name):
     """Products of the held queries and keys, with what the bridge hooks behind the rotary embedding."""
-    from tl_norms.attribution import _map
+    from tl_norms.held_run import map_of
     from tl_norms.linear.operators import applied
 
     made = cached(name)
-    stack = _map(made.cache, None, None, attention="integrated").stack
+    stack = map_of(made.cache, attention="integrated").stack
     for number in range(stack.n_layers):
         part = stack.layer(number).attention.integrated[0][1]
         x = stack.stream(number)

@@ -7,7 +7,7 @@ import tl_norms
 from tl_norms.read_targets import read_targets
 
 from . import zoo
-from .test_attribution import NOT_INTEGRATED, WHOLE
+from .test_attribution import WHOLE
 from .test_zoo import cached
 
 TARGET = tl_norms.logit(3, at=1)
@@ -55,7 +55,7 @@ def test_one_source_at_a_time_gives_the_same(name):
     one_at_a_time(name)
 
 
-@pytest.mark.parametrize("name", [name for name in WHOLE if name not in NOT_INTEGRATED])
+@pytest.mark.parametrize("name", WHOLE)
 def test_with_softmaxes_integrated_too(name):
     spec, made = zoo.SPECS[name], cached(name)
     found = one_at_a_time(name, attention="integrated")
