@@ -91,12 +91,14 @@ def test_what_is_judged_together_is_refused_by_its_first(monkeypatch):
     """As on the processor, where each number is judged where it is made."""
     monkeypatch.setattr(pieces, "is_card", lambda device: True)
     monkeypatch.setattr(required, "is_card", lambda device: True)
-    cache = make("bert", KINDS[0]).cache()
-    cache.cache_dict["blocks.0.attn.o.hook_out"] = cache["blocks.0.attn.o.hook_out"] * 1.01
+    cache, hooked = make("bert", KINDS[0]).cache(), KINDS[0] == "hooked"
+    attention = "blocks.0.hook_attn_out" if hooked else "blocks.0.attn.o.hook_out"
+    values = "blocks.0.attn.hook_v" if hooked else "blocks.0.attn.v.hook_out"
+    cache.cache_dict[attention] = cache[attention] * 1.01
     with pytest.raises(tl_norms.DecompositionError, match="scope 'attn'"):
         tl_norms.block_norms(cache)
-    cache.cache_dict["blocks.0.attn.v.hook_out"] = cache["blocks.0.attn.v.hook_out"] * torch.nan
-    with pytest.raises(tl_norms.NonFiniteError, match="v.hook_out"):
+    cache.cache_dict[values] = cache[values] * torch.nan
+    with pytest.raises(tl_norms.NonFiniteError, match=values.removeprefix("blocks.0.attn.")):
         tl_norms.block_norms(cache)
 
 
