@@ -60,7 +60,7 @@ def main() -> None:
     }
     pairs = {row[0].partition("@")[0] for row in rows if row[4] != "" and row[0].endswith("decoder")}
     halves = {name for name in pairs if not any(row[0] == name and row[4] != "" for row in rows)}
-    whole = {row[0].partition("@")[0] for row in rows if row[6][:1].isdigit()}
+    whole, softmaxes = ({row[0].partition("@")[0] for row in rows if row[n][:1].isdigit()} for n in (6, 7))
     lines = [
         "# Architectures",
         "",
@@ -77,7 +77,8 @@ def main() -> None:
         "A stand-in has the module names of a model whose own code is on the Hub. Encoder-decoders: the row without "
         "`@` is the encoder, `@decoder` the decoder with its cross-attention.",
         "",
-        f"Attribution: {len(whole)} of these architectures are attributed as a whole, from the embeddings to a logit. "
+        f"Attribution: {len(whole)} of these architectures are attributed as a whole, from the embeddings to a logit; "
+        f"{len(softmaxes)} with their softmaxes integrated. "
         "The errors (float64, float32) are what the contributions of all tokens, cuts and edges of all layers miss a "
         "difference of two logits by, relative to the largest of them. An encoder-decoder is attributed through "
         "both stacks, in the decoder's row.",
