@@ -63,7 +63,10 @@ class Decomposition:
                 f"again and call tl_norms.decompose(cache, {self.layer}, {self.scope!r})."
             )
         made_again = fresh(self.sources)
-        agree(made_again.others, self.sources.others, self._size, f"layer {self.layer}, scope {self.scope!r}: the sums")
+        where = f"layer {self.layer}, scope {self.scope!r}: the "
+        agree(made_again.others, self.sources.others, self._size, where + "sums")
+        agree(made_again.own, self.sources.own, self._size, where + "own vectors")
+        agree(made_again.rest, self.sources.rest, self._size, where + "remainders")
         return made_again
 
     @property
