@@ -130,6 +130,21 @@ def differs(found: list[Tensor], wanted: list[Tensor]) -> bool:
     return False
 
 
+def refuse_all(call, places: list[tuple], wanted: list[Tensor], last: bool) -> None:
+    """Every fault is refused, or changes nothing."""
+    silent, refused = [], 0
+    for site in places:
+        try:
+            found = with_fault(call, site, last)
+        except tl_norms.TLNormsError:
+            refused += 1
+            continue
+        if differs(found, wanted):
+            silent.append(f"{site[0].__name__}.{site[2]}{list(site[3]) or ''} (construction {site[1]})")
+    assert refused > len(places) // 4, "hardly any fault had an effect"
+    assert not silent, f"{len(silent)} of {len(places)} faults came back as numbers: {', '.join(silent)}"
+
+
 def case(name: str):
     """A cache with the stack to analyse."""
     if name in ("bert", "llama_gqa"):
@@ -202,17 +217,7 @@ def test_nor_one_of_another_kind_in_another_analysis(analysis, name, fault, monk
 
     wanted, places = call(), sites(call)
     monkeypatch.setattr(sys.modules[__name__], "changed", fault)
-    silent, refused = [], 0
-    for site in places:
-        try:
-            found = with_fault(call, site, False)
-        except tl_norms.TLNormsError:
-            refused += 1
-            continue
-        if differs(found, wanted):
-            silent.append(f"{site[0].__name__}.{site[2]}{list(site[3]) or ''} (construction {site[1]})")
-    assert refused > len(places) // 4, "hardly any fault had an effect"
-    assert not silent, f"{len(silent)} of {len(places)} faults came back as numbers: {', '.join(silent)}"
+    refuse_all(call, places, wanted, last=False)
 
 
 ROWS = {"largest row": False, "last row": True}
@@ -233,20 +238,9 @@ def test_no_fault_comes_back_as_a_number(name, row, way, monkeypatch):
         for module in ("carry.terms", "measure.factors", "measure.lengths"):
             monkeypatch.setattr(f"tl_norms.linear.{module}.pieces", lambda device: sizes)
 
-    def call() -> tl_norms.BlockNorms:
-        return tl_norms.block_norms(cache, "all", layers=-1, stack=stack)
+    def call() -> list[Tensor]:
+        return numbers(tl_norms.block_norms(cache, "all", layers=-1, stack=stack))
 
-    wanted = numbers(call())
-    places = sites(call)
+    wanted, places = call(), sites(call)
     assert len({cls for cls, *_ in places}) >= 8, "the mathematics was not seen"
-    silent, refused = [], 0
-    for site in places:
-        try:
-            found = numbers(with_fault(call, site, last))
-        except tl_norms.TLNormsError:
-            refused += 1
-            continue
-        if differs(found, wanted):
-            silent.append(f"{site[0].__name__}.{site[2]}{list(site[3]) or ''} (construction {site[1]})")
-    assert refused > len(places) // 4, "hardly any fault had an effect"
-    assert not silent, f"{len(silent)} of {len(places)} faults came back as numbers: {', '.join(silent)}"
+    refuse_all(call, places, wanted, last)

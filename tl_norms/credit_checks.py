@@ -12,6 +12,11 @@ from .errors import DecompositionError
 if TYPE_CHECKING:
     from .backward import StackCredit
 
+LIKELY_CAUSES = (
+    "Likely causes: the model's weights or device changed after the cache was made; a hook edited an activation during "
+    "the run; the model was in training mode (call model.eval())."
+)
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -98,12 +103,8 @@ def relative_error(value: Tensor, offset: Tensor, *parts: Tensor, typical: Tenso
 
     `typical`, [t b], is what products of such vectors usually are: a logit near zero is rounded like any other.
     """
-    total = offset + sum(part.flatten(2).sum(-1) for part in parts)
-    sizes = [part.flatten(2).abs().amax(-1) for part in parts if part.shape[-1]]
-    sizes += [] if typical is None else [typical]
-    size = torch.stack([value.abs(), offset.abs(), *sizes]).amax(0)
-    error = (total - value).abs() / size.clamp_min(torch.finfo(size.dtype).tiny)
-    return torch.where((total == value), torch.zeros_like(error), error).amax(-1)
+    typical = torch.zeros_like(offset) if typical is None else typical
+    return _errors(value, offset[None], [part.flatten(2)[None] for part in parts], typical[None])[0]
 
 
 def raise_if_off(error: Tensor, tolerance: float, where: str, names: tuple[str, ...]) -> None:
@@ -116,7 +117,5 @@ def raise_if_off(error: Tensor, tolerance: float, where: str, names: tuple[str, 
         at = int(wrong.nonzero()[0])
         raise DecompositionError(
             f"{where} of {names[at]}: the contributions miss the model's own value by {float(error[at]):.1e} of the "
-            f"largest of them (tolerance {tolerance:.0e}). Likely causes: the model's weights or device changed after "
-            f"the cache was made; a hook edited an activation during the run; the model was in training mode (call "
-            f"model.eval())."
+            f"largest of them (tolerance {tolerance:.0e}). {LIKELY_CAUSES}"
         )

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .credit_checks import raise_if_off, relative_error
+from .credit_checks import LIKELY_CAUSES, raise_if_off, relative_error
 from .errors import DecompositionError
 from .linear.measure.measures import Measure, measure_of
 from .read_targets import Ending
@@ -120,9 +120,7 @@ class Measuring:
                 at = int(wrong.nonzero()[0])
                 raise DecompositionError(
                     f"after layer {self.layers[at]}: the sum over tokens of {name} misses the model's own stream by "
-                    f"{float(errors[at]):.1e} of the longest of them (tolerance {tolerance:.0e}). Likely causes: the "
-                    f"model's weights or device changed after the cache was made; a hook edited an activation during "
-                    f"the run; the model was in training mode (call model.eval())."
+                    f"{float(errors[at]):.1e} of the longest of them (tolerance {tolerance:.0e}). {LIKELY_CAUSES}"
                 )
         if self.ending is not None:
             error = relative_error(self.ending.value, self.offset[None], self.scores[None])
