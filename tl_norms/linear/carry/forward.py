@@ -181,7 +181,8 @@ def _(operator: HeldFeedForward, first: int) -> HeldFeedForward:
         kept = rows >= 0
         coefficients = tuple(c[rows[kept]] for c in coefficients)
         rows = torch.where(kept, kept.flatten().cumsum(0).view_as(rows) - 1, -1)
-    return replace(operator, coefficients=coefficients, offset=None, scale_in=scale_in, scale_out=scale_out, rows=rows)
+    linear = replace(operator, biases=(), base=None, added=None)
+    return replace(linear, coefficients=coefficients, scale_in=scale_in, scale_out=scale_out, rows=rows)
 
 
 @from_position.register
