@@ -144,6 +144,10 @@ class Activations:
             return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
         return fitting(mask, like.shape[0], like.shape[1], like.device)
 
+    def padded(self, step: Attention) -> bool:
+        """Whether some of the keys that an attention reads may be padding."""
+        return (self.source_mask if isinstance(step, CrossAttention) else self.mask) is not None
+
     def real(self, like: Tensor) -> Tensor:
         """Which positions are not padding, [batch pos], for an activation [batch pos ...]."""
         if self.mask is None:

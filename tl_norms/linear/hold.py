@@ -59,10 +59,11 @@ class Unit:
 
 def inverse_scale(full: Float[Tensor, "*b d"], center: bool, eps: float) -> Float[Tensor, "*b"]:
     """1 / sqrt(var(x_i) + eps) (RMS: mean square) of the full vector; 1 where that vanishes (a masked position)."""
-    if center:
-        full = full - full.mean(-1, keepdim=True)
-    scale = (full.square().mean(-1) + eps).sqrt()
-    return 1 / torch.where(scale > 0, scale, torch.ones_like(scale))
+    if center:  # one pass, and no copies of the vectors
+        inverse = torch.native_layer_norm(full, full.shape[-1:], None, None, eps)[2][..., 0]
+    else:
+        inverse = (torch.linalg.vector_norm(full, dim=-1).square() / full.shape[-1] + eps).rsqrt()
+    return inverse.masked_fill(inverse.isinf(), 1)
 
 
 def hold_norm(full: Float[Tensor, "*b d"], weights: NormWeights) -> HeldNorm:

@@ -130,12 +130,14 @@ class HeldNorm:
         return self.beta
 
     def __call__(self, x: Tensor) -> Tensor:
-        return Gain(self.center, self.gain)(x) * self.inverse_scale[..., None]
+        if not self.center and self.gain is None:
+            return x * self.inverse_scale[..., None]
+        return Gain(self.center, self.gain)(x).mul_(self.inverse_scale[..., None])
 
     def transpose(self, g: Tensor) -> Tensor:
         g = g * self.inverse_scale[..., None]
-        g = g if self.gain is None else g * self.gain
-        return g - g.mean(-1, keepdim=True) if self.center else g
+        g = g if self.gain is None else g.mul_(self.gain)
+        return g.sub_(g.mean(-1, keepdim=True)) if self.center else g
 
     def into(self, weight: Float[Tensor, "d m"]) -> Float[Tensor, "d m"]:
         """The projection after this norm as one before it, but for the scale: norm(x) W = scale * x into(W)."""
@@ -151,9 +153,10 @@ class Gain:
     gain: Float[Tensor, "*h d"] | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.center:
-            x = x - x.mean(-1, keepdim=True)
-        return x if self.gain is None else x * self.gain
+        if not self.center:
+            return x if self.gain is None else x * self.gain
+        x = x - x.mean(-1, keepdim=True)
+        return x if self.gain is None else x.mul_(self.gain)
 
 
 @dataclass(frozen=True)
