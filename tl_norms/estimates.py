@@ -92,7 +92,10 @@ def _of_propagate(model: nn.Module, n: int, max_memory: int | None) -> Estimate:
     per_vector = _seconds_per_vector(walk)
     encoder = model_map.encoder
     n_sources = n if encoder is None else 2 * n
-    pairs = n * (n + 1) / 2 * (1 + 1 / 8) if walk.causal else n * n  # chunks share their first position
+    pairs = n * (n + 1) / 2 if walk.causal else n * n
+    if walk.causal and not walk.in_rows:  # chunks share their first position
+        pairs *= 1 + 1 / 8
+    pairs += 2 * n  # coefficients, and what belongs to no source
     far = 0.0
     if encoder is not None:
         layers = walk.encoder_layers
