@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from tl_norms import faithfulness
-from tl_norms.faithfulness import Report, evaluate, removals, running, tasks
+from tl_norms.faithfulness import Report, evaluate, running, subsets, tasks
 from tl_norms.faithfulness.methods import Method
 from tl_norms.faithfulness.summary import by_method
 from tl_norms.faithfulness.targets import joined
@@ -71,7 +71,7 @@ def test_sets_of_several_examples_are_run_together_and_once(llama, task):
         one.ask(sets)
     runs = []
     with running.edited(llama, {running.last_states_hook(llama): lambda x: runs.append(len(x))}):
-        removals.run_asked([*inputs, inputs[0]])
+        subsets.run_asked([*inputs, inputs[0]])
         found = [one(sets) for one in inputs]
     assert runs == [3 * len(np.unique(sets, axis=0))]
     assert all(a == pytest.approx(b, abs=1e-6) for a, b in zip(found, alone, strict=True))

@@ -15,8 +15,9 @@ from .evaluation import evaluate
 from .methods import Method, available
 from .methods.rules import attnlrp, gim
 from .metrics import DEFAULT, METRICS, Metric, Scored
-from .removals import REMOVALS, Subsets, removed
+from .removals import REMOVALS, removed
 from .report import Report
+from .subsets import Subsets
 from .targets import Probe, Target
 from .tasks import Example, Excluded, Task
 
