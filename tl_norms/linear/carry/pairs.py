@@ -302,10 +302,10 @@ def _(operator: HeldFeedForward, sources: Sources) -> Sources:
         inputs = tuple(tuple(term.into(weight) for term in entering) for weight in operator.branches)
         return (Neurons(Hidden(inputs, operator.coefficients, operator.rows), operator.out, operator.scale_out),)
 
-    rest = operator(sources.rest)
+    own, rest = operator(torch.stack((sources.own, sources.rest)))  # one product of twice as many rows
     return Sources(
         neurons(sources.terms) if operator.branches else (),
-        operator(sources.own),
+        own,
         rest if operator.offset is None else rest + operator.offset,
         sources.causal,
         cross=None if sources.cross is None else replace(sources.cross, terms=neurons(sources.cross.terms), image=None),
