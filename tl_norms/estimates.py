@@ -12,6 +12,7 @@ from .blocks.activations import Activations
 from .errors import UnknownOptionError
 from .held_run import attribution_hooks
 from .linear.carry.forward import carry
+from .linear.pieces import pieces
 from .model_map import hold_model
 from .norms import block_norms
 from .plan import reader_of
@@ -103,7 +104,7 @@ def _of_propagate(model: nn.Module, n: int, max_memory: int | None) -> Estimate:
     seconds = pairs * len(walk.layers) * per_vector + far
     seconds += (pairs + n * (n_sources - n)) * len(walk.layers) * 2 * max(n - short, 0) * d / _rate(origin)
     each = walk.bytes_of(0, walk.n_own) * n // walk.n_own
-    together = max(1, 1024 // n) * each
+    together = max(1, pieces(origin.device).rows // n) * each
     formed = together if max_memory is None else max(each, min(max_memory, together))
     size = origin.element_size()
     result = len(walk.layers) * size * n * (n_sources + 1)
@@ -116,7 +117,7 @@ def _seconds_per_vector(walk: Walk, inside: bool = False) -> float:
     stack = walk.map.encoder if inside and walk.map.encoder is not None else walk.stack
     layers = walk.encoder_layers if inside else walk.layers
     stream = stack.stream(0)
-    n_vectors = max(1, 1024 // stream.shape[1])
+    n_vectors = max(1, pieces(stream.device).rows // stream.shape[1])
     x = stream.expand(n_vectors, *stream.shape).contiguous()
     best = [float("inf")] * len(layers)  # of each layer: whatever else runs can only slow it
     begin = time.perf_counter()

@@ -23,9 +23,8 @@ from .linear.carry.rows import Rows, within
 from .linear.graph import HeldBlock
 from .linear.layers import HeldLayer
 from .linear.operators import applied
+from .linear.pieces import pieces
 from .model_map import HeldStack, ModelMap
-
-_ROWS = {"cpu": 1024, "cuda": 16384}  # vectors at once: fewer make the matrix products slower, more do not help
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class Walk:
             first = own[at] if self.causal else 0
             size = self._size(own[at], self.n_own - first, max_memory)
             if self.in_rows:
-                most = max(1, _ROWS.get(self.origin.device.type, 1024) // len(self.origin))
+                most = max(1, pieces(self.origin.device).rows // len(self.origin))
                 size = within(own[at : at + size] if max_memory is not None else own[at:], self.n_own, most)
             elif self.causal:  # the sources of a chunk share their first position: few enough that little is wasted
                 size = min(size, max(self.n_own // 8, 256 // self.n_own, 1))
@@ -139,7 +138,7 @@ class Walk:
                 f"max_memory is {max_memory} bytes, but the vectors of one source token need {least} on their way "
                 f"through a layer. Pass max_memory={least} or more, or a shorter text."
             )
-        rows = _ROWS.get(self.origin.device.type, 1024) // (n_positions * n_batch)
+        rows = pieces(self.origin.device).rows // (n_positions * n_batch)
         return max(1, rows if max_memory is None else min(rows, max_memory // each))
 
     def bytes_of(self, source: int, n_positions: int) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor
 from . import integrated
 from .integrated import Activation
 from .known import known
+from .pieces import pieces
 
 _PER_UNIT = 32  # panels; a power of two: a position on its panel is exact
 _REACH = 16  # beyond this the activations in use are polynomials to float32, and few neurons are there
@@ -29,7 +30,6 @@ _NEAR = 1  # here the quotient (g(u) - g(0)) / u would cancel
 _COARSE = 0.5  # the antiderivative: panels of this width, this many nodes
 _NODES = 16
 _TOLERANCE = 2e-7
-_PIECE = 2**15  # numbers at a time
 
 
 def slope_from_zero(g: Activation, step: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
@@ -84,7 +84,7 @@ def gated_from_zero(
 def _pieces(x: Tensor) -> tuple[Tensor, ...]:
     """All numbers of a tensor in a row, on a processor as many at a time as its cache holds with all that is made."""
     flat = x.reshape(-1)
-    return flat.split(_PIECE if x.device.type == "cpu" else max(1, len(flat)))
+    return flat.split(min(max(1, len(flat)), pieces(x.device).looked_up))
 
 
 def _look_up(table: Float[Tensor, "3 panel"], x: Float[Tensor, " x"]) -> Float[Tensor, " x"]:

@@ -302,7 +302,7 @@ def _(operator: HeldFeedForward, sources: Sources) -> Sources:
         inputs = tuple(tuple(term.into(weight) for term in entering) for weight in operator.branches)
         return (Neurons(Hidden(inputs, operator.coefficients, operator.rows), operator.out, operator.scale_out),)
 
-    own, rest = operator(torch.stack((sources.own, sources.rest)))  # one product of twice as many rows
+    own, rest = _own_and_rest(operator, sources)
     return Sources(
         neurons(sources.terms) if operator.branches else (),
         own,
@@ -310,6 +310,15 @@ def _(operator: HeldFeedForward, sources: Sources) -> Sources:
         sources.causal,
         cross=None if sources.cross is None else replace(sources.cross, terms=neurons(sources.cross.terms), image=None),
     )
+
+
+def _own_and_rest(operator: HeldFeedForward, sources: Sources) -> tuple[Tensor, Tensor]:
+    """Both through a feed-forward, as one product of twice as many rows; a card is not asked whether one is zero."""
+    if sources.rest.device.type == "cpu" and not bool(sources.rest.any()):
+        own = operator(sources.own)
+        return own, torch.zeros_like(own)
+    own, rest = operator(torch.stack((sources.own, sources.rest)))
+    return own, rest
 
 
 @through.register
