@@ -63,7 +63,7 @@ def inverse_scale(full: Float[Tensor, "*b d"], center: bool, eps: float) -> Floa
         inverse = torch.native_layer_norm(full, full.shape[-1:], None, None, eps)[2][..., 0]
     else:
         inverse = (torch.linalg.vector_norm(full, dim=-1).square() / full.shape[-1] + eps).rsqrt()
-    return inverse.masked_fill(inverse.isinf(), 1)
+    return inverse if eps > 0 else inverse.masked_fill(inverse.isinf(), 1)
 
 
 def hold_norm(full: Float[Tensor, "*b d"], weights: NormWeights) -> HeldNorm:
@@ -174,7 +174,7 @@ def _coefficients(
             wide = [u.double().expand(step[0].shape) for u in (start[0], step[0], start[1], step[1])]
             pair = integrated.clipped_gated(g, *wide, limit=limit, offset=shift)
         elif begin is None:
-            pair = tables.gated_from_zero(g, step[0], step[1], shift)
+            pair = tables.gated_from_zero(g, step[0], step[1], shift, in_place=unit.inner is None)
         else:
             pair = integrated.gated(g, start[0], step[0], start[1] + shift, step[1])
         return [(unit.into, pair[0]), (unit.up, pair[1])], first, last

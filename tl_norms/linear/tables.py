@@ -54,9 +54,17 @@ def slope_from_zero(g: Activation, step: Float[Tensor, "*b m"]) -> Float[Tensor,
 
 
 def gated_from_zero(
-    g: Activation, step: Float[Tensor, "*b m"], up_step: Float[Tensor, "*b m"], up_start: float = 0.0
+    g: Activation,
+    step: Float[Tensor, "*b m"],
+    up_step: Float[Tensor, "*b m"],
+    up_start: float = 0.0,
+    *,
+    in_place: bool = False,
 ) -> tuple[Float[Tensor, "*b m"], Float[Tensor, "*b m"]]:
-    """The coefficients (gate, up) of g(u) w on the path from (0, up_start) to (step, up_start + up_step)."""
+    """The coefficients (gate, up) of g(u) w on the path from (0, up_start) to (step, up_start + up_step).
+
+    `in_place`: the steps are not needed any more; the coefficients may take their memory.
+    """
     function = None if step.dtype == torch.float64 else known(g, step.device)
     table = None if function is None else function.remembered("ramps", lambda: _table(_ramps(g, step.device)))
     if function is None or table is None:
@@ -65,13 +73,17 @@ def gated_from_zero(
         return pair[0].to(step.dtype), pair[1].to(step.dtype)
     middle = function.at_zero / 2
     kink = function.remembered("kink", lambda: abs(float(table[0, table.shape[1] // 2]) - middle) > _TOLERANCE)
-    gate, up = (torch.empty_like(step, memory_format=torch.contiguous_format) for _ in range(2))
+    if in_place and not up_start and step.is_contiguous() and up_step.is_contiguous():
+        gate, up = up_step, step
+    else:
+        gate, up = (torch.empty_like(step, memory_format=torch.contiguous_format) for _ in range(2))
     for u, w, to_gate, to_up in zip(*map(_pieces, (step, up_step, gate, up)), strict=True):
-        ramp = _look_up(table, u)
+        least, most = torch.aminmax(u)
+        outside = not bool(torch.maximum(-least, most) < _REACH)
+        ramp = _look_up(table, u, outside)
         if kink:
             ramp.masked_fill_(u == 0, middle)
-        least, most = torch.aminmax(u)
-        if bool(torch.maximum(-least, most) >= _REACH):
+        if outside:
             beyond = u.abs() >= _REACH
             far = u[beyond].double()
             wide = integrated.gated(g, torch.zeros_like(far), far, torch.zeros_like(far), torch.ones_like(far))
@@ -87,12 +99,12 @@ def _pieces(x: Tensor) -> tuple[Tensor, ...]:
     return flat.split(min(max(1, len(flat)), pieces(x.device).looked_up))
 
 
-def _look_up(table: Float[Tensor, "3 panel"], x: Float[Tensor, " x"]) -> Float[Tensor, " x"]:
-    """The quadratic of the panel of every x; outside, those of the outermost panels."""
+def _look_up(table: Float[Tensor, "3 panel"], x: Float[Tensor, " x"], outside: bool = True) -> Float[Tensor, " x"]:
+    """The quadratic of the panel of every x; outside, if there are such, those of the outermost panels."""
     scaled = x * _PER_UNIT
     left = scaled.floor()
     half = table.shape[1] // 2
-    panel = left.clamp(-half, half - 1).to(torch.int32).add_(half)
+    panel = (left.clamp(-half, half - 1) if outside else left).to(torch.int32).add_(half)
     local = scaled.sub_(left)
     value = table[2].index_select(0, panel).mul_(local).add_(table[1].index_select(0, panel))
     return value.mul_(local).add_(table[0].index_select(0, panel))
