@@ -244,3 +244,19 @@ def test_what_is_no_attribution_is_said():
         plot.contribution_graph(attribution(), absolute=0)
     with pytest.raises(plot.PlotInputError, match="an attribution has contributions, no weights"):
         plot.head_maps(attribution(), weights=True)
+
+
+def test_names_of_heads_stand_beside_their_lines():
+    found = attribution()
+    found.every.zero_()
+    found.every[2, 1, 3, 0], found.every[2, 0, 3, 3], found.every[0, 1, 2, 1] = 2.0, 1.0, -1.5
+    figure = plot.contribution_graph(found)
+    names = [note for note in figure.layout.annotations if re.fullmatch(r"L\dH\d", note.text)]
+    assert sorted(note.text for note in names) == ["L0H1", "L2H0", "L2H1"]
+    strokes = [trace for trace in figure.data if trace.mode == "lines"]
+    assert len(strokes) > 3
+    for note in names:
+        for stroke in strokes:
+            share = np.linspace(0, 1, 200)
+            x, y = (np.array(ends)[0] + share * np.diff(ends) for ends in (stroke.x, stroke.y))
+            assert not ((abs(x - note.x) < 10) & (abs(y - note.y) < 4)).any(), note.text

@@ -88,9 +88,11 @@ def test_padding_is_not_drawn_and_tokens_may_come_without_it(backend):
 def test_weights_stand_beside_norms(backend):
     norms = block_norms(1)
     drawn = panels(plot.weight_and_norm(norms, TOKENS, ["attn", "attn_res_ln"], layers=[2, 5], backend=backend))
-    titles = [panel.title.replace("<br>", "\n").split("\n")[0] for panel in drawn]
-    heads = ["Attention weights (Attn-W)", "norms, attn", "norms, attn_res_ln"]
-    assert titles[:3] == [f"layer 2 · {head}" for head in heads]
+    titles = [panel.title.replace("<br>", "\n").split("\n")[:2] for panel in drawn]
+    assert titles[:3] == [["layer 2", name] for name in ("Attn-W", "attn", "attn_res_ln")]  # three: names alone
+    two = panels(plot.weight_and_norm(norms, TOKENS, "attn_res_ln", layers=[2, 5], backend=backend))
+    titles = [panel.title.replace("<br>", "\n").split("\n")[0] for panel in two]
+    assert titles[:2] == ["layer 2 · Attention weights (Attn-W)", "layer 2 · norms, attn_res_ln"]
     for row, layer in enumerate((1, 2)):
         for panel, name in zip(drawn[3 * row :], ("Attn-W", "attn", "attn_res_ln"), strict=False):
             same(panel.z, norms[name][layer, 0])

@@ -122,6 +122,7 @@ def head_edges(
     layer: int,
     head: int,
     batch: int | None = None,
+    keys: Tokens | None = None,
     scale: ScaleOf = "shared",
     **look: Unpack[LookOptions],
 ) -> Figure:
@@ -131,6 +132,7 @@ def head_edges(
         result: an attribution, whose edges have a sign, or anything that `head_maps` takes
         tokens, batch, **look: as for `token_strip`
         layer, head: which one
+        keys: the encoder's tokens, of cross-attention
         scale: "shared", or "row" for each query by itself
 
     Returns:
@@ -144,7 +146,9 @@ def head_edges(
     """
     if is_attribution(result):
         look["title"] = look.get("title", f"{contribution(result)} through L{layer}H{head}")
-    return head_maps(result, tokens, layers=layer, heads=head, batch=batch, diagonal=True, scale=scale, **look)
+    return head_maps(
+        result, tokens, layers=layer, heads=head, batch=batch, keys=keys, diagonal=True, scale=scale, **look
+    )
 
 
 def _mean_over_pairs(result: Any, norms: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from .words import characters, visible
 
 NAMED = 8  # strongest edges that are labelled with their heads
 WIDEST, THINNEST = 7.0, 0.8
+NAME = 5.4  # pixels of a character of a name
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -157,23 +159,51 @@ def _graph(
     labels += [Label(left - 10, y[row], str(numbers[row]), "right") for row in range(0, len(numbers), step)]
     labels.append(Label(10, (y[0] + y[-1]) / 2, "layer", faint=True))
     labels.append(Label(left - 10, y[-1], "out", "right"))
-    labels += _names(x, y, numbers, kept)
+    labels += _names(x, y, numbers, kept, strokes)
     height = bottom + 14 + (6.6 * min(longest, 18) if turned else 14)
     return Drawing("", left + across * n + 20, height, (), tuple(strokes), tuple(dots), tuple(labels))
 
 
-def _names(x: list[float], y: list[float], numbers: list[int], kept: list[Edge]) -> list[Label]:
-    """The heads of the strongest edges, as far as their names do not cover each other."""
+def _names(x: list[float], y: list[float], numbers: list[int], kept: list[Edge], strokes: list[Stroke]) -> list[Label]:
+    """The heads of the strongest edges, beside their lines, as far as their names do not cover each other."""
     found: list[Label] = []
     for edge in reversed(kept):
-        upright = edge.key == edge.query
-        across = x[edge.key] + 0.6 * (x[edge.query] - x[edge.key]) + 6 * upright
-        up = y[edge.layer] + 0.6 * (y[edge.layer + 1] - y[edge.layer]) - 7 * (not upright)
+        if len(found) == NAMED:
+            break
         name = f"L{numbers[edge.layer]}H{edge.head}"
-        free = not any(abs(label.x - across) < 40 and abs(label.y - up) < 12 for label in found)
-        if free and len(found) < NAMED:
-            found.append(Label(across, up, name, "left" if upright else "center", size=9))
+        wide, high = NAME * len(name), 10.0
+        start, end = (x[edge.key], y[edge.layer]), (x[edge.query], y[edge.layer + 1])
+        free = [
+            place
+            for place in _beside(start, end, wide, high)
+            if not any(abs(label.x - place[0]) < wide + 4 and abs(label.y - place[1]) < 12 for label in found)
+        ]
+        if free:
+            across, up = min(free, key=lambda place: sum(_meets(stroke, *place, wide, high) for stroke in strokes))
+            found.append(Label(across, up, name, size=9))
     return found
+
+
+def _beside(start: Point, end: Point, wide: float, high: float) -> list[Point]:
+    """Middles of a text of this size on either side of a line, the best first."""
+    dx, dy = end[0] - start[0], end[1] - start[1]
+    long = float(np.hypot(dx, dy))
+    across, up = dy / long, -dx / long
+    away = (abs(across) * wide + abs(up) * high + WIDEST) / 2
+    return [
+        (start[0] + share * dx + side * away * across, start[1] + share * dy + side * away * up)
+        for share in (0.6, 0.5, 0.7, 0.4, 0.8)
+        for side in ((1, -1) if (up or -across) < 0 else (-1, 1))  # above the line, right of an upright one
+    ]
+
+
+def _meets(stroke: Stroke, across: float, up: float, wide: float, high: float) -> bool:
+    """Whether a line crosses a text of this size around a point."""
+    shares = np.linspace(0, 1, 41)
+    x = stroke.x[0] + shares * (stroke.x[1] - stroke.x[0])
+    y = stroke.y[0] + shares * (stroke.y[1] - stroke.y[0])
+    reach = stroke.width / 2
+    return bool(((abs(x - across) < wide / 2 + reach) & (abs(y - up) < high / 2 + reach)).any())
 
 
 def _skips(

@@ -97,7 +97,9 @@ def maps_of(result: Any, scope: str | None = None) -> Subject:
     for name in ("norms", "maps", "values"):
         value = getattr(result, name, None)
         if isinstance(value, Tensor) and hasattr(result, "layers"):
-            return Subject(result, "input tokens", _measure(result), value, tuple(result.layers), 3)
+            unit = _measure(result)
+            about = f"What each position holds of every input token: {unit}"
+            return Subject(result, "input tokens", unit, value, tuple(result.layers), 3, about)
     value = _plain(result)
     if value is None or not 2 <= value.ndim <= 4:
         raise PlotInputError(
@@ -105,7 +107,9 @@ def maps_of(result: Any, scope: str | None = None) -> Subject:
             f"{_kind(result)}{'' if value is None else f' of shape {list(value.shape)}'}."
         )
     value = value[None] if value.ndim == 2 else value
-    return Subject(result, "", "value", value, tuple(range(len(value))), 3)
+    return Subject(
+        result, "", "value", value, tuple(range(len(value))), 3, "Values by layer" if len(value) > 1 else "Values"
+    )
 
 
 def heads_of(result: Any, weights: bool = False, layers: Any = None) -> Subject:
@@ -158,7 +162,7 @@ def contribution(result: Any) -> str:
 
 def is_cross(result: Any) -> bool:
     """Whether the queries of a result are the decoder's and its keys the encoder's."""
-    return isinstance(getattr(result, "norms", None), Tensor) and hasattr(result, "attention")
+    return all(isinstance(getattr(result, name, None), Tensor) for name in ("norms", "attention"))
 
 
 def _weights() -> tuple[str, str]:
