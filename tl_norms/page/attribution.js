@@ -75,7 +75,7 @@ const PAGE = {
     return [
       { strong: `${D.target} = ${say(D.value, 4)}` },
       `: the tokens contribute ${signed(sum(values))} together, ${D.source_total === null ? "" : `the source sentence ${signed(D.source_total)}, `}` +
-        `biases and other constants ${signed(D.offset[0])}. Largest: ` +
+        `biases and other constants ${signed(D.constants)}. Largest: ` +
         order.map((i) => `${quoted(i)} ${signed(all[i])}`).join(", ") +
         ".",
     ];

@@ -101,9 +101,16 @@ def page_of_attribution(
         "bypass": packed(one(attribution.bypass)),
         "edges": edges,
         "encoder": encoder,
+        "constants": finite(float(_constants(attribution, one))),
         "software": versions(software),
     }
     return assembled(data)
+
+
+def _constants(attribution: Any, one: Callable[[Tensor], Tensor]) -> Tensor:
+    """What belongs to no input token, neither of the text nor of the source sentence."""
+    below = getattr(attribution, "source_offset", None)
+    return one(attribution.offset if below is None else below)[0]
 
 
 def _source_words(attribution: Any, keys: Tokens | None, chosen: int | None, n: int) -> list[str]:

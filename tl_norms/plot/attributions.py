@@ -42,7 +42,8 @@ def position_map(
 
     Returns:
         A Figure: rows are cuts from the embeddings down to what leaves the last layer, columns positions and, after
-        the line, what belongs to no position (biases).
+        the line, what belongs to no position (biases). Of an encoder-decoder, the cuts of the decoder; the columns of
+        the source sentence hold what is still to be read of the encoder's output.
 
     Raises:
         As `token_strip`.
@@ -53,9 +54,12 @@ def position_map(
     if not is_attribution(result):
         raise PlotInputError(f"expected an attribution, as of tl_norms.attribute, got {type(result).__name__}.")
     found, style = one_attribution(result, tokens, batch), Look(**look)
-    values = np.concatenate([found.stream, found.offset[:, None]], axis=1)
-    n = len(found.words)
-    columns = Axis("token", (*map(visible, found.words), "(rest)"), (*found.positions, ""), n)
+    beside = np.zeros((len(found.stream), 0)) if found.beside is None else found.beside
+    values = np.concatenate([found.stream, beside, found.offset[:, None]], axis=1)
+    words = (*map(visible, (*found.words, *found.source)), "(rest)")
+    places = (*found.positions, *(f"source {place}" for place in range(len(found.source))), "")
+    n = values.shape[1] - 1
+    columns = Axis("token", words, places, len(found.words))
     names = (*map(str, result.layers), "end")
     rows = Axis("what enters layer", names, ("cut",) * len(names))
     made = coloured([("", values)], rows, columns, "contribution", True, scale)
