@@ -155,6 +155,7 @@ def _pairwise_norms(family: tuple[Side, ...], max_memory: int | None) -> list[Te
     n_keys = family[0].terms[0].n_keys
     causal = all(sources.causal for sources in family)
     at_once = pairs_at_once(family, max_memory, like.element_size())
+    fewest = pieces(like.device).pairs[0]
     out = [like.new_zeros(n_batch, n, n_keys) for _ in family]
     rows = min(n, at_once)
     for b in range(n_batch):
@@ -162,8 +163,8 @@ def _pairwise_norms(family: tuple[Side, ...], max_memory: int | None) -> list[Te
         while first_key < n_keys:
             seen = n - first_key if causal else n  # queries that see the first of these keys
             columns = max(1, at_once // min(seen, rows))
-            if causal:  # pairs above the diagonal are waste
-                columns = min(columns, max(1, seen // 8))
+            if causal:  # pairs above the diagonal are waste, but so is a product of few
+                columns = min(columns, max(seen // 8, fewest // seen, 1))
             keys = slice(first_key, min(first_key + columns, n_keys))
             for first in range(first_key if causal else 0, n, rows):
                 queries = slice(first, min(first + rows, n))
