@@ -141,9 +141,10 @@ def show(why: Why, console: Console | None = None, k: int = _STRONGEST) -> None:
     found = why.attribution
     console.print(Text(f"{found.target_name} = {float(found.value[0]):+.4f}   ({found.model_name})"))
     console.print(_bars(why))
-    console.print(_table("strongest heads", found.top(k, "heads")))
-    console.print(_table("strongest edges", found.top(k, "edges")))
-    console.print(_table("strongest feed-forwards", found.top(k, "ffn")))
+    for title, kind in (("heads", "heads"), ("edges", "edges"), ("feed-forwards", "ffn")):
+        console.print()
+        console.print(_table(f"strongest {title}", found.top(k, kind)))
+    console.print()
     if found.unattended:
         layers = ", ".join(f"{layer} ({size:.0%} of the stream)" for layer, size in found.unattended.items())
         console.print(Text(f"layers without attention, whose writing is in the offset: {layers}"))
