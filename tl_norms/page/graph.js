@@ -168,7 +168,7 @@ function gridLayout(width, g) {
     height: (g ? g.bottom : 6 + GRID.length * pitch) + (M ? 30 : 18),
     x: (column) => left + column * w + gap * Math.floor(column / HEADS),
     wide: (column) => (column === FF ? 2 * w : w),
-    every: Math.ceil(15 / w),
+    every: Math.ceil((HEADS > 10 ? 21 : 15) / w),
     y: (at) => (g ? g.y(GRID[at].row) - g.pitch + g.cell / 2 + (g.pitch - h) / 2 : 6 + (GRID.length - 1 - at) * pitch),
   };
 }

@@ -140,7 +140,7 @@ def _every_edge(
     def of(edges: Callable[[int], Tensor], layer: int, shape: tuple[int, int]) -> Tensor:
         try:
             found = edges(layer).detach().cpu().float()  # [*batch head query key]
-        except UnknownLayerError:  # no attention of this kind
+        except UnknownLayerError:  # no attention of this kind in this layer
             return torch.zeros(attribution.heads.shape[-1], *shape)
         return found if chosen is None else found[chosen]
 

@@ -12,7 +12,7 @@ from .draw import Figure, drawn
 from .errors import PlotInputError
 from .picture import Dot, Drawing, Label, Look, LookOptions, Picture, Stroke
 from .select import Numbers, Tokens, about, chosen_layers, chosen_text
-from .subjects import contribution
+from .subjects import contribution, edges_of
 from .words import characters, visible
 
 NAMED = 8  # strongest edges that are labelled with their heads
@@ -92,7 +92,7 @@ def contribution_graph(
 
 def _edges(result: Any, layer: int, batch: int | None) -> np.ndarray:
     """[head query key]"""
-    value = on_cpu(result.edges(layer)).double()
+    value = on_cpu(edges_of(result, layer)).double()
     text = chosen_text(value.shape[0] if value.ndim == 4 else None, batch)
     return (value if text is None else value[text]).numpy()
 

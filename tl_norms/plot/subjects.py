@@ -91,7 +91,7 @@ def maps_of(result: Any, scope: str | None = None) -> Subject:
     if callable(getattr(result, "norms", None)) and hasattr(result, "layer"):  # a Decomposition
         return Subject(result, result.scope, _measure(result), result.norms()[None], (result.layer,), 3)
     if callable(getattr(result, "edges", None)):
-        value = torch.stack([_tensor(result.edges(layer)).sum(-3) for layer in result.layers])
+        value = torch.stack([edges_of(result, layer).sum(-3) for layer in result.layers])
         about = f"{contribution(result)} through attention"
         return Subject(result, "attention", "contribution", value, tuple(result.layers), 3, about)
     for name in ("norms", "maps", "values"):
@@ -126,7 +126,7 @@ def heads_of(result: Any, weights: bool = False, layers: Any = None) -> Subject:
         known = [layer for layer in result.layers if layer in wanted]  # others are refused where layers are chosen
         if not known:
             raise PlotInputError(f"layers is {layers!r}; this result has {', '.join(map(str, result.layers))}.")
-        value = torch.stack([_tensor(result.edges(layer)) for layer in known])
+        value = torch.stack([edges_of(result, layer) for layer in known])
         about = f"{contribution(result)} through heads"
         return Subject(result, "heads", "contribution", value, tuple(known), 4, about)
     if weights:
@@ -152,6 +152,15 @@ def head_weights(result: Any) -> Tensor:
         return result.attention
     moved = result.head_norms  # says what to do if the patterns were not kept
     return torch.stack([pattern.detach().to(moved.device, moved.dtype) for pattern in result.patterns])
+
+
+def edges_of(result: Any, layer: int) -> Tensor:
+    """The edges of a layer of an attribution, [*batch head query key]; zeros where the layer has no attention."""
+    if layer not in getattr(result, "unattended", ()):
+        return _tensor(result.edges(layer))
+    *batch, n_heads = result.heads[0].shape
+    n = result.stream.shape[-1]
+    return torch.zeros(*batch, n_heads, n, n)
 
 
 def contribution(result: Any) -> str:
