@@ -1,6 +1,7 @@
 """--why on the command line: MiniLM's likeness to a sentence, a predicted token, and arguments that do not fit."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -51,6 +52,13 @@ def test_the_prediction_is_explained(model):
     why.show(found, console)
     printed = console.export_text()
     assert "logit('7') at 2 - logit(9) at 2 = " in printed and "strongest edges" in printed and "(no token" in printed
+    for width in (40, 60, 80, 120):
+        console = Console(record=True, width=width, highlight=False)
+        why.show(replace(found, words=["<|im_start|>", " internationalization", "5", "20"]), console)
+        printed = console.export_text()
+        assert max(map(len, printed.splitlines())) <= width
+        shown = [f"{value:+.4f}" for value in found.attribution.tokens[0].tolist()]
+        assert all(number in printed for number in shown) and "<|im_start|>" in printed  # no number is cut
     best = why.explained(model.model, "3 17 5 20").attribution
     first, second = model.hf(torch.tensor([[3, 17, 5, 20]])).logits[0, -1].detach().topk(2).values
     assert float(best.value) == pytest.approx(float(first - second))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,8 +16,11 @@ from ..held_run import attribution_hooks
 from ..model_map import AttentionRule
 from ..targets import Target, TargetError, direction, logit
 from .load import TextError, brief
+from .tables import printable
 
-_BAR = 24  # columns of the longest bar on either side
+_BAR, _LEAST = 24, 6  # columns of the longest bar on either side
+_WORD = 24  # columns of a token that bars make room for
+_NO_TOKEN = "(no token: biases)"
 _STRONGEST = 8
 
 
@@ -140,7 +144,7 @@ def show(why: Why, console: Console | None = None, k: int = _STRONGEST) -> None:
     console = console or Console(highlight=False)
     found = why.attribution
     console.print(Text(f"{found.target_name} = {float(found.value[0]):+.4f}   ({found.model_name})"))
-    console.print(_bars(why))
+    console.print(_bars(why, console.width))
     for title, kind in (("heads", "heads"), ("edges", "edges"), ("feed-forwards", "ffn")):
         console.print()
         console.print(_table(f"strongest {title}", found.top(k, kind)))
@@ -153,19 +157,24 @@ def show(why: Why, console: Console | None = None, k: int = _STRONGEST) -> None:
     )
 
 
-def _bars(why: Why) -> Table:
+def _bars(why: Why, width: int) -> Table:
+    """A bar per token, left or right of the middle, as wide as the terminal lets them be: numbers are never cut."""
     values = [float(value) for value in why.attribution.tokens[0]]
-    rows = [*zip(why.words, values, strict=True), ("(no token: biases)", float(why.attribution.offset[0, 0]))]
+    rows = [*zip(why.words, values, strict=True), (_NO_TOKEN, float(why.attribution.offset[0, 0]))]
     longest = max((abs(value) for _, value in rows), default=0) or 1
+    words = [printable(word) for word, _ in rows]
+    numbers = [f"{value:+.4f}" for _, value in rows]
+    room = width - max(map(len, numbers)) - 3 * 2  # three gaps of two columns
+    bar_width = min(_BAR, max(_LEAST, (room - min(_WORD, max(map(cell_len, words)))) // 2))
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(justify="right")
-    table.add_column(justify="right")
-    table.add_column(justify="right", width=_BAR)
-    table.add_column(justify="left", width=_BAR)
-    for word, value in rows:
-        bar = "█" * round(abs(value) / longest * _BAR)
+    table.add_column(justify="right", no_wrap=True, max_width=max(4, room - 2 * bar_width))
+    table.add_column(justify="right", no_wrap=True, min_width=max(map(len, numbers)))
+    table.add_column(justify="right", width=bar_width)
+    table.add_column(justify="left", width=bar_width)
+    for word, number, (_, value) in zip(words, numbers, rows, strict=True):
+        bar = "█" * round(abs(value) / longest * bar_width)
         left, right = (Text(bar, style="red"), Text("")) if value < 0 else (Text(""), Text(bar, style="green"))
-        table.add_row(Text(repr(word)[1:-1]), f"{value:+.4f}", left, right)
+        table.add_row(Text(word), number, left, right)
     return table
 
 
@@ -174,5 +183,5 @@ def _table(title: str, ranking: Ranking) -> Table:
     for column in ranking.columns:
         table.add_column(column, justify="right" if column == "value" else "left")
     for row in ranking:
-        table.add_row(*(f"{cell:+.4f}" if isinstance(cell, float) else Text(str(cell)) for cell in row))
+        table.add_row(*(f"{cell:+.4f}" if isinstance(cell, float) else Text(printable(str(cell))) for cell in row))
     return table
