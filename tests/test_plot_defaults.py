@@ -184,6 +184,7 @@ def test_blanks_of_tokens_are_seen(token, shown):
     [
         (["<|im_start|>", "The", " keys", " are", "."], "The keys are."),
         (["[CLS]", "the", "key", "##s", "are", ".", "[SEP]"], "the keys are."),
+        (["▁das", "▁Ha", "us", "▁", ".", "</s>"], "das Haus ."),
         (["word"] * 40, "word " * 14 + "w…"),
     ],
 )
