@@ -15,7 +15,7 @@ from ..attribution_result import Attribution, Ranking
 from ..held_run import attribution_hooks
 from ..model_map import AttentionRule
 from ..targets import Target, TargetError, direction, logit
-from .load import TextError, brief
+from .load import TextError, brief, tokenize
 from .tables import printable
 
 _BAR, _LEAST = 24, 6  # columns of the longest bar on either side
@@ -100,22 +100,15 @@ def _pooled(cache: Any) -> Tensor:
 
 
 def _cache(model: Any, text: str) -> tuple[Any, list[str]]:
-    """A cache of what an attribution needs, and the tokens as strings, as the tokenizer itself gives them."""
-    if getattr(model, "tokenizer", None) is None:
-        raise TextError("this model has no tokenizer, so it cannot be given a text.")
-    tokens = model.tokenizer(text, return_tensors="pt").input_ids
-    context = int(getattr(model.cfg, "n_ctx", 0) or 0)
-    if tokens.shape[1] == 0:
-        raise TextError("the text has no tokens.")
-    if 0 < context < tokens.shape[1]:
-        raise TextError(f"the text has {tokens.shape[1]} tokens, more than the {context} of this model's context.")
+    """A cache of what an attribution needs, and the tokens as strings: the tokens that `run_with_cache(text)` reads."""
+    tokens, words = tokenize(model, text)
     hooks = attribution_hooks(model)
     try:
         with torch.no_grad():
             _, cache = model.run_with_cache(tokens.to(next(model.parameters()).device), names_filter=hooks)
     except Exception as error:  # the model's own code
         raise TextError(f"the model could not be run on this text: {type(error).__name__}: {brief(error)}") from error
-    return cache, [model.tokenizer.decode([token]) for token in tokens[0].tolist()]
+    return cache, words
 
 
 def numbers(why: Why, k: int = _STRONGEST) -> dict[str, Any]:
