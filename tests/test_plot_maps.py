@@ -3,6 +3,7 @@
 import html
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import plot_results
@@ -165,8 +166,14 @@ def test_keys_of_the_source_follow_those_of_the_target(backend):
         assert (line.x0, line.x1) == (5.5, 5.5)
     drawn = panels(plot.feed_forward(norms, TOKENS, layers=0, keys=source, backend=backend))
     np.testing.assert_array_equal(drawn[1].z[:, 6:], norms["attn_res_ln_ff"][0, :, 6:].double().numpy())
-    square = panels(plot.layer_maps(norms, TOKENS, "attn", layers=0, backend=backend))[0]  # in front of it: no source
+    square = panels(plot.layer_maps(norms, TOKENS, "attn", layers=0, backend=backend))[0]  # before it: no source
     assert square.z.shape == (6, 6)
+    kept = replace(norms, facts=replace(norms.facts, token_strings=(tuple(TOKENS),), source_strings=(tuple(source),)))
+    for figure in (
+        plot.layer_maps(kept, scope="attn_res_ln_ff", layers=0, backend=backend),
+        plot.feed_forward(kept, layers=0, backend=backend),
+    ):
+        assert panels(figure)[0].column_labels == [*LABELS, *source]  # a result that keeps its tokens needs none
 
 
 @both

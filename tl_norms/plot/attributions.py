@@ -65,7 +65,7 @@ def position_map(
     made = coloured([("", values)], rows, columns, "contribution", True, scale)
     (panel,) = made.panels
     wide = max(18.0, min(52.0, (style.width - 190) / (n + 1)))
-    panel = Cells("", panel.values, rows, columns, told=panel.told, size=(wide, 15.0))
+    panel = Cells("", panel.values, rows, columns, told=panel.told, size=(wide, _row_height(len(rows))))
     title = f"{contribution(result)} by layer and position"
     notes = (about(result, found.words), f"every row adds up to {found.value:+.3g}")
     return drawn(Picture((panel,), 1, tuple(made.scales), title, tuple(filter(None, notes)), style))
@@ -113,7 +113,7 @@ def head_grid(result: Any, *, layers: Numbers = None, batch: int | None = None, 
     columns = Axis("head", tuple(map(str, range(grid.shape[1]))), ("head",) * grid.shape[1])
     signed = bool(np.nanmin(grid) < 0)
     scale = Scale.of([grid[wanted]], unit, signed)
-    panel = Cells("", grid[wanted], rows, columns, size=(30.0, 15.0))
+    panel = Cells("", grid[wanted], rows, columns, size=(30.0, _row_height(len(rows))))
     words = _known_words(result, text)
     notes = tuple(filter(None, [about(result, words), *notes]))
     return drawn(Picture((panel,), 1, (scale,), title, notes, Look(**look)))
@@ -153,6 +153,11 @@ def head_edges(
     return head_maps(
         result, tokens, layers=layer, heads=head, batch=batch, keys=keys, diagonal=True, scale=scale, **look
     )
+
+
+def _row_height(n: int) -> float:
+    """Pixels of each of n rows: few are higher, so that what is written beside them has room."""
+    return max(15.0, min(45.0, 90 / n))
 
 
 def _mean_over_pairs(result: Any, norms: Tensor) -> Tensor:

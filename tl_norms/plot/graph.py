@@ -7,7 +7,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from .colours import NEGATIVE, POSITIVE
-from .contributions import Signed, is_attribution, on_cpu, one_attribution
+from .contributions import is_attribution, on_cpu, one_attribution
 from .draw import Figure, drawn
 from .errors import PlotInputError
 from .picture import Dot, Drawing, Label, Look, LookOptions, Picture, Stroke
@@ -50,8 +50,9 @@ def contribution_graph(
     Args:
         result: an attribution
         tokens, batch, **look: as for `token_strip`
-        threshold: a share of the largest edge of the layers shown, 0 to 1
-        absolute: a value instead of a share
+        threshold: a share of the largest edge of the layers shown, 0 to 1; of dots and skip connections, a share of
+            the largest contribution of a position
+        absolute: a value instead of a share, for all of them
         layers: one layer, several, or None for all
 
     Returns:
@@ -79,7 +80,9 @@ def contribution_graph(
     kept = _kept(every, least) if largest else []
     n = sum(int((edges != 0).sum()) for edges in every)
     bypass = _bypass(result, places, batch)
-    drawing = _graph(found, places, numbers, kept, bypass, least, largest, style.width)
+    stream = found.stream[[*places, places[-1] + 1]]
+    sits = absolute if absolute is not None else threshold * float(np.abs(stream).max())
+    drawing = _graph(found.words, stream, numbers, kept, bypass, sits, largest, style.width)
     share = "" if absolute is not None else f" ({threshold:.0%} of the largest)"
     notes = (
         about(result, found.words),
@@ -118,16 +121,17 @@ def _kept(every: list[np.ndarray], least: float) -> list[Edge]:
 
 
 def _graph(
-    found: Signed,
-    places: list[int],
+    texts: tuple[str, ...],
+    stream: np.ndarray,
     numbers: list[int],
     kept: list[Edge],
     bypass: np.ndarray | None,
-    least: float,
+    sits: float,
     largest: float,
     width: int,
 ) -> Drawing:
-    words = [visible(word) for word in found.words]
+    """Edges, and what sits at positions and passes layers where it reaches `sits`; `stream` [cut pos] of the layers."""
+    words = [visible(word) for word in texts]
     longest = max(map(characters, words))
     left, n = 64.0, len(words)
     across = max(14.0, min(96.0, (width - left - 60) / n))
@@ -136,7 +140,7 @@ def _graph(
     bottom = 8 + up * len(numbers)
     x = [left + across * (place + 0.5) for place in range(n)]
     y = [bottom - up * row for row in range(len(numbers) + 1)]
-    strokes = _skips(x, y, words, numbers, bypass, least)
+    strokes = _skips(x, y, words, numbers, bypass, sits)
     together: dict[tuple[int, int, int], list[Edge]] = {}
     for edge in kept:
         together.setdefault((edge.layer, edge.query, edge.key), []).append(edge)
@@ -147,9 +151,8 @@ def _graph(
         hover = "\n".join([f"{key} {words[key]} → {query} {words[query]}", *told])
         ends = ((x[key], x[query]), (y[layer], y[layer + 1]))
         strokes.append(Stroke(*ends, thick, POSITIVE if total > 0 else NEGATIVE, hover))
-    dots, stream = [], found.stream[[*places, places[-1] + 1]]
-    limit = float(np.abs(stream).max()) or 1.0
-    for row, column in np.argwhere(np.abs(stream) >= least).tolist():
+    dots, limit = [], float(np.abs(stream).max()) or 1.0
+    for row, column in np.argwhere((np.abs(stream) >= sits) & (stream != 0)).tolist():
         value = float(stream[row, column])
         at = f"enters layer {numbers[row]}" if row < len(numbers) else f"leaves layer {numbers[-1]}"
         hover = f"{column} {words[column]}, {at}\n{value:+.3g}"
@@ -215,7 +218,7 @@ def _skips(
         return []
     limit = float(np.abs(bypass).max()) or 1.0
     strokes = []
-    for row, place in np.argwhere(np.abs(bypass) >= least).tolist():
+    for row, place in np.argwhere((np.abs(bypass) >= least) & (bypass != 0)).tolist():
         value = float(bypass[row, place])
         hover = f"{place} {words[place]}, past layer {numbers[row]}\n{value:+.3g}"
         thick = max(THINNEST, WIDEST * 0.7 * abs(value) / limit)
