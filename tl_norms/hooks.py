@@ -23,6 +23,7 @@ from .layer_numbers import LayerNumbers, collected, layer_numbers
 from .options import AnalysisOptions, Layers, Scopes
 from .plan import Plan
 from .results import BlockNorms
+from .short_texts import numbers_of_layers
 
 Keep = Literal["maps", "mixing_ratio"] | Callable[[BlockNorms], Any]
 
@@ -184,7 +185,11 @@ class NormRecorder:
     def _finish(self, block: Block) -> None:
         """All activations of a block are here: compute, keep what was asked, let them go."""
         activations = self.plan.activations(self._tensors[block.layer], True)
-        numbers = layer_numbers(self.plan, activations, self.plan.blocks.index(block), maps=self.maps)
+        number = self.plan.blocks.index(block)
+        if self.maps:
+            (numbers,) = numbers_of_layers(self.plan, activations, [number])
+        else:
+            numbers = layer_numbers(self.plan, activations, number, maps=False)
         whole = collected(self.plan, [numbers], activations)
         if callable(self.keep):
             self.kept[block.layer] = self.keep(whole)

@@ -21,13 +21,14 @@ from .decomposition import Decomposition
 from .errors import UnknownOptionError, UnknownScopeError
 from .freeze import FrozenBlock
 from .held_run import attribution_hooks
-from .layer_numbers import collected, heads_of, layer_numbers, stacked
+from .layer_numbers import collected, heads_of, stacked
 from .linear.carry.terms import Mixture
 from .linear.edits import Edits
 from .linear.measure.factors import head_norms
 from .options import AnalysisOptions, Layers, Options, Scopes, one_layer
 from .plan import Plan, chain_of, chosen_blocks, chosen_scopes, reader_of
 from .results import BlockNorms
+from .short_texts import numbers_of_layers
 from .targets import Target
 
 
@@ -208,7 +209,7 @@ def block_norms(cache, scopes: Scopes = None, **options: Unpack[AnalysisOptions]
         >>> norms.mixing_ratio("attn_res").mean()                               # doctest: +SKIP
     """
     plan, activations = Plan.of_cache(cache, scopes, **options)
-    layers = [layer_numbers(plan, activations, number) for number in range(len(plan.blocks))]
+    layers = numbers_of_layers(plan, activations, range(len(plan.blocks)))
     return collected(plan, layers, activations)
 
 
