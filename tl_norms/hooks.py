@@ -18,12 +18,12 @@ from .blocks.compat import attach, detach
 from .blocks.masks import pass_masks
 from .blocks.structure import Block
 from .errors import RecorderError
+from .joined_layers import numbers_of_layers
 from .labels import id_hook
 from .layer_numbers import LayerNumbers, collected, layer_numbers
 from .options import AnalysisOptions, Layers, Scopes
 from .plan import Plan
 from .results import BlockNorms
-from .short_texts import numbers_of_layers
 
 Keep = Literal["maps", "mixing_ratio"] | Callable[[BlockNorms], Any]
 

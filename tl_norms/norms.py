@@ -21,6 +21,7 @@ from .decomposition import Decomposition
 from .errors import UnknownOptionError, UnknownScopeError
 from .freeze import FrozenBlock
 from .held_run import attribution_hooks
+from .joined_layers import numbers_of_layers
 from .layer_numbers import collected, heads_of, stacked
 from .linear.carry.terms import Mixture
 from .linear.edits import Edits
@@ -28,7 +29,6 @@ from .linear.measure.factors import head_norms
 from .options import AnalysisOptions, Layers, Options, Scopes, one_layer
 from .plan import Plan, chain_of, chosen_blocks, chosen_scopes, reader_of
 from .results import BlockNorms
-from .short_texts import numbers_of_layers
 from .targets import Target
 
 

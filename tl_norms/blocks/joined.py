@@ -1,4 +1,4 @@
-"""Several layers of one shape read as one: which can be, and their activations one after the other on the batch axis."""
+"""Several layers of one shape read as one: which can be, and their activations joined on the batch axis."""
 
 from collections.abc import Hashable, Sequence
 

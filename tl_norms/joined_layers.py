@@ -1,4 +1,4 @@
-"""The numbers of all layers: those of a short text at once where layers are of one shape, all others one by one.
+"""The numbers of all layers: of several at once where they are of one shape, of all others one by one.
 
 What an operation costs to start is most of what a short text costs, so layers of one shape are read as one. Nothing is
 explained here: where anything is not as it must be, layers are taken one by one, which says what, and where.
@@ -19,10 +19,14 @@ from .layer_numbers import LayerNumbers, layer_numbers, unpadded
 from .linear.carry.pairs import is_causal
 from .linear.graph import HeldStep
 from .linear.hold import NormWeights, hold_norm
+from .linear.joined.factored import factor_pairs, fits
+from .linear.joined.formed import few, form_pairs
+from .linear.joined.mixing import LayersMixing
+from .linear.joined.points import Point, after, attended
 from .linear.measure.measures import Length
 from .linear.operators import HeldNorm
+from .linear.pieces import pieces
 from .linear.required import judged, together
-from .linear.short import LayersMixing, Point, after, attended, form_pairs
 from .plan import Plan
 from .tolerances import TOLERANCE
 
@@ -34,7 +38,7 @@ def numbers_of_layers(plan: Plan, activations: Activations, numbers: Sequence[in
         As `layer_numbers`.
     """
     found: dict[int, LayerNumbers] = {}
-    for group in _groups(plan, numbers):
+    for group in _groups(plan, activations, numbers):
         try:
             with together():
                 found.update(zip(group, _at_once(plan, activations, [plan.blocks[n] for n in group]), strict=True))
@@ -43,8 +47,8 @@ def numbers_of_layers(plan: Plan, activations: Activations, numbers: Sequence[in
     return [found[number] if number in found else layer_numbers(plan, activations, number) for number in numbers]
 
 
-def _groups(plan: Plan, numbers: Sequence[int]) -> list[list[int]]:
-    """Blocks of one shape each."""
+def _groups(plan: Plan, activations: Activations, numbers: Sequence[int]) -> list[list[int]]:
+    """Blocks of one shape each, no more of them than patterns are copied at little cost."""
     if not isinstance(plan.options.measure, Length) or plan.options.edits != "refuse":
         return []
     what = ("shapes", plan.scopes)
@@ -54,15 +58,27 @@ def _groups(plan: Plan, numbers: Sequence[int]) -> list[list[int]]:
         shape = shapes[plan.blocks[number].layer]
         if shape is not None:
             groups.setdefault(shape, []).append(number)
-    return list(groups.values())
+    return [part for group in groups.values() for part in _parts(group, _at_most(plan, activations, group[0]))]
+
+
+def _parts(group: list[int], at_most: int) -> list[list[int]]:
+    return [group[first : first + at_most] for first in range(0, len(group), at_most)]
+
+
+def _at_most(plan: Plan, activations: Activations, number: int) -> int:
+    """Layers like this one that are taken at once."""
+    pattern = activations.tensors.get(plan.blocks[number].attention()[1].pattern)
+    if pattern is None:
+        return 1
+    return max(1, pieces(pattern.device).tile // max(1, pattern.numel() * pattern.element_size()))
 
 
 def _all(reader: Reader) -> list[Block]:
     return [block for block in reader.blocks() if block is not None]
 
 
-class _NotShort(TLNormsError):
-    """The vectors of all pairs are many, or layers differ in more than their names."""
+class _OneByOne(TLNormsError):
+    """Layers differ in more than their names, or are too large to be taken at once."""
 
 
 @dataclass
@@ -78,7 +94,7 @@ class _HeldLayers:
         outputs = [self.reader.attention_output(operation) for operation in operations]
         pattern, values = self.activations.attention(operations[0], outputs[0].weight.shape[0])
         if pattern.shape[2] != pattern.shape[3] or len({one.weight.shape for one in outputs}) > 1:
-            raise _NotShort("queries go on from a key-value cache, or projections differ")
+            raise _OneByOne("queries go on from a key-value cache, or projections differ")
         n_heads = pattern.shape[1]
         weights = [rearrange(one.weight.detach().to(values), "(h e) d -> h e d", h=n_heads) for one in outputs]
         bias = self._stacked([one.bias for one in outputs], values)
@@ -97,7 +113,7 @@ class _HeldLayers:
         operations = [block.steps[number - 1].operation for block in self.blocks]
         forms = [self.reader.norm(operation) for operation in operations if isinstance(operation, Norm)]
         if len({(form.center, form.eps) for form in forms}) > 1:
-            raise _NotShort("norms differ")
+            raise _OneByOne("norms differ")
         gain, beta = (self._stacked([getattr(form, name) for form in forms], full) for name in ("gain", "beta"))
         return hold_norm(full, NormWeights(forms[0].center, forms[0].eps, gain, beta))
 
@@ -107,7 +123,7 @@ class _HeldLayers:
         if not there:
             return None
         if len(there) < len(parts):
-            raise _NotShort("only some layers have this bias or gain")
+            raise _OneByOne("only some layers have this bias or gain")
         rows = torch.stack(there).detach().to(like)[:, None]
         texts = len(like) // len(rows)
         return rows if texts == 1 else rows.repeat_interleave(texts, dim=0)
@@ -120,7 +136,7 @@ class _HeldLayers:
         if not isinstance(step.operation, Norm) and step.truth is not None and self.activations.has(step.truth):
             return self.truth(step.truth)
         if not isinstance(step.operation, Add):
-            raise _NotShort("what a norm reads is not hooked")
+            raise _OneByOne("what a norm reads is not hooked")
         made = self.real(step.reads) * step.operation.scale
         return made + self.real(0) * step.operation.other_scale
 
@@ -133,11 +149,11 @@ def _at_once(plan: Plan, activations: Activations, blocks: list[Block]) -> list[
     held = _HeldLayers(plan.reader, joined(activations, blocks, plan.scopes), blocks)
     first, scopes = blocks[0], plan.scopes
     mixing = held.mixing()
-    if not mixing.few:
-        raise _NotShort("the vectors of all pairs are many")
+    if not (few(mixing) or fits(mixing)):
+        raise _OneByOne("head vectors are many")
     steps = {number: held.step(number) for number in first.needed(scopes) if number > 1}
     norms = tuple(step.operator for step in steps.values() if isinstance(step.operator, HeldNorm))
-    pairs = form_pairs(mixing, norms)
+    pairs = (form_pairs if few(mixing) else factor_pairs)(mixing, norms)
     stream = held.real(0) if first.reads_stream(scopes) else pairs.own
     points: dict[int, Point] = {}
     errors: dict[str, Tensor] = {}
@@ -161,12 +177,12 @@ def _errors(held: _HeldLayers, number: int, points: dict[int, Point]) -> Tensor:
     """|total - activation| at the worst position of every layer, as in `completeness`."""
     step, point, activations = held.blocks[0].steps[number - 1], points[number], held.activations
     if step.truth is None:
-        raise _NotShort("what is to be compared is not hooked")
+        raise _OneByOne("what is to be compared is not hooked")
     off = torch.linalg.vector_norm(point.total - held.truth(step.truth), dim=-1)
-    size = point.sizes.amax(0)
+    size = point.largest
     if isinstance(step.operation, Add):
         coarse = 2 * torch.finfo(activations.coarsest).eps / TOLERANCE[activations.coarsest]
-        size = abs(step.operation.scale) * points[step.reads].sizes.amax(0)
+        size = abs(step.operation.scale) * points[step.reads].largest
         size = torch.add(size, point.sizes[3], alpha=coarse)
     relative = off / size.clamp_min(torch.finfo(size.dtype).tiny)
     if activations.mask is not None:
