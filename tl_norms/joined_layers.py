@@ -70,7 +70,7 @@ def _at_most(plan: Plan, activations: Activations, number: int) -> int:
     pattern = activations.tensors.get(plan.blocks[number].attention()[1].pattern)
     if pattern is None:
         return 1
-    return max(1, pieces(pattern.device).tile // max(1, pattern.numel() * pattern.element_size()))
+    return max(1, pieces(pattern.device).copied // max(1, pattern.numel() * pattern.element_size()))
 
 
 def _all(reader: Reader) -> list[Block]:
@@ -153,7 +153,7 @@ def _at_once(plan: Plan, activations: Activations, blocks: list[Block]) -> list[
         raise _OneByOne("head vectors are many")
     steps = {number: held.step(number) for number in first.needed(scopes) if number > 1}
     norms = tuple(step.operator for step in steps.values() if isinstance(step.operator, HeldNorm))
-    pairs = (form_pairs if few(mixing) else factor_pairs)(mixing, norms)
+    pairs, head_norms = (form_pairs if few(mixing) else factor_pairs)(mixing, norms)
     stream = held.real(0) if first.reads_stream(scopes) else pairs.own
     points: dict[int, Point] = {}
     errors: dict[str, Tensor] = {}
@@ -170,7 +170,7 @@ def _at_once(plan: Plan, activations: Activations, blocks: list[Block]) -> list[
             judged(error.max(), lambda worst: _refuse(worst, TOLERANCE[held.activations.coarsest]))
         if step.scope in scopes:
             chosen[step.scope], errors[step.scope] = points[number], error
-    return _by_layer(held, activations, mixing, chosen, errors)
+    return _by_layer(held, activations, mixing, head_norms, chosen, errors)
 
 
 def _errors(held: _HeldLayers, number: int, points: dict[int, Point]) -> Tensor:
@@ -199,6 +199,7 @@ def _by_layer(
     held: _HeldLayers,
     activations: Activations,
     mixing: LayersMixing,
+    head_norms: Tensor,
     points: dict[str, Point],
     errors: dict[str, Tensor],
 ) -> list[LayerNumbers]:
@@ -214,7 +215,7 @@ def _by_layer(
     maps = split({scope: point.norms() for scope, point in points.items()})
     ratios = split({scope: point.mixing_ratio() for scope, point in points.items()})
     remainders = split(rests)
-    heads = next(iter(points.values())).pairs.head_norms.chunk(n_layers)
+    heads = head_norms.chunk(n_layers)
     worst = {scope: error.unbind() for scope, error in errors.items()}
     return [
         LayerNumbers(

@@ -22,8 +22,8 @@ def fits(mixing: LayersMixing) -> bool:
     return numbers * mixing.pattern.element_size() <= pieces(mixing.pattern.device).kept
 
 
-def factor_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> JoinedPairs:
-    """Norms of all pairs and of their images under one norm after the other, and the sums of both.
+def factor_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> tuple[JoinedPairs, Float[Tensor, "b h k"]]:
+    """Norms of all pairs and of their images under one norm after the other, their sums, and norms of head vectors.
 
     Raises:
         DecompositionError: norms are not those of vectors formed on their own.
@@ -62,11 +62,11 @@ def factor_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> JoinedPai
         others=tuple(others),
         own=made[:, :, 0],
         combined=made[:, :, 1].sum(1),
-        head_norms=rearrange(joined(head_norms, 1), "h (b k) -> b h k", b=n_batch).contiguous(),
     )
+    of_heads = rearrange(joined(head_norms, 1), "h (b k) -> b h k", b=n_batch).contiguous()
     plain = tuple(rearrange(joined(parts), "(b k) s -> b s k", b=n_batch) for parts in lengths)
-    found.compare(mixing, ChosenPairs(plain, sent[:, -1]))
-    return found
+    found.compare(mixing, ChosenPairs(plain, sent[:, -1]), of_heads)
+    return found, of_heads
 
 
 def _probes(mixing: LayersMixing) -> Float[Tensor, "b k r h"]:

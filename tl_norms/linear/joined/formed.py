@@ -23,8 +23,8 @@ def _numbers(mixing: LayersMixing) -> int:
     return mixing.n_texts * mixing.pattern.shape[-1] ** 2 * mixing.width
 
 
-def form_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> JoinedPairs:
-    """All pairs, a few layers at a time, and their images under one norm after the other.
+def form_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> tuple[JoinedPairs, Float[Tensor, "b h k"]]:
+    """All pairs, a few layers at a time, their images under one norm after the other, and the norms of head vectors.
 
     Raises:
         DecompositionError: norms are not those of vectors formed on their own.
@@ -57,10 +57,10 @@ def form_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> JoinedPairs
         others=tuple(one[:, :n] for one in total),
         own=joined(own),
         combined=total[0][:, n + 1],
-        head_norms=rearrange(joined(head_norms), "l h (b k) -> (l b) h k", b=n_texts),
     )
-    found.compare(mixing, _chosen_pairs(mixing, norms))
-    return found
+    of_heads = rearrange(joined(head_norms), "l h (b k) -> (l b) h k", b=n_texts)
+    found.compare(mixing, _chosen_pairs(mixing, norms), of_heads)
+    return found, of_heads
 
 
 def _by_key(mixing: LayersMixing) -> Float[Tensor, "b k r h"]:

@@ -107,23 +107,21 @@ class JoinedPairs:
         others: the sums over j != i, likewise
         own: v_ii, of attention alone
         combined: the combination of what all heads send
-        head_norms: of what each head sends
     """
 
     norms: tuple[Float[Tensor, "b q k"], ...]
     others: tuple[Float[Tensor, "b q d"], ...]
     own: Float[Tensor, "b q d"]
     combined: Float[Tensor, "b d"]
-    head_norms: Float[Tensor, "b h k"]
 
-    def compare(self, mixing: LayersMixing, chosen: ChosenPairs) -> None:
+    def compare(self, mixing: LayersMixing, chosen: ChosenPairs, head_norms: Float[Tensor, "b h k"]) -> None:
         """Norms of pairs, and the vectors that heads send, against those made another way.
 
         Raises:
             DecompositionError: one of them is another.
         """
-        compare_heads(self.combined, chosen.combined, mixing.combination[1], self.head_norms)
-        size = (mixing.chosen_weights.abs() * self.head_norms[:, :, None]).sum(1)
+        compare_heads(self.combined, chosen.combined, mixing.combination[1], head_norms)
+        size = (mixing.chosen_weights.abs() * head_norms[:, :, None]).sum(1)
         for found, plain in zip(self.norms, chosen.norms, strict=True):
             Spots(*mixing.chosen, plain, size).compare(found, "norms of pairs")
 
