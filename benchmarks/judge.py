@@ -47,7 +47,7 @@ def go_on(model, tasks: Sequence[faithfulness.Task], methods, file: Path, until:
     long = 2 * min(lengths.values()) + 8  # long ones apart, so that short ones are stored first
     while True:
         done = {task.name: _n_done(report, task.name) for task in tasks}
-        first = min(done.values())
+        first = min((done[task.name] for task in tasks if done[task.name] < len(task)), default=0)
         turn = [task for task in tasks if done[task.name] == first and first < len(task)]
         turn = [task for task in turn if lengths[task.name] < long] or turn
         if not turn or time.time() > until:

@@ -79,6 +79,20 @@ def made_attribution(tokens, n_layers=3, n_heads=4, causal=True, batch=None):
     )
 
 
+def made_both_stacks(tokens, source, n_layers=3, n_below=2, n_heads=4):
+    """The same of an encoder-decoder: its source sentence, the encoder's cuts, and edges of three kinds."""
+    found = made_attribution(tokens, n_layers, n_heads)
+    n, m, decoder = len(tokens), len(source), found.edges
+    cross, below = torch.randn(n_layers, n_heads, n, m), torch.randn(n_below, n_heads, m, m)
+    found.source_stream, found.beside = torch.randn(n_below + 1, m), torch.randn(n_layers + 1, m)
+    found.source_tokens, found.source_strings = found.source_stream[0], (tuple(source),)
+    found.offset = found.value - found.stream.sum(-1) - found.beside.sum(-1)
+    found.source_offset = found.value - found.source_stream.sum(-1) - found.tokens.sum(-1)
+    found.edges = lambda layer, stack=None: below[layer] if stack == "encoder" else decoder(layer)
+    found.cross_edges = lambda layer: cross[layer]
+    return found
+
+
 def data_of(page: str) -> dict:
     """What the page holds, up to the first end tag."""
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])

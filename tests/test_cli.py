@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import weakref
@@ -518,3 +520,17 @@ def test_check_looks_at_both_stacks(translator):
     assert len(errors) > 4 and max(errors) < 1e-5  # the cuts of both stacks
     status, out, _ = called("--check", translator[0])
     assert status == 0 and "encoder: complete" in out and "decoder: complete" in out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("command", [[], ["judge"], ["study"]], ids=["plain", "judge", "study"])
+def test_help_fits_the_terminal_and_its_commands_can_be_copied(columns, command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        run.main([*command, "--help"])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= max(columns, 72)  # usage names choices, which are one word
+    examples = re.sub(r"\\\n\s+", "", shown[shown.index("example") :])
+    commands = [re.sub(r"\s{3,}\(.*", "", line).strip() for line in re.findall(r"^  (tl-norms .*)$", examples, re.M)]
+    assert commands and not any(line.endswith("\\") for line in commands)
+    assert all(len(shlex.split(line)) > 1 for line in commands)  # quotes are whole

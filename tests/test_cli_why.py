@@ -1,6 +1,7 @@
 """--why on the command line: MiniLM's likeness to a sentence, a predicted token, and arguments that do not fit."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -16,7 +17,8 @@ from tl_norms.cli.run import main
 class Words:
     """A tokenizer of numbers: "3 17 5"."""
 
-    def __call__(self, text, return_tensors=None, add_special_tokens=True):
+    def __call__(self, text, return_tensors=None, add_special_tokens=True, **_):
+        (text,) = [text] if isinstance(text, str) else text
         ids = [int(word) for word in text.split()]
         encoded = type("Encoded", (dict,), {})(input_ids=torch.tensor([ids]) if return_tensors else ids)
         encoded.input_ids = encoded["input_ids"]
@@ -51,9 +53,26 @@ def test_the_prediction_is_explained(model):
     why.show(found, console)
     printed = console.export_text()
     assert "logit('7') at 2 - logit(9) at 2 = " in printed and "strongest edges" in printed and "(no token" in printed
+    for width in (40, 60, 80, 120):
+        console = Console(record=True, width=width, highlight=False)
+        why.show(replace(found, words=["<|im_start|>", " internationalization", "5", "20"]), console)
+        printed = console.export_text()
+        assert max(map(len, printed.splitlines())) <= width
+        shown = [f"{value:+.4f}" for value in found.attribution.tokens[0].tolist()]
+        assert all(number in printed for number in shown) and "<|im_start|>" in printed  # no number is cut
     best = why.explained(model.model, "3 17 5 20").attribution
     first, second = model.hf(torch.tensor([[3, 17, 5, 20]])).logits[0, -1].detach().topk(2).values
     assert float(best.value) == pytest.approx(float(first - second))
+
+
+def test_tokens_are_those_that_run_with_cache_reads(model, monkeypatch):
+    """With the start token that a model puts before a text of its own accord."""
+    bridge = model.model
+    monkeypatch.setattr(bridge, "to_tokens", lambda text, **_: torch.tensor([[1, *map(int, text.split())]]))
+    found = why.explained(bridge, "3 17 5", token="7")
+    assert found.words == ["1", "3", "17", "5"]
+    logit = model.hf(torch.tensor([[1, 3, 17, 5]])).logits[0, -1, 7].detach()
+    assert float(found.attribution.value) == pytest.approx(float(logit))
 
 
 def test_several_tokens_are_refused_with_what_they_are(model):

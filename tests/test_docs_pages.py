@@ -1,6 +1,7 @@
 """The API reference has an entry for every public name."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -36,3 +37,17 @@ def test_every_public_name_has_an_entry(package):
     module = importlib.import_module(package)
     shown = {id(value) for value in _documented()}
     assert not [name for name in module.__all__ if id(getattr(module, name)) not in shown]
+
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_outputs_have_no_warnings_and_name_no_machine(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    assert outputs  # a notebook is stored with what it printed
+    for output in outputs:
+        assert output["output_type"] != "error" and output.get("name") != "stderr"
+        for text in (output.get("text", ""), output.get("data", {}).get("text/plain", "")):
+            assert not re.search(r"/(home|root|work|tmp|usr|content)/|[A-Z]:\\", "".join(text)), text

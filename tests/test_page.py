@@ -7,11 +7,13 @@ from dataclasses import replace
 from html import unescape
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from page_results import NASTY, POST_LN, data_of, made_attribution, made_norms, numbers, unpacked
 
 import tl_norms
+from tl_norms import plot
 from tl_norms.__main__ import main
 from tl_norms.page import (
     OutputError,
@@ -188,7 +190,17 @@ def test_layers_without_attention_have_no_edges():
     attribution = made_attribution(NASTY)
     whole = attribution.edges
     attribution.unattended = {1: 0.3}
-    attribution.edges = lambda layer: None if layer == 1 else whole(layer)
+
+    def edges_of(layer):
+        if layer == 1:
+            raise tl_norms.UnknownLayerError("layer 1 has no attention")  # as an Attribution does
+        return whole(layer)
+
+    attribution.edges = edges_of
+    for figure in (plot.layer_maps(attribution), plot.head_maps(attribution, heads=0)):
+        values = [np.asarray(trace.z, float) for trace in figure.data]
+        assert not np.nan_to_num(values[1]).any() and np.nan_to_num(values[0]).any()
+    assert "of 288 edges" in str(plot.contribution_graph(attribution).layout)  # 2 layers, 4 heads, 8 + 8·7/2 pairs
     edges = unpacked(data_of(page_of_attribution(attribution))["edges"]["all"])
     assert not edges[1].any() and edges[0].any() and edges[2].any()
 

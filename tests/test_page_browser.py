@@ -11,7 +11,7 @@ import xml.dom.minidom
 
 import pytest
 import torch
-from page_results import NASTY, POST_LN, made_attribution, made_norms
+from page_results import NASTY, POST_LN, made_attribution, made_both_stacks, made_norms
 
 from tl_norms.page import iframe, page_of_attribution, page_of_norms, write
 
@@ -534,3 +534,64 @@ def test_an_attribution_of_an_encoder_decoder_shows_the_source_sentence(opened):
     assert state(browser, "pin") == -1
     rows = browser.execute_script("return PAGE.csv().filter((row) => row[0] === 'source')")
     assert [(row[-2], row[-1]) for row in rows] == [("das", 3), ("</script>", -0.5)]
+
+
+def test_both_stacks_of_an_encoder_decoder_are_drawn(opened):
+    found, n, m = made_both_stacks(TOKENS, SOURCE), len(TOKENS), len(SOURCE)
+    browser = opened(page_of_attribution(found))
+    told = browser.find_element("id", "caption").text.split(". Largest")[0]
+    told = [number(text) for text in re.findall(r"[+\u2212]?\d+\.?\d*", told.split("=")[1])]
+    assert len(told) == 4 and sum(told[1:]) == pytest.approx(told[0], abs=0.05)  # text, source, constants
+    edges = [("", layer, 0, 0, found.edges(layer)) for layer in range(3)]
+    edges += [("X", layer, 0, n, found.cross_edges(layer)) for layer in range(3)]
+    edges += [("E", layer, n, n, found.edges(layer, "encoder")) for layer in range(2)]
+    every = [
+        (abs(value), f"{kind}{layer}.{h}.{down + q}.{right + k}")
+        for kind, layer, down, right, values in edges
+        for h, heads in enumerate(values.tolist())
+        for q, row in enumerate(heads)
+        for k, value in enumerate(row)
+        if value and down + q != right + k
+    ]
+    wanted = [name for _, name in sorted(every, reverse=True)[:24]]
+    assert {name[0] for name in wanted} >= {"X", "E"}
+    assert browser.execute_script("return edgesShown(24).map(edgeId)") == wanted
+    cross = next(name for name in wanted if name[0] == "X")
+    browser.execute_script("follow(BY_ID.get(arguments[0]))", cross)
+    listed = browser.execute_script(
+        "return [...document.querySelectorAll('.detail .edge[aria-pressed=false] .head')].map(e => e.textContent)"
+    )
+    assert len(listed) == 7 and {name[0] for name in listed} == {"E"}  # only the encoder wrote there
+    keys(browser, ESCAPE)
+    # a row of the encoder's output, and a head of cross-attention
+    one, two = browser.find_elements("css selector", "figure canvas.map")
+    x, y = browser.execute_script("return [graph.x(arguments[0]), graph.y(BASE + 1) + graph.cell / 2]", n + 2)
+    shown = browser.execute_script(POINT, one, x, y, "pointermove")
+    assert number(shown[0][1]) == pytest.approx(float(found.beside[1, 2]), rel=6e-3)
+    x, y = browser.execute_script("return [graph.x(arguments[0]), graph.y(1) + graph.cell / 2]", n + 3)
+    shown = browser.execute_script(POINT, one, x, y, "pointermove")
+    assert number(shown[0][1]) == pytest.approx(float(found.source_stream[1, 3]), rel=6e-3)
+    x, y = browser.execute_script("return [grid.x(HEADS + 2) + 3, grid.y(2 + 1) + 3]")
+    shown = browser.execute_script(POINT, two, x, y, "click")
+    assert state(browser, "head") == "X1H2"
+    assert number(shown[0][1]) == pytest.approx(float(found.cross_edges(1)[2].sum()), rel=6e-3)
+    assert browser.execute_script("const m = headMap(headOf()); return [m.rows, m.columns]") == [n, m]
+    keys(browser, ESCAPE)
+    browser.execute_script("chips()[arguments[0]].click()", n + 1)
+    assert state(browser, "pin") == n + 1
+    touching = [name for _, name in sorted(every, reverse=True) if name.split(".")[2] == str(n + 1)][:24]
+    assert browser.execute_script("return edgesShown(24).map(edgeId)") == touching
+    rows = browser.execute_script("return PAGE.csv()")
+    assert {row[0] for row in rows} >= {"encoder stream", "encoder output", "cross head", "encoder head", "cross edge"}
+    there = next(row for row in rows if row[0] == "cross edge")
+    layer, head, query, key = int(there[1]), int(there[2]), int(there[3]), int(there[5].split()[-1])
+    assert there[6] == SOURCE[key]
+    assert float(there[-1]) == pytest.approx(float(found.cross_edges(layer)[head, query, key]), rel=1e-3)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_both_stacks_fit_the_screen(opened, size):
+    page = page_of_attribution(made_both_stacks(LONG, LONG, n_layers=12, n_below=12, n_heads=12))
+    browser = opened(page, "#pin=9&head=X3H2", size, "dark")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
+    assert browser.execute_script(OUTSIDE, size[0]) == []

@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from page_results import made_both_stacks
 from plot_results import block_norms, panels
 
 import tl_norms
@@ -244,3 +245,35 @@ def test_what_is_no_attribution_is_said():
         plot.contribution_graph(attribution(), absolute=0)
     with pytest.raises(plot.PlotInputError, match="an attribution has contributions, no weights"):
         plot.head_maps(attribution(), weights=True)
+
+
+@both
+def test_of_an_encoder_decoder_all_that_adds_up_is_shown(backend):
+    source = ["das", "Haus"]
+    found = made_both_stacks(WORDS, source, n_layers=N_LAYERS)
+    value = float(found.value)
+    (cells,) = panels(plot.position_map(found, backend=backend))
+    assert cells.column_labels[-3:] == [*source, "(rest)"]
+    np.testing.assert_allclose(cells.z.sum(1), value, rtol=1e-5)
+    for cut, parts in ((0, [*found.tokens, *found.source_tokens]), (1, [*found.stream[1], *found.beside[1]])):
+        told = words_of(plot.token_strip(found, cut=cut, backend=backend))
+        assert "das" in told and f"source sentence {float(sum(parts[N:])):+.3g}" in told
+        rest, whole = (float(re.search(rf"{name} ([+-][\d.e-]+)", told)[1]) for name in (r"rest \(biases\)", "value"))
+        assert float(sum(parts)) + rest == pytest.approx(whole, abs=0.02) and whole == pytest.approx(value, abs=0.01)
+    assert "the decoder's own attention" in words_of(plot.contribution_graph(found, backend=backend))
+
+
+def test_names_of_heads_stand_beside_their_lines():
+    found = attribution()
+    found.every.zero_()
+    found.every[2, 1, 3, 0], found.every[2, 0, 3, 3], found.every[0, 1, 2, 1] = 2.0, 1.0, -1.5
+    figure = plot.contribution_graph(found)
+    names = [note for note in figure.layout.annotations if re.fullmatch(r"L\dH\d", note.text)]
+    assert sorted(note.text for note in names) == ["L0H1", "L2H0", "L2H1"]
+    strokes = [trace for trace in figure.data if trace.mode == "lines"]
+    assert len(strokes) > 3
+    for note in names:
+        for stroke in strokes:
+            share = np.linspace(0, 1, 200)
+            x, y = (np.array(ends)[0] + share * np.diff(ends) for ends in (stroke.x, stroke.y))
+            assert not ((abs(x - note.x) < 10) & (abs(y - note.y) < 4)).any(), note.text

@@ -10,7 +10,7 @@ import pytest
 import torch
 from plot_results import CHAIN, TOKENS, block_norms, panels
 
-from tl_norms import metrics, plot
+from tl_norms import TokenNorms, metrics, plot
 from tl_norms.plot import layout, picture, words
 
 both = pytest.mark.parametrize("backend", ["plotly", "matplotlib"])
@@ -110,6 +110,9 @@ def test_every_function_takes_what_has_what_it_needs(backend):
     np.testing.assert_array_equal(*curves)
     difference = panels(plot.layer_maps(metrics.ff_amplification(norms), TOKENS, layers=2, batch=0, backend=backend))
     np.testing.assert_array_equal(difference[0].z, (norms[CHAIN[3]] - norms[CHAIN[2]])[1, 0].double().numpy())
+    held = TokenNorms(norms["attn"], norms["attn"][..., 0], torch.zeros(3), norms.layers, 0, "l2", "some/model")
+    (one,) = panels(plot.layer_maps(held, TOKENS, layers=2, batch=1, backend=backend))
+    np.testing.assert_array_equal(one.z, norms["attn"][1, 1].double().numpy())
     with pytest.raises(plot.PlotInputError, match="layers has 2 numbers for changes in 3 layers"):
         plot.changes(changes, layers=[0, 1], batch=0)
     with pytest.raises(plot.PlotInputError, match=r"a tensor \[layer \*batch head query key\] such as"):
@@ -160,6 +163,9 @@ def test_colours_fit_a_dark_default(monkeypatch):
     monkeypatch.setattr(plotly.io.templates, "default", "plotly_dark")
     dark = plot.layer_maps(block_norms(), TOKENS, "attn").layout.coloraxis.colorscale[0][1]
     assert light == "#f7fbff" and int(dark[1:3], 16) < 64  # nothing is dark on a dark page
+    (table,) = plot.top_pairs(block_norms(), TOKENS, k=1).data
+    for part in (table.header, table.cells):
+        assert int(part.fill.color[1:3], 16) < 64 < int(part.font.color[1:3], 16)
     with matplotlib.rc_context({"figure.facecolor": "black"}):
         printed = plot.layer_maps(block_norms(), TOKENS, "attn", backend="matplotlib")
     assert max(printed.axes[0].collections[0].get_cmap()(0.0)[:3]) < 0.25
@@ -178,6 +184,7 @@ def test_blanks_of_tokens_are_seen(token, shown):
     [
         (["<|im_start|>", "The", " keys", " are", "."], "The keys are."),
         (["[CLS]", "the", "key", "##s", "are", ".", "[SEP]"], "the keys are."),
+        (["▁das", "▁Ha", "us", "▁", ".", "</s>"], "das Haus ."),
         (["word"] * 40, "word " * 14 + "w…"),
     ],
 )

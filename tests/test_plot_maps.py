@@ -3,6 +3,7 @@
 import html
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import plot_results
@@ -88,9 +89,11 @@ def test_padding_is_not_drawn_and_tokens_may_come_without_it(backend):
 def test_weights_stand_beside_norms(backend):
     norms = block_norms(1)
     drawn = panels(plot.weight_and_norm(norms, TOKENS, ["attn", "attn_res_ln"], layers=[2, 5], backend=backend))
-    titles = [panel.title.replace("<br>", "\n").split("\n")[0] for panel in drawn]
-    heads = ["Attention weights (Attn-W)", "norms, attn", "norms, attn_res_ln"]
-    assert titles[:3] == [f"layer 2 · {head}" for head in heads]
+    titles = [panel.title.replace("<br>", "\n").split("\n")[:2] for panel in drawn]
+    assert titles[:3] == [["layer 2", name] for name in ("Attn-W", "attn", "attn_res_ln")]  # three: names alone
+    two = panels(plot.weight_and_norm(norms, TOKENS, "attn_res_ln", layers=[2, 5], backend=backend))
+    titles = [panel.title.replace("<br>", "\n").split("\n")[0] for panel in two]
+    assert titles[:2] == ["layer 2 · Attention weights (Attn-W)", "layer 2 · norms, attn_res_ln"]
     for row, layer in enumerate((1, 2)):
         for panel, name in zip(drawn[3 * row :], ("Attn-W", "attn", "attn_res_ln"), strict=False):
             same(panel.z, norms[name][layer, 0])
@@ -163,8 +166,14 @@ def test_keys_of_the_source_follow_those_of_the_target(backend):
         assert (line.x0, line.x1) == (5.5, 5.5)
     drawn = panels(plot.feed_forward(norms, TOKENS, layers=0, keys=source, backend=backend))
     np.testing.assert_array_equal(drawn[1].z[:, 6:], norms["attn_res_ln_ff"][0, :, 6:].double().numpy())
-    square = panels(plot.layer_maps(norms, TOKENS, "attn", layers=0, backend=backend))[0]  # in front of it: no source
+    square = panels(plot.layer_maps(norms, TOKENS, "attn", layers=0, backend=backend))[0]  # before it: no source
     assert square.z.shape == (6, 6)
+    kept = replace(norms, facts=replace(norms.facts, token_strings=(tuple(TOKENS),), source_strings=(tuple(source),)))
+    for figure in (
+        plot.layer_maps(kept, scope="attn_res_ln_ff", layers=0, backend=backend),
+        plot.feed_forward(kept, layers=0, backend=backend),
+    ):
+        assert panels(figure)[0].column_labels == [*LABELS, *source]  # a result that keeps its tokens needs none
 
 
 @both

@@ -485,9 +485,12 @@ class BlockNorms(Storable, Mapping[str, Tensor]):
         if not isinstance(self.measure, Length):
             signed = "signed" if self.measure.signed else "never negative"
             lines.append(f"  measure {self.measure.name!r}, {signed}; mixing ratios are those of lengths")
+        wide = max(24, *map(len, self.by_scope)) if self.by_scope else 24
         for scope, one in self.by_scope.items():
             worst = float(one.error.max())
-            lines.append(f"  {scope:24} mixing ratio {self._mean_ratio(scope):6.1%}   completeness error {worst:.1e}")
+            lines.append(
+                f"  {scope:{wide}} mixing ratio {self._mean_ratio(scope):6.1%}   completeness error {worst:.1e}"
+            )
         if self.past:
             lines.append(f"  after a key-value cache: the first query is position {self.past}")
         if self.boundary is not None:

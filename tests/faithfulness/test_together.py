@@ -13,8 +13,9 @@ import tiny
 import torch
 
 from tl_norms import faithfulness
-from tl_norms.faithfulness import Report, evaluate, removals, running, tasks
+from tl_norms.faithfulness import Report, evaluate, running, subsets, tasks
 from tl_norms.faithfulness.methods import Method
+from tl_norms.faithfulness.summary import by_method
 from tl_norms.faithfulness.targets import joined
 from tl_norms.studies.engine.fingerprint import model_facts
 
@@ -22,6 +23,7 @@ if "bridge" not in tiny.KINDS:
     pytest.skip("these models are bridges", allow_module_level=True)
 
 QUIET = {"progress": False, "draws": 2}
+BY_EXAMPLE = ("values", "task", "example", "full", "right", "removable", "costs")
 NAMES = [name for name, method in faithfulness.available(2).items() if method.batched]
 
 
@@ -69,7 +71,7 @@ def test_sets_of_several_examples_are_run_together_and_once(llama, task):
         one.ask(sets)
     runs = []
     with running.edited(llama, {running.last_states_hook(llama): lambda x: runs.append(len(x))}):
-        removals.run_asked([*inputs, inputs[0]])
+        subsets.run_asked([*inputs, inputs[0]])
         found = [one(sets) for one in inputs]
     assert runs == [3 * len(np.unique(sets, axis=0))]
     assert all(a == pytest.approx(b, abs=1e-6) for a, b in zip(found, alone, strict=True))
@@ -140,6 +142,45 @@ def test_reports_of_other_examples_of_a_task_are_put_together(llama, task):
     found = faithfulness.combined([parts[0], dataclasses.replace(parts[1], example=parts[1].example + 2)])
     assert found.tasks == whole.tasks and np.array_equal(found.example, whole.example)
     assert np.allclose(found.values, whole.values, equal_nan=True)
+
+
+def test_a_method_joins_a_stored_report(llama, task, tmp_path):
+    options = dict(metrics=["MRR", "SRG"], removals="cut", **QUIET)
+    both = evaluate(llama, task, ["recency", "erasure", "gradient-norm"], **options)
+    stored = evaluate(llama, task, ["recency", "erasure"], **options)
+    stored.to_csv(tmp_path / "stored.csv")
+    new = evaluate(llama, task, ["gradient-norm"], **options)
+    turned = dataclasses.replace(new, **{name: getattr(new, name)[::-1] for name in BY_EXAMPLE})
+    for other in (new, turned):  # the order of examples is that of the first
+        found = faithfulness.combined([Report.from_csv(tmp_path / "stored.csv"), other])
+        assert found.methods == ("recency", "erasure", "random", "gradient-norm") and found.columns.tolist()[-1] == [
+            3,
+            0,
+        ]
+        assert np.array_equal(found.example, both.example)
+        one, two = (dict(zip(r.methods, np.moveaxis(by_method(r), 1, 0), strict=True)) for r in (found, both))
+        for name in both.methods:
+            assert np.allclose(one[name], two[name], rtol=1e-6, atol=1e-9, equal_nan=True), name
+        assert np.array_equal(found.costs[:, 3, :2], both.costs[:, both.methods.index("gradient-norm"), :2])
+
+
+def test_reports_that_do_not_belong_together_are_refused(llama, task):
+    options = dict(metrics=["MRR", "SRG"], removals="cut", **QUIET)
+    one, two = (evaluate(llama, task, [name], **options) for name in ("recency", "gradient-norm"))
+    half = dataclasses.replace(two, **{name: getattr(two, name)[:1] for name in BY_EXAMPLE})
+    elsewhere = dataclasses.replace(two, full=two.full[::-1] + 5)
+    named = dataclasses.replace(two, about=(("model", "another"),))
+    for other, message in (
+        (half, "examples are in one report and not in another"),
+        (elsewhere, "has the target"),
+        (named, "of another model"),
+        (evaluate(llama, task, ["recency", "gradient-norm"], **options), "have a method 'recency'"),
+        (evaluate(llama, task, ["gradient-norm"], **{**options, "metrics": ["MRR"]}), "of other metrics"),
+    ):
+        with pytest.raises(faithfulness.FaithfulnessInputError, match=message):
+            faithfulness.combined([one, other])
+    with pytest.raises(faithfulness.FaithfulnessInputError, match="no report is given"):
+        faithfulness.combined([])
 
 
 def test_ten_lines_for_a_new_method(gpt2):

@@ -7,28 +7,29 @@ from pathlib import Path
 
 from ..files import is_file, is_folder
 from . import why_arguments
+from .help_layout import HelpLayout
 
 EMBEDDED = ("all-minilm-l6-v2", "minilm", "embedded")  # names of the embedded model, in small letters
 
 _EPILOG = """\
 scopes:
-  A scope is how far into the block the sources are followed, spelled as the steps taken: attn (attention),
-  attn_res (+ residual connection), attn_res_ln (+ layer norm), attn_res_ln_ff (+ feed-forward), ... The papers' names
-  (Attn-N, AttnRes-N, AttnResLn-N, ATB, ATBFF, ...) work too. Which ones a model has is printed with every error
-  about them. With a scope that goes through the feed-forward, the scope before it is shown too, for comparison.
+  A scope is how far into the block the sources are followed, spelled as the steps taken: attn (attention), \
+attn_res (+ residual connection), attn_res_ln (+ layer norm), attn_res_ln_ff (+ feed-forward), ... The papers' names \
+(Attn-N, AttnRes-N, AttnResLn-N, ATB, ATBFF, ...) work too. Which ones a model has is printed with every error \
+about them. With a scope that goes through the feed-forward, the scope before it is shown too, for comparison.
 
 examples:
-  tl-norms demo                                       (why a model says "are", with a page to look into)
+  tl-norms demo   (why a model says "are", with an interactive page)
   tl-norms "The keys to the cabinet are on the table."
   tl-norms --scope all --html maps.html "The keys to the cabinet are on the table."
   tl-norms --model gpt2 --layer 5 --layer 11 --json "The keys to the cabinet are on the table." > maps.json
   tl-norms --model gpt2 --why --html why.html --logit " are" --against " is" "The keys to the cabinet"
   tl-norms --why --like "A set of keys" "The keys to the cabinet"
   tl-norms --check gpt2
-  tl-norms --check MiniLM                             (the embedded model)
+  tl-norms --check MiniLM   (the embedded model)
   tl-norms --model Helsinki-NLP/opus-mt-de-en --target "the house is small" "das Haus ist klein"
-  tl-norms study mixing-ratio --texts corpus.txt      (tl-norms study --help: all studies over a corpus)
-  tl-norms judge --model gpt2 --task agreement        (tl-norms judge --help: which attribution is faithful)
+  tl-norms study mixing-ratio --texts corpus.txt   (tl-norms study --help: all studies over a corpus)
+  tl-norms judge --model gpt2 --task agreement   (tl-norms judge --help: which attribution is faithful)
 
 exit status: 0, or 1 if --check finds a scope that is not complete or a model that is refused, or 2 for bad input.
 """
@@ -44,7 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="tl-norms",
         description="Norm-based analysis of transformer blocks: what each source token contributed to each position.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpLayout,
     )
     add = parser.add_argument
     add(
@@ -55,7 +56,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--scope", action="append", type=_names, metavar="SCOPE", help="scope, comma list or 'all'; may be repeated")
     add("--layer", action="append", type=_numbers, metavar="N", help="layer, from the end if negative; may be repeated")
     add("--json", action="store_true", help="print everything as JSON instead of tables")
-    add("--html", metavar="FILE", help="also write one self-contained page to look into")
+    add("--html", metavar="FILE", help="also write one self-contained, interactive page")
     add(
         "--check",
         metavar="MODEL",

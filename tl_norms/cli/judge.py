@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .help_layout import HelpLayout
 from .study import _positive, _processes, _share
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 tasks of templates, for any tokenizer:
-  agreement anaphor-gender anaphor-number determiner-noun ioi copying colours polarity   (language models)
-  subjects                                               (a linear probe trained on the spot: models without a head)
+  language models: agreement anaphor-gender anaphor-number determiner-noun ioi copying colours polarity
+  models without a head: subjects (a linear probe trained on the spot)
 or a table of your own, --rows FILE.csv with columns prefix, good, bad, evidence.
 
 examples:
@@ -33,7 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="tl-norms judge",
         description="Judge attribution methods by removing positions and by annotated evidence.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpLayout,
     )
     add = parser.add_argument
     add("--model", metavar="NAME_OR_FOLDER", help="Hugging Face name, folder or .gguf file; default: embedded MiniLM")

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import parse
@@ -195,6 +196,7 @@ def _model(given: str | None, options: "argparse.Namespace") -> tuple[Any, str]:
     name = load.model_name(given)
     embedded = load.is_embedded(given) and name != given
     shown = "all-MiniLM-L6-v2 (embedded)" if embedded or given is None else given
+    shown = Path(shown).name if shown.endswith(".gguf") else shown  # the folders of a file say little and take lines
     if sys.stderr.isatty() and not options.quiet:
         print(f"tl-norms: loading {shown} ...", file=sys.stderr)
     with load.silence():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import unreadable, unwritable
+from .help_layout import HelpLayout
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +57,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tl-norms study",
         description="The papers' measurements over a corpus.",
-        epilog="example: tl-norms study mixing-ratio --texts corpus.txt --csv ratios.csv --resume ratios.npz",
+        epilog="example:\n  tl-norms study mixing-ratio --texts corpus.txt --csv ratios.csv --resume ratios.npz",
+        formatter_class=HelpLayout,
     )
     names = parser.add_subparsers(dest="study", metavar="STUDY", required=True)
     for name, (told, tables) in _STUDIES.items():

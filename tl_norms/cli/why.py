@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,9 +15,12 @@ from ..attribution_result import Attribution, Ranking
 from ..held_run import attribution_hooks
 from ..model_map import AttentionRule
 from ..targets import Target, TargetError, direction, logit
-from .load import TextError, brief
+from .load import TextError, brief, tokenize
+from .tables import printable
 
-_BAR = 24  # columns of the longest bar on either side
+_BAR, _LEAST = 24, 6  # columns of the longest bar on either side
+_WORD = 24  # columns of a token that bars make room for
+_NO_TOKEN = "(no token: biases)"
 _STRONGEST = 8
 
 
@@ -96,22 +100,15 @@ def _pooled(cache: Any) -> Tensor:
 
 
 def _cache(model: Any, text: str) -> tuple[Any, list[str]]:
-    """A cache of what an attribution needs, and the tokens as strings, as the tokenizer itself gives them."""
-    if getattr(model, "tokenizer", None) is None:
-        raise TextError("this model has no tokenizer, so it cannot be given a text.")
-    tokens = model.tokenizer(text, return_tensors="pt").input_ids
-    context = int(getattr(model.cfg, "n_ctx", 0) or 0)
-    if tokens.shape[1] == 0:
-        raise TextError("the text has no tokens.")
-    if 0 < context < tokens.shape[1]:
-        raise TextError(f"the text has {tokens.shape[1]} tokens, more than the {context} of this model's context.")
+    """A cache of what an attribution needs, and the tokens as strings: the tokens that `run_with_cache(text)` reads."""
+    tokens, words = tokenize(model, text)
     hooks = attribution_hooks(model)
     try:
         with torch.no_grad():
             _, cache = model.run_with_cache(tokens.to(next(model.parameters()).device), names_filter=hooks)
     except Exception as error:  # the model's own code
         raise TextError(f"the model could not be run on this text: {type(error).__name__}: {brief(error)}") from error
-    return cache, [model.tokenizer.decode([token]) for token in tokens[0].tolist()]
+    return cache, words
 
 
 def numbers(why: Why, k: int = _STRONGEST) -> dict[str, Any]:
@@ -140,10 +137,11 @@ def show(why: Why, console: Console | None = None, k: int = _STRONGEST) -> None:
     console = console or Console(highlight=False)
     found = why.attribution
     console.print(Text(f"{found.target_name} = {float(found.value[0]):+.4f}   ({found.model_name})"))
-    console.print(_bars(why))
-    console.print(_table("strongest heads", found.top(k, "heads")))
-    console.print(_table("strongest edges", found.top(k, "edges")))
-    console.print(_table("strongest feed-forwards", found.top(k, "ffn")))
+    console.print(_bars(why, console.width))
+    for title, kind in (("heads", "heads"), ("edges", "edges"), ("feed-forwards", "ffn")):
+        console.print()
+        console.print(_table(f"strongest {title}", found.top(k, kind)))
+    console.print()
     if found.unattended:
         layers = ", ".join(f"{layer} ({size:.0%} of the stream)" for layer, size in found.unattended.items())
         console.print(Text(f"layers without attention, whose writing is in the offset: {layers}"))
@@ -152,19 +150,24 @@ def show(why: Why, console: Console | None = None, k: int = _STRONGEST) -> None:
     )
 
 
-def _bars(why: Why) -> Table:
+def _bars(why: Why, width: int) -> Table:
+    """A bar per token, left or right of the middle, as wide as the terminal lets them be: numbers are never cut."""
     values = [float(value) for value in why.attribution.tokens[0]]
-    rows = [*zip(why.words, values, strict=True), ("(no token: biases)", float(why.attribution.offset[0, 0]))]
+    rows = [*zip(why.words, values, strict=True), (_NO_TOKEN, float(why.attribution.offset[0, 0]))]
     longest = max((abs(value) for _, value in rows), default=0) or 1
+    words = [printable(word) for word, _ in rows]
+    numbers = [f"{value:+.4f}" for _, value in rows]
+    room = width - max(map(len, numbers)) - 3 * 2  # three gaps of two columns
+    bar_width = min(_BAR, max(_LEAST, (room - min(_WORD, max(map(cell_len, words)))) // 2))
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(justify="right")
-    table.add_column(justify="right")
-    table.add_column(justify="right", width=_BAR)
-    table.add_column(justify="left", width=_BAR)
-    for word, value in rows:
-        bar = "█" * round(abs(value) / longest * _BAR)
+    table.add_column(justify="right", no_wrap=True, max_width=max(4, room - 2 * bar_width))
+    table.add_column(justify="right", no_wrap=True, min_width=max(map(len, numbers)))
+    table.add_column(justify="right", width=bar_width)
+    table.add_column(justify="left", width=bar_width)
+    for word, number, (_, value) in zip(words, numbers, rows, strict=True):
+        bar = "█" * round(abs(value) / longest * bar_width)
         left, right = (Text(bar, style="red"), Text("")) if value < 0 else (Text(""), Text(bar, style="green"))
-        table.add_row(Text(repr(word)[1:-1]), f"{value:+.4f}", left, right)
+        table.add_row(Text(word), number, left, right)
     return table
 
 
@@ -173,5 +176,5 @@ def _table(title: str, ranking: Ranking) -> Table:
     for column in ranking.columns:
         table.add_column(column, justify="right" if column == "value" else "left")
     for row in ranking:
-        table.add_row(*(f"{cell:+.4f}" if isinstance(cell, float) else Text(str(cell)) for cell in row))
+        table.add_row(*(f"{cell:+.4f}" if isinstance(cell, float) else Text(printable(str(cell))) for cell in row))
     return table

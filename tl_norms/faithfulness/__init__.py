@@ -9,13 +9,15 @@ table: the package's own, those of others, gradients, erasure, and chance.
 """
 
 from . import tasks as tasks
+from .combining import combined
 from .errors import FaithfulnessInputError, MethodOutputError, RemovalError, TaskError
 from .evaluation import evaluate
 from .methods import Method, available
 from .methods.rules import attnlrp, gim
 from .metrics import DEFAULT, METRICS, Metric, Scored
-from .removals import REMOVALS, Subsets, removed
-from .report import Report, combined
+from .removals import REMOVALS, removed
+from .report import Report
+from .subsets import Subsets
 from .targets import Probe, Target
 from .tasks import Example, Excluded, Task
 

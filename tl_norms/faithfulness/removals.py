@@ -9,13 +9,9 @@ Hooks live for one run, and the first use on a model proves the removal: what is
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -23,7 +19,6 @@ from torch import Tensor, nn
 from ..errors import UnsupportedArchitectureError
 from .errors import FaithfulnessInputError, RemovalError
 from .running import Edit, device_of, edited, embedding_hook, embeddings, is_causal, output
-from .targets import Target, joined
 
 _IN_FRONT_OF_HEADS = ("unembed.hook_in", "ln_final.hook_normalized")  # bridge, HookedTransformer
 REMOVALS = ("cut", "replace", "swap")
@@ -41,129 +36,6 @@ def check_removals(removals: tuple[str, ...], replacement: Replacement) -> None:
             raise FaithfulnessInputError(f"there is no removal {name!r}; expected {', '.join(REMOVALS)}.")
     if isinstance(replacement, str) and replacement not in ("mean", "zero"):
         raise FaithfulnessInputError(f"replacement is {replacement!r}; expected 'mean', 'zero' or a token id.")
-
-
-@dataclass
-class Subsets:
-    """f(S) of one input: the target with only the positions in S kept. Every set is run once.
-
-    Args:
-        model: a TransformerBridge, HookedTransformer or HookedEncoder
-        tokens: [pos]
-        target: what f is
-        removal: "cut", "replace" or "swap"
-        replacement: for "replace"
-        counterfactual: token ids of the same length, for "swap"
-        batch_tokens: positions per run
-
-    Raises:
-        RemovalError: this removal is not proved on this model.
-        UnsupportedArchitectureError: "cut", and attention that has no scores, pattern or mask to edit.
-    """
-
-    model: nn.Module
-    tokens: Int[Tensor, " pos"]
-    target: Target
-    removal: str
-    replacement: Replacement = "mean"
-    counterfactual: Int[Tensor, " pos"] | None = None
-    batch_tokens: int = 1024
-    _known: dict[bytes, float] = field(default_factory=dict, repr=False)
-    _asked: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        check_removals((self.removal,), self.replacement)
-        if self.removal == "swap" and (self.counterfactual is None or self.counterfactual.shape != self.tokens.shape):
-            raise FaithfulnessInputError("swap needs a counterfactual of the same number of tokens.")
-        _prove(self.model, self.removal, self.replacement)
-
-    def __call__(self, kept: Bool[np.ndarray, "sets pos"]) -> Float[np.ndarray, " sets"]:
-        """f of each set, in the order given."""
-        keys = self.ask(kept)
-        run_asked([self])
-        return np.array([self._known[key] for key in keys])
-
-    def ask(self, kept: Bool[np.ndarray, "sets pos"]) -> list[bytes]:
-        """Have these sets run with the next run of this input, or of others together with it."""
-        kept = np.asarray(kept, bool) | self._unchanged()
-        keys = [row.tobytes() for row in kept]
-        self._asked.update((key, row) for key, row in zip(keys, kept, strict=True) if key not in self._known)
-        return keys
-
-    def _unchanged(self) -> Bool[np.ndarray, " pos"]:
-        """Positions whose removal puts the same token there: the same input must give the same number, to the bit."""
-        other = self.counterfactual if self.removal == "swap" else self.replacement
-        if self.removal == "cut" or other is None or isinstance(other, str):
-            return np.zeros(len(self.tokens), bool)
-        return (self.tokens == other).cpu().numpy()
-
-    @property
-    def runs(self) -> int:
-        """Rows that went through the model so far."""
-        return len(self._known)
-
-
-_shared: "ContextVar[dict[tuple, Subsets] | None]" = ContextVar("shared subsets", default=None)
-
-
-@contextmanager
-def shared_subsets() -> Iterator[None]:
-    """While this lasts, `subsets_of` gives the same object for the same input, so that every set is run once."""
-    token = _shared.set({})
-    try:
-        yield
-    finally:
-        _shared.reset(token)
-
-
-def subsets_of(model: nn.Module, tokens: Int[Tensor, " pos"], target: Target, removal: str, *options: Any) -> "Subsets":
-    """`Subsets(model, tokens, target, removal, *options)`, shared where sharing is on."""
-    known = _shared.get()
-    own = Subsets(model, tokens, target, removal, *options)
-    if known is None:
-        return own
-    way: Any = own.replacement if removal == "replace" else None
-    if removal == "swap" and own.counterfactual is not None:
-        way = tuple(own.counterfactual.tolist())
-    key = (id(model), *tokens.tolist(), target.good, target.bad, target.at, id(target.probe), removal, way)
-    return known.setdefault(key, own)
-
-
-@torch.no_grad()
-def run_asked(inputs: Sequence[Subsets]) -> None:
-    """Run every set that was asked for and is not known; inputs of one length go through the model together.
-
-    All need the same model, removal and replacement, and the same probe.
-    """
-    by_length: dict[int, dict[int, Subsets]] = {}
-    for one in inputs:
-        by_length.setdefault(len(one.tokens), {})[id(one)] = one
-    for length, together in by_length.items():
-        rows = [(one, key, row) for one in together.values() for key, row in one._asked.items()]
-        for one in together.values():
-            one._asked.clear()
-        step = max(1, inputs[0].batch_tokens // length)
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            found = _run([one for one, _, _ in part], torch.from_numpy(np.stack([row for _, _, row in part])))
-            for (one, key, _), value in zip(part, found.tolist(), strict=True):
-                one._known[key] = value
-
-
-def _run(inputs: Sequence[Subsets], kept: Bool[Tensor, "sets pos"]) -> Float[Tensor, " sets"]:
-    """f of one set of each input."""
-    first = inputs[0]
-    model, removal = first.model, first.removal
-    kept = kept.to(device_of(model))
-    tokens = torch.stack([one.tokens for one in inputs]).to(kept.device)
-    others = [one.counterfactual for one in inputs]
-    other = None if removal != "swap" else torch.stack([ids for ids in others if ids is not None])
-    target = joined([one.target for one in inputs])
-    at = target.hook(model)
-    with edited(model, {} if at else _narrow(model, target.at)):
-        found = removed(model, tokens, kept, removal, first.replacement, other, at)
-    target = replace(target, at=0) if found.shape[1] == 1 and not at else target
-    return target.value(found, kept if removal == "cut" else None).double().cpu()
 
 
 def removed(
@@ -189,7 +61,7 @@ def removed(
     return output(model, tokens, *_cut(model, kept, way), at=at)
 
 
-def _narrow(model: nn.Module, at: int) -> dict[str, Edit]:
+def narrowed(model: nn.Module, at: int) -> dict[str, Edit]:
     """Only the position that predicts goes on to the head, which is the largest matrix of a small model."""
     points: Any = model.hook_dict
     hook = next((name for name in _IN_FRONT_OF_HEADS if name in points), None)
@@ -280,7 +152,7 @@ def _way_of_cutting(model: nn.Module) -> str:
     )
 
 
-def _prove(model: nn.Module, removal: str, replacement: Replacement) -> None:
+def prove(model: nn.Module, removal: str, replacement: Replacement) -> None:
     """Once per model: what is removed does not reach the other positions, and removing nothing changes nothing."""
     known = _proved.setdefault(model, {})
     key = (removal, replacement if removal == "replace" else "")
@@ -312,7 +184,7 @@ def _influence(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> str
     size = plain.abs().max()
     if (run(both, kept).float() - plain).abs().max() > 1e-4 * size:
         return "removing nothing changes the output"
-    with edited(model, _narrow(model, 2)):
+    with edited(model, narrowed(model, 2)):
         narrow = output(model, both).float()
         narrow = narrow[:, 2] if narrow.shape[1] == n else narrow[:, 0]
         if not torch.allclose(narrow, plain[:, 2], rtol=1e-3, atol=1e-4 * float(size)):

@@ -1,7 +1,6 @@
 """The result of `evaluate`: every number of every example, and what can be said of methods over examples."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,6 @@ import numpy as np
 
 from . import csv_file, summary
 from .engine import frame
-from .errors import FaithfulnessInputError
 from .metrics import METRICS
 from .summary import Which
 
@@ -156,43 +154,3 @@ class Report:
         from .figure import write_page
 
         write_page(self, path)
-
-
-def combined(reports: Sequence[Report]) -> Report:
-    """Reports of the same methods and metrics on other tasks, or on other examples of the same tasks, as one.
-
-    Raises:
-        FaithfulnessInputError: other methods, draws or metrics, or an example that two of them have.
-    """
-    first = reports[0]
-    for other in reports[1:]:
-        same = other.methods == first.methods and other.cells == first.cells
-        if not same or not np.array_equal(other.columns, first.columns):
-            raise FaithfulnessInputError("reports of other methods, draws or metrics cannot be put together.")
-    tasks = tuple(dict.fromkeys(task for report in reports for task in report.tasks))
-    numbers = [np.array([tasks.index(name) for name in report.tasks])[report.task] for report in reports]
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(report, name) for report in reports])
-
-    task, example = np.concatenate(numbers), joined("example")
-    pairs, counts = np.unique(np.stack([task, example], 1), axis=0, return_counts=True)
-    if (counts > 1).any():
-        number, twice = pairs[counts > 1][0].tolist()
-        raise FaithfulnessInputError(f"two reports have a task {tasks[number]!r} and its example {twice}.")
-    return Report(
-        tasks,
-        first.methods,
-        first.columns,
-        first.cells,
-        joined("values"),
-        task,
-        example,
-        joined("full"),
-        joined("right"),
-        joined("removable"),
-        joined("costs"),
-        tuple(dict.fromkeys(entry for report in reports for entry in report.refused)),
-        tuple(dict.fromkeys(entry for report in reports for entry in report.excluded)),
-        tuple(dict.fromkeys(entry for report in reports for entry in report.about)),
-    )

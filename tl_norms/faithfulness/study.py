@@ -15,9 +15,10 @@ from .errors import MethodOutputError
 from .methods import Method, explained
 from .methods.package import shared_runs
 from .metrics import METRICS, Metric, Scored
-from .removals import Replacement, Subsets, run_asked, shared_subsets, subsets_of
+from .removals import Replacement
 from .running import counted, device_of, is_causal
 from .soft import SoftSubsets
+from .subsets import Subsets, run_asked, shared_subsets, subsets_of
 from .targets import Probe, Target
 from .tasks import Example
 

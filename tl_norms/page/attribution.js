@@ -7,10 +7,9 @@ const PAGE = {
   valid(wanted) {
     const ok = { ...wanted },
       base = PAGE.defaults;
-    if (!Number.isInteger(ok.pin) || ok.pin < -1 || ok.pin >= N) ok.pin = -1;
+    if (!Number.isInteger(ok.pin) || ok.pin < -1 || ok.pin >= COLUMNS) ok.pin = -1;
     if (!["into", "from"].includes(ok.dir)) ok.dir = "into";
-    const found = /^L(\d+)H(\d+)$/.exec(ok.head);
-    if (!found || !rowOf.has(Number(found[1])) || Number(found[2]) >= HEADS) ok.head = "";
+    if (!headNamed(ok.head)) ok.head = "";
     if (!Number.isInteger(ok.edges) || ok.edges < 0 || ok.edges > ORDER.length) ok.edges = base.edges;
     if (ok.trail && !ok.trail.split("_").every((id) => BY_ID.has(id))) ok.trail = "";
     if (!["one", "cut"].includes(ok.scale)) ok.scale = "one";
@@ -76,7 +75,7 @@ const PAGE = {
     return [
       { strong: `${D.target} = ${say(D.value, 4)}` },
       `: the tokens contribute ${signed(sum(values))} together, ${D.source_total === null ? "" : `the source sentence ${signed(D.source_total)}, `}` +
-        `biases and other constants ${signed(D.offset[0])}. Largest: ` +
+        `biases and other constants ${signed(D.constants)}. Largest: ` +
         order.map((i) => `${quoted(i)} ${signed(all[i])}`).join(", ") +
         ".",
     ];
@@ -93,16 +92,16 @@ const PAGE = {
       rows.push([
         "strongest edge",
         signed(value),
-        state.dir === "into" ? `to ${LABELS[state.pin]}` : `from ${LABELS[state.pin]}`,
+        state.dir === "into" ? `to ${KEYS[state.pin]}` : `from ${KEYS[state.pin]}`,
       ]);
     return { head: `${KEYS[i]} (position ${i < N ? i : place(i)})`, rows };
   },
   figure() {
     const g = graphLayout(760),
-      h = gridLayout(clamp((HEADS + 2) * 18 + 20, 150, 260), g),
+      h = gridLayout(gridRoom(), g),
       head = headOf(),
       m = head && headMap(head);
-    const l = head && mapLayout(360, m, { rows: LABELS, columns: LABELS, most: 24 }),
+    const l = head && mapLayout(360, m, m.labels),
       x = g.width + 24,
       x2 = x + h.width + 24;
     return {
@@ -122,7 +121,7 @@ const PAGE = {
           26 + g.height + 12,
           state.scale === "cut" ? "share of the row's largest" : "contribution of a position",
         );
-        drawColourBar(pen, "signed", TOP_HEAD, x, 26 + h.bottom + 36, "heads");
+        drawColourBar(pen, "signed", TOP_HEAD, x, 26 + h.bottom + (M ? 48 : 36), "heads");
         if (head) {
           title(x2, `Edges of ${state.head}`);
           drawMap(shifted(pen, x2, 26), m, l, edgeLook(m));
@@ -132,26 +131,42 @@ const PAGE = {
   },
   csv() {
     const rows = [["kind", "layer_or_cut", "head", "query", "query_token", "key", "key_token", "value"]],
-      blank = ["", ""];
+      blank = ["", ""],
+      words = [...D.tokens, ...D.source];
     for (let cut = 0; cut < CUTS; cut++) {
       stream(cut).forEach((x, i) => rows.push(["stream", cut, "", ...blank, i, D.tokens[i], x]));
       rows.push(["offset", cut, "", ...blank, ...blank, D.offset[cut] ?? ""]);
     }
-    inputs().slice(N).forEach((x, i) => rows.push(["source", "", "", ...blank, i, D.source[i], x]));
+    inputs()
+      .slice(N)
+      .forEach((x, i) => rows.push(["source", "", "", ...blank, i, D.source[i], x]));
+    for (const [kind, name] of M
+      ? [
+          ["stream", "encoder stream"],
+          ["beside", "encoder output"],
+        ]
+      : [])
+      for (let cut = 0; cut < D.encoder[kind].shape[0]; cut++)
+        slice(D.encoder[kind], cut).forEach((x, i) => rows.push([name, cut, "", ...blank, i, D.source[i], x]));
+    for (const [kind, { heads, numbers: layers }] of Object.entries(KINDS))
+      layers.forEach((layer, at) =>
+        slice(heads, at).forEach((x, head) =>
+          rows.push([KIND_NAMES[kind] + "head", layer, head, ...blank, ...blank, x]),
+        ),
+      );
     D.layers.forEach((layer, row) => {
-      slice(D.heads, row).forEach((x, head) => rows.push(["head", layer, head, ...blank, ...blank, x]));
       slice(D.ffn, row).forEach((x, i) => rows.push(["ffn", layer, "", i, D.tokens[i], ...blank, x]));
       slice(D.bypass, row).forEach((x, i) => rows.push(["bypass", layer, "", ...blank, i, D.tokens[i], x]));
     });
     for (const e of ORDER.slice(0, 2000))
       rows.push([
-        "edge",
+        KIND_NAMES[E.kind[e]] + "edge",
         E.layer[e],
         E.head[e],
-        E.query[e],
-        D.tokens[E.query[e]],
-        E.key[e],
-        D.tokens[E.key[e]],
+        place(E.query[e]),
+        words[E.query[e]],
+        place(E.key[e]),
+        words[E.key[e]],
         E.value[e],
       ]);
     return rows;
@@ -177,7 +192,11 @@ const PAGE = {
       "Layer by layer: each row shows the stream at one cut, from what enters the first layer (bottom) to what leaves the last (top). Every row adds up to the same value with its own constants; numbers of different layers do not add up, because what a layer wrote contains what the layers before it wrote.",
       "Curves are edges: what one head moved from a source token to a position. Click one to follow it back to what had reached its source token before. Heads show the sum of their edges, ff what the feed-forward of a layer wrote.",
       ...(D.source.length
-        ? ["The source sentence reached the target through the encoder and cross-attention; its tokens are coloured, and their edges are not drawn."]
+        ? [
+            M
+              ? "Right of the line is the source sentence: below, what sits in the encoder after each of its layers (E), above, what of its output is still to be read. Edges from there to the text are those of cross-attention (X), edges below those of the encoder (E)."
+              : "The source sentence reached the target through the encoder and cross-attention; its tokens are coloured, and their edges are not known here.",
+          ]
         : []),
       "Click a token to pin it; click a head to see all of its edges. The address of the page keeps what is shown.",
     ],
@@ -190,6 +209,7 @@ const PAGE = {
     ],
   },
 };
+const KIND_NAMES = { L: "", X: "cross ", E: "encoder " };
 // What each input token contributed: those of the text, then those of an encoder-decoder's source sentence.
 const inputs = () => [...stream(0), ...(D.source_values ? numbers(D.source_values) : [])];
 function stepEdges(by) {

@@ -56,12 +56,14 @@ function buildStage() {
     const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
     if (by) {
       event.preventDefault();
-      const from = hover && hover.cut !== undefined ? hover : { i: Math.max(state.pin, 0) - by[0], cut: 0 - by[1] };
-      hover = { i: clamp(from.i + by[0], 0, N - 1), cut: clamp(from.cut + by[1], 0, CUTS - 1) };
+      const first = { i: Math.max(state.pin, 0) - by[0], row: BASE - by[1] },
+        from = hover && hover.row !== undefined && !hover.grid ? hover : first,
+        i = clamp(from.i + by[0], 0, COLUMNS - 1);
+      hover = { i, row: clamp(from.row + by[1], i < N ? BASE : 0, ROWS - 1) };
       paint();
       const box = one.getBoundingClientRect(),
         x = box.left + graph.x(hover.i),
-        y = box.top + graph.y(hover.cut);
+        y = box.top + graph.y(hover.row);
       showTip(tipOf(hover), { left: x, right: x, top: y, bottom: y + graph.cell });
     }
     if (event.key === "Enter" && hover) act(hover);
@@ -70,15 +72,15 @@ function buildStage() {
     const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
     if (by) {
       event.preventDefault();
-      const from = hover && hover.grid ? hover : { head: -by[0], row: -by[1] };
+      const from = hover && hover.grid ? hover : { column: -by[0], row: -by[1] };
       hover = {
         grid: true,
-        head: clamp(from.head + by[0], 0, HEADS),
-        row: clamp(from.row + by[1], 0, D.layers.length - 1),
+        column: clamp(from.column + by[0], 0, FF),
+        row: clamp(from.row + by[1], 0, GRID.length - 1),
       };
       paint();
       const box = two.getBoundingClientRect(),
-        x = box.left + grid.x(hover.head),
+        x = box.left + grid.x(hover.column),
         y = box.top + grid.y(hover.row);
       showTip(tipOf(hover), { left: x, right: x + grid.w, top: y, bottom: y + grid.h });
     }
@@ -95,7 +97,7 @@ const pointBox = (event) => ({
 function renderStage() {
   const [one, two] = $("stage").querySelectorAll("figure"),
     wide = $("stage").clientWidth > 900;
-  const side = clamp((HEADS + 2) * 18 + 20, 150, 260);
+  const side = gridRoom();
   $("stage").style.gridTemplateColumns = wide ? `minmax(0, 1fr) ${side}px 292px` : "minmax(0, 1fr)";
   graph = graphLayout(one.clientWidth);
   grid = gridLayout(two.clientWidth, wide ? graph : null);
@@ -110,13 +112,13 @@ function renderStage() {
     .querySelector("canvas")
     .setAttribute(
       "aria-label",
-      `Contributions of ${N} positions at ${CUTS} cuts, and ${state.edges} edges. Move with the arrow keys, pin with Enter.`,
+      `Contributions of ${COLUMNS} positions at ${ROWS} cuts, and ${state.edges} edges. Move with the arrow keys, pin with Enter.`,
     );
   two
     .querySelector("canvas")
     .setAttribute(
       "aria-label",
-      `Contributions of ${HEADS} heads in ${D.layers.length} layers. Move with the arrow keys, choose with Enter.`,
+      `Contributions of ${FF} heads in ${GRID.length} layers. Move with the arrow keys, choose with Enter.`,
     );
   paint();
   renderDetail();
@@ -129,16 +131,16 @@ function paint() {
 
 // What is at a point: an edge, a cell of a cut, a token's label.
 function underGraph(x, y) {
-  const i = Math.floor((x - graph.left) / graph.column);
-  if (i < 0 || i >= N) return null;
-  if (y > graph.bottom) return { i };
-  for (let cut = 0; cut < CUTS; cut++)
-    if (y >= graph.y(cut) - 1 && y <= graph.y(cut) + graph.cell + 1) return { cut, i };
+  const i = graph.at(x);
+  if (y > graph.bottom) return i < 0 ? null : { i };
+  for (let row = 0; row < ROWS && i >= 0; row++)
+    if (Number.isFinite(VALUES[row][i]) && y >= graph.y(row) - 1 && y <= graph.y(row) + graph.cell + 1)
+      return { row, i };
   let best = null,
     least = 7;
   for (const e of new Set([...trail(), ...edgesShown(state.edges)])) {
-    const y1 = graph.y(E.layer[e]),
-      y2 = graph.y(E.layer[e] + 1) + graph.cell,
+    const y1 = graph.y(E.row[e]),
+      y2 = graph.y(E.row[e] + 1) + graph.cell,
       t = (y1 - y) / (y1 - y2);
     if (t < 0 || t > 1) continue;
     const part = graph.bent ? bezierTime(t) : t,
@@ -164,10 +166,11 @@ function bezierTime(share) {
   return low;
 }
 function underGrid(x, y) {
-  for (let row = 0; row < D.layers.length; row++) {
+  for (let row = 0; row < GRID.length; row++) {
     if (y < grid.y(row) - 1 || y > grid.y(row) + grid.h + 1) continue;
-    for (let head = 0; head <= HEADS; head++)
-      if (x >= grid.x(head) && x < grid.x(head) + grid.wide(head)) return { grid: true, row, head };
+    for (let column = 0; column <= FF; column++)
+      if (x >= grid.x(column) && x < grid.x(column) + grid.wide(column))
+        return gridCell(row, column) && { grid: true, row, column };
   }
   return null;
 }
@@ -175,50 +178,58 @@ function act(found) {
   if (!found) return;
   if (found.edge !== undefined) return follow(found.edge);
   if (found.grid) {
-    if (found.head === HEADS) return;
-    const name = headName(D.layers[found.row], found.head);
+    const cell = gridCell(found.row, found.column);
+    if (!cell || cell.ff) return;
+    const name = headName(cell.kind, cell.layer, cell.head);
     return set({ head: state.head === name ? "" : name, trail: "" });
   }
   set({ pin: state.pin === found.i ? -1 : found.i, trail: "" });
 }
+const ABOUT_HEAD = { L: "", X: "cross-attention, ", E: "the encoder, " };
 function tipOf(found) {
   if (!found) return null;
   if (found.edge !== undefined) {
     const e = found.edge;
     return {
-      head: `${headName(E.layer[e], E.head[e])}: ${edgeText(e)}`,
+      head: `${edgeName(e)}: ${edgeText(e)}`,
       rows: [["edge", signed(E.value[e]), `rank ${RANK.get(e)} of ${COUNT}`]],
     };
   }
   if (found.grid) {
-    if (found.head === HEADS)
+    const cell = gridCell(found.row, found.column);
+    if (!cell) return null;
+    if (cell.ff)
       return {
-        head: `feed-forward of layer ${D.layers[found.row]}`,
-        rows: [["what it wrote, all positions", signed(FFN[found.row]), ""]],
+        head: `feed-forward of layer ${cell.layer}`,
+        rows: [["what it wrote, all positions", signed(cell.value), ""]],
       };
-    const all = numbers(D.heads),
-      x = slice(D.heads, found.row)[found.head],
-      { rank, of } = standing(x, all);
-    const row = standing(x, slice(D.heads, found.row));
+    const { heads, numbers: layers } = KINDS[cell.kind],
+      { rank, of } = standing(cell.value, numbers(heads)),
+      row = standing(cell.value, slice(heads, layers.indexOf(cell.layer)));
     return {
-      head: headName(D.layers[found.row], found.head),
+      head: ABOUT_HEAD[cell.kind] + headName(cell.kind, cell.layer, cell.head),
       rows: [
-        ["all it moved", signed(x), `rank ${rank} of ${of}`],
+        ["all it moved", signed(cell.value), `rank ${rank} of ${of}`],
         ["in its layer", percent(row.share), `rank ${row.rank} of ${row.of}`],
       ],
     };
   }
-  if (found.cut === undefined) return PAGE.tip(found.i);
-  const x = stream(found.cut)[found.i],
-    { rank, of, share } = standing(x, stream(found.cut)),
-    rows = [["contribution", signed(x), `${percent(share)} of the row \u00b7 rank ${rank} of ${of}`]];
-  const layer = found.cut,
-    below = rowOf.get(layer - 1),
+  if (found.row === undefined) return PAGE.tip(found.i);
+  const x = VALUES[found.row][found.i],
+    { rank, of, share } = standing(x, VALUES[found.row]),
+    at = `${KEYS[found.i]} (${place(found.i)})`;
+  if (!Number.isFinite(x)) return null;
+  const rows = [["contribution", signed(x), `${percent(share)} of the row \u00b7 rank ${rank} of ${of}`]];
+  if (found.row < BASE) return { head: `${at} in the encoder, ${cutName(found.row, BASE)}`, rows };
+  const layer = found.row - BASE;
+  if (found.i >= N)
+    return { head: `${at} in the encoder\u2019s output, still to be read ${cutName(layer, CUTS)}`, rows };
+  const below = rowOf.get(layer - 1),
     above = rowOf.get(layer);
   if (below !== undefined)
     rows.push([`written by feed-forward ${layer - 1}`, signed(slice(D.ffn, below)[found.i]), ""]);
   if (above !== undefined) rows.push([`passes by attention ${layer}`, signed(slice(D.bypass, above)[found.i]), ""]);
-  return { head: `${LABELS[found.i]} (${found.i}) ${cutName(found.cut)}`, rows };
+  return { head: `${at} ${cutName(layer, CUTS)}`, rows };
 }
-const cutName = (cut) =>
-  cut === 0 ? "before the first layer" : cut === CUTS - 1 ? "after the last layer" : `before layer ${cut}`;
+const cutName = (cut, cuts) =>
+  cut === 0 ? "before the first layer" : cut === cuts - 1 ? "after the last layer" : `before layer ${cut}`;

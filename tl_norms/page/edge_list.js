@@ -12,7 +12,7 @@ function follow(e) {
         .join("_"),
     });
   const last = before[before.length - 1];
-  const goesOn = last !== undefined && E.query[e] === E.key[last] && E.layer[e] < E.layer[last];
+  const goesOn = last !== undefined && E.query[e] === E.key[last] && E.row[e] < E.row[last];
   set({ trail: (goesOn ? [...before, e] : [e]).map(edgeId).join("_") });
 }
 
@@ -20,11 +20,11 @@ function edgeButton(e, chosen = false, top = TOP_EDGE) {
   const button = make("button", "edge"),
     value = make("span", "value", tabular(E.value[e]));
   const bar = make("i"),
-    name = make("span", "head", headName(E.layer[e], E.head[e]));
+    name = make("span", "head", edgeName(e));
   bar.style.width = 100 * clamp(Math.abs(E.value[e]) / (top || 1), 0, 1) + "%";
   bar.style.background = edgeColour(e);
   button.append(name, make("span", "pair", edgeText(e)), value, bar);
-  button.title = `position ${E.key[e]} \u2192 position ${E.query[e]}`;
+  button.title = `position ${place(E.key[e])} \u2192 position ${place(E.query[e])}`;
   button.setAttribute("aria-pressed", String(chosen));
   button.onclick = () => follow(e);
   button.onpointerenter = button.onfocus = () => {
@@ -47,7 +47,7 @@ function renderDetail() {
     const back = make("button", "link", "Back to the strongest edges");
     back.onclick = () => set({ trail: "" });
     const last = followed[followed.length - 1],
-      before = arriving(E.key[last], E.layer[last], 7);
+      before = arriving(E.key[last], E.row[last], 7);
     parts.push(
       make("h2", "", "Followed back"),
       ...followed.map((e) => edgeButton(e, true)),
@@ -55,7 +55,7 @@ function renderDetail() {
         "h2",
         "",
         before.length
-          ? `What reached ${quoted(E.key[last])} before layer ${E.layer[last]}`
+          ? `What reached ${quoted(E.key[last])} before ${E.kind[last] === "E" ? "the encoder\u2019s " : ""}layer ${E.layer[last]}`
           : `${quoted(E.key[last])}: nothing from other tokens reached it earlier`,
       ),
       ...before.map((e) => edgeButton(e)),
@@ -79,9 +79,7 @@ function renderDetail() {
       make(
         "h2",
         "",
-        head
-          ? `Head ${state.head}: ${signed(slice(D.heads, rowOf.get(head.layer))[head.head])}`
-          : `Strongest edges ${of}`,
+        head ? `Head ${state.head}: ${signed(headValue(head.kind, head.layer, head.head))}` : `Strongest edges ${of}`,
       ),
     );
     if (head) {
@@ -112,25 +110,39 @@ function renderDetail() {
   detail.replaceChildren(...parts);
   if (headPanel) paintHead();
 }
-function headMap({ layer, head }) {
-  const values = new Float64Array(N * N);
+// Its rows are queries, its columns keys; `labels` are those of both.
+function headMap({ kind, layer, head }) {
+  const of = KINDS[kind],
+    [, rows, columns] = of.edges.shape,
+    values = new Float64Array(rows * columns);
   for (let e = 0; e < COUNT; e++)
-    if (E.layer[e] === layer && E.head[e] === head) values[E.query[e] * N + E.key[e]] = E.value[e];
-  return { rows: N, columns: N, values, get: (q, k) => values[q * N + k] };
+    if (E.kind[e] === kind && E.layer[e] === layer && E.head[e] === head)
+      values[(E.query[e] - of.query) * columns + E.key[e] - of.key] = E.value[e];
+  return {
+    rows,
+    columns,
+    values,
+    of,
+    get: (q, k) => values[q * columns + k],
+    labels: { rows: KEYS.slice(of.query, of.query + rows), columns: KEYS.slice(of.key, of.key + columns), most: 24 },
+  };
 }
 const edgeLook = (m) => {
-  const top = largest(m.values) || 1;
+  const top = largest(m.values) || 1,
+    into = state.dir === "into",
+    at = state.pin - (into ? m.of.query : m.of.key),
+    pinned = state.pin >= 0 && at >= 0 && at < (into ? m.rows : m.columns);
   return {
-    fill: (q, k) => (D.edges.causal && k > q ? null : colour("signed", m.get(q, k) / top)),
+    fill: (q, k) => (m.of.edges.causal && k > q ? null : colour("signed", m.get(q, k) / top)),
     hover: null,
-    hits,
-    pin: state.pin < 0 ? null : state.dir === "into" ? { q: state.pin, k: -1 } : { q: -1, k: state.pin },
+    hits: m.of.query === m.of.key ? new Set([...hits].map((i) => i - m.of.key)) : null,
+    pin: !pinned ? null : into ? { q: at, k: -1 } : { q: -1, k: at },
   };
 };
 function paintHead() {
   const { canvas, head } = headPanel,
     m = headMap(head),
-    layout = mapLayout(document.querySelector(".detail").clientWidth, m, { rows: LABELS, columns: LABELS, most: 24 });
+    layout = mapLayout(document.querySelector(".detail").clientWidth, m, m.labels);
   drawMap(canvasPen(canvas, layout.width, layout.height), m, layout, edgeLook(m));
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `Edges of head ${state.head}`);
@@ -138,15 +150,15 @@ function paintHead() {
   canvas.onpointermove = (event) => {
     const box = canvas.getBoundingClientRect(),
       at = under(layout, m, event.clientX - box.left, event.clientY - box.top);
-    if (!at || at.q === undefined || at.k === undefined || (D.edges.causal && at.k > at.q)) return hideTip();
+    if (!at || at.q === undefined || at.k === undefined || (m.of.edges.causal && at.k > at.q)) return hideTip();
     const x = m.get(at.q, at.k),
       { rank, of, share } = standing(
         x,
-        Array.from({ length: N }, (_, k) => m.get(at.q, k)),
+        Array.from({ length: m.columns }, (_, k) => m.get(at.q, k)),
       );
     showTip(
       {
-        head: `${LABELS[at.k]} \u2192 ${LABELS[at.q]}`,
+        head: `${m.labels.columns[at.k]} \u2192 ${m.labels.rows[at.q]}`,
         rows: [["edge of " + state.head, signed(x), `${percent(share)} of the row \u00b7 rank ${rank} of ${of}`]],
       },
       pointBox(event),

@@ -1,11 +1,12 @@
 """The page of an attribution: tokens, cuts, heads and the strongest edges of one target."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import UnknownLayerError
 from .assemble import assembled, finite
 from .errors import PageInputError
 from .packing import numbers_16, packed
@@ -77,6 +78,7 @@ def page_of_attribution(
     if source is not None:
         source = (source if chosen is None else source[chosen]).detach().cpu()
         source_words = _source_words(attribution, keys, chosen, len(source))
+    edges, encoder = _every_edge(attribution, chosen, one)
     data = {
         "kind": "attribution",
         "title": f"{short_name(named)}: where {wanted} comes from",
@@ -97,10 +99,18 @@ def page_of_attribution(
         "heads": packed(one(attribution.heads)),
         "ffn": packed(one(attribution.ffn)),
         "bypass": packed(one(attribution.bypass)),
-        "edges": _edges(attribution, chosen),
+        "edges": edges,
+        "encoder": encoder,
+        "constants": finite(float(_constants(attribution, one))),
         "software": versions(software),
     }
     return assembled(data)
+
+
+def _constants(attribution: Any, one: Callable[[Tensor], Tensor]) -> Tensor:
+    """What belongs to no input token, neither of the text nor of the source sentence."""
+    below = getattr(attribution, "source_offset", None)
+    return one(attribution.offset if below is None else below)[0]
 
 
 def _source_words(attribution: Any, keys: Tokens | None, chosen: int | None, n: int) -> list[str]:
@@ -117,35 +127,57 @@ def _mask_row(mask: Tensor, chosen: int | None) -> Tensor:
     return mask[0 if chosen is None else chosen] if mask.ndim == 2 else mask
 
 
-def _edges(attribution: Any, chosen: int | None) -> dict[str, Any]:
+def _every_edge(
+    attribution: Any, chosen: int | None, one: Callable[[Tensor], Tensor]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The edges of the stack that is written, and of an encoder-decoder all that is known of its encoder.
+
+    The second holds the encoder's cuts (`stream`) and what crosses the decoder's in its output (`beside`), the heads of
+    both kinds, and their edges, "cross" and "edges"; None for other models.
+    """
+    layers, n = list(attribution.layers), attribution.stream.shape[-1]
+
+    def of(edges: Callable[[int], Tensor], layer: int, shape: tuple[int, int]) -> Tensor:
+        try:
+            found = edges(layer).detach().cpu().float()  # [*batch head query key]
+        except UnknownLayerError:  # no attention of this kind in this layer
+            return torch.zeros(attribution.heads.shape[-1], *shape)
+        return found if chosen is None else found[chosen]
+
+    source = getattr(attribution, "source_stream", None)  # without it, or without edges, the tokens alone are shown
+    if source is None or attribution.beside is None or not callable(getattr(attribution, "cross_edges", None)):
+        return _edges(
+            [of(attribution.edges, layer, (n, n)) for layer in layers], EDGE_NUMBERS // max(len(layers), 1)
+        ), None
+    limit, n_source = EDGE_NUMBERS // (2 * len(layers) + len(source) - 1), source.shape[-1]
+    own = [of(attribution.edges, layer, (n, n)) for layer in layers]
+    cross = [of(attribution.cross_edges, layer, (n, n_source)) for layer in layers]
+    below = [
+        of(lambda layer: attribution.edges(layer, "encoder"), layer, (n_source, n_source))
+        for layer in range(len(source) - 1)
+    ]
+    encoder = {
+        "stream": packed(one(source)),
+        "beside": packed(one(attribution.beside)),
+        "heads": packed(torch.stack([edges.sum((-1, -2)) for edges in below])),
+        "cross_heads": packed(torch.stack([edges.sum((-1, -2)) for edges in cross])),
+        "cross": _edges(cross, limit, square=False),
+        "edges": _edges(below, limit),
+    }
+    return _edges(own, limit), encoder
+
+
+def _edges(by_layer: list[Tensor], limit: int, square: bool = True) -> dict[str, Any]:
     """All edges, [layer head pair], with key <= query alone where no other is used; or the strongest of each layer."""
-    layers = list(attribution.layers)
-    limit = EDGE_NUMBERS // max(len(layers), 1)
-    everything, strongest, causal, shape = [], [], True, (0, 0, 0)
-    for layer in layers:
-        edges = _edges_of(attribution, layer, chosen)
-        shape = tuple(edges.shape)  # head query key
-        causal = causal and not bool(edges.triu(1).any())
-        if edges.numel() // 2 > limit:
-            strongest.append(_strongest(edges, limit))
-        else:
-            everything.append(edges)
+    shape = tuple(by_layer[0].shape) if by_layer else (0, 0, 0)  # head query key
+    causal = square and not any(bool(edges.triu(1).any()) for edges in by_layer)
     found: dict[str, Any] = {"shape": shape, "causal": causal, "all": None, "strongest": None, "limit": limit}
-    if strongest:
-        return found | {"strongest": strongest}
-    if everything:
-        stacked = torch.stack(everything)
+    if any(edges.numel() // 2 > limit for edges in by_layer):
+        return found | {"strongest": [_strongest(edges, limit) for edges in by_layer]}
+    if by_layer:
         there = torch.ones(shape[1:], dtype=torch.bool)
-        found["all"] = packed(stacked[..., there.tril() if causal else there])
+        found["all"] = packed(torch.stack(by_layer)[..., there.tril() if causal else there])
     return found
-
-
-def _edges_of(attribution: Any, layer: int, chosen: int | None) -> Tensor:
-    """[head query key]; zeros where a layer has no attention."""
-    if layer in getattr(attribution, "unattended", ()):
-        return torch.zeros(attribution.heads.shape[-1], *[attribution.stream.shape[-1]] * 2)
-    edges = attribution.edges(layer).detach().cpu().float()
-    return edges if chosen is None else edges[chosen]
 
 
 def _strongest(edges: Tensor, limit: int) -> dict[str, Any]:

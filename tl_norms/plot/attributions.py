@@ -42,7 +42,8 @@ def position_map(
 
     Returns:
         A Figure: rows are cuts from the embeddings down to what leaves the last layer, columns positions and, after
-        the line, what belongs to no position (biases).
+        the line, what belongs to no position (biases). Of an encoder-decoder, the cuts of the decoder; the columns of
+        the source sentence hold what is still to be read of the encoder's output.
 
     Raises:
         As `token_strip`.
@@ -53,15 +54,18 @@ def position_map(
     if not is_attribution(result):
         raise PlotInputError(f"expected an attribution, as of tl_norms.attribute, got {type(result).__name__}.")
     found, style = one_attribution(result, tokens, batch), Look(**look)
-    values = np.concatenate([found.stream, found.offset[:, None]], axis=1)
-    n = len(found.words)
-    columns = Axis("token", (*map(visible, found.words), "(rest)"), (*found.positions, ""), n)
+    beside = np.zeros((len(found.stream), 0)) if found.beside is None else found.beside
+    values = np.concatenate([found.stream, beside, found.offset[:, None]], axis=1)
+    words = (*map(visible, (*found.words, *found.source)), "(rest)")
+    places = (*found.positions, *(f"source {place}" for place in range(len(found.source))), "")
+    n = values.shape[1] - 1
+    columns = Axis("token", words, places, len(found.words))
     names = (*map(str, result.layers), "end")
     rows = Axis("what enters layer", names, ("cut",) * len(names))
     made = coloured([("", values)], rows, columns, "contribution", True, scale)
     (panel,) = made.panels
     wide = max(18.0, min(52.0, (style.width - 190) / (n + 1)))
-    panel = Cells("", panel.values, rows, columns, told=panel.told, size=(wide, 15.0))
+    panel = Cells("", panel.values, rows, columns, told=panel.told, size=(wide, _row_height(len(rows))))
     title = f"{contribution(result)} by layer and position"
     notes = (about(result, found.words), f"every row adds up to {found.value:+.3g}")
     return drawn(Picture((panel,), 1, tuple(made.scales), title, tuple(filter(None, notes)), style))
@@ -109,7 +113,7 @@ def head_grid(result: Any, *, layers: Numbers = None, batch: int | None = None, 
     columns = Axis("head", tuple(map(str, range(grid.shape[1]))), ("head",) * grid.shape[1])
     signed = bool(np.nanmin(grid) < 0)
     scale = Scale.of([grid[wanted]], unit, signed)
-    panel = Cells("", grid[wanted], rows, columns, size=(30.0, 15.0))
+    panel = Cells("", grid[wanted], rows, columns, size=(30.0, _row_height(len(rows))))
     words = _known_words(result, text)
     notes = tuple(filter(None, [about(result, words), *notes]))
     return drawn(Picture((panel,), 1, (scale,), title, notes, Look(**look)))
@@ -122,6 +126,7 @@ def head_edges(
     layer: int,
     head: int,
     batch: int | None = None,
+    keys: Tokens | None = None,
     scale: ScaleOf = "shared",
     **look: Unpack[LookOptions],
 ) -> Figure:
@@ -131,6 +136,7 @@ def head_edges(
         result: an attribution, whose edges have a sign, or anything that `head_maps` takes
         tokens, batch, **look: as for `token_strip`
         layer, head: which one
+        keys: the encoder's tokens, of cross-attention
         scale: "shared", or "row" for each query by itself
 
     Returns:
@@ -144,7 +150,14 @@ def head_edges(
     """
     if is_attribution(result):
         look["title"] = look.get("title", f"{contribution(result)} through L{layer}H{head}")
-    return head_maps(result, tokens, layers=layer, heads=head, batch=batch, diagonal=True, scale=scale, **look)
+    return head_maps(
+        result, tokens, layers=layer, heads=head, batch=batch, keys=keys, diagonal=True, scale=scale, **look
+    )
+
+
+def _row_height(n: int) -> float:
+    """Pixels of each of n rows: few are higher, so that what is written beside them has room."""
+    return max(15.0, min(45.0, 90 / n))
 
 
 def _mean_over_pairs(result: Any, norms: Tensor) -> Tensor:

@@ -7,16 +7,18 @@ import numpy as np
 from typing_extensions import Unpack
 
 from .colours import NEGATIVE, POSITIVE
-from .contributions import Signed, is_attribution, on_cpu, one_attribution
+from .contributions import is_attribution, on_cpu, one_attribution
 from .draw import Figure, drawn
 from .errors import PlotInputError
 from .picture import Dot, Drawing, Label, Look, LookOptions, Picture, Stroke
 from .select import Numbers, Tokens, about, chosen_layers, chosen_text
-from .subjects import contribution
+from .subjects import contribution, edges_of
 from .words import characters, visible
 
 NAMED = 8  # strongest edges that are labelled with their heads
 WIDEST, THINNEST = 7.0, 0.8
+NAME = 5.4  # pixels of a character of a name
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ def contribution_graph(
     Args:
         result: an attribution
         tokens, batch, **look: as for `token_strip`
-        threshold: a share of the largest edge of the layers shown, 0 to 1
-        absolute: a value instead of a share
+        threshold: a share of the largest edge of the layers shown, 0 to 1; of dots and skip connections, a share of
+            the largest contribution of a position
+        absolute: a value instead of a share, for all of them
         layers: one layer, several, or None for all
 
     Returns:
@@ -77,11 +80,14 @@ def contribution_graph(
     kept = _kept(every, least) if largest else []
     n = sum(int((edges != 0).sum()) for edges in every)
     bypass = _bypass(result, places, batch)
-    drawing = _graph(found, places, numbers, kept, bypass, least, largest, style.width)
+    stream = found.stream[[*places, places[-1] + 1]]
+    sits = absolute if absolute is not None else threshold * float(np.abs(stream).max())
+    drawing = _graph(found.words, stream, numbers, kept, bypass, sits, largest, style.width)
     share = "" if absolute is not None else f" ({threshold:.0%} of the largest)"
     notes = (
         about(result, found.words),
         f"{len(kept):,} of {n:,} edges: at least {least:.3g}{share}; grey: skip connection",
+        "the decoder's own attention; cross-attention and the encoder: attribution.show()" if found.source else "",
     )
     title = f"{contribution(result)}: edges of attention"
     return drawn(Picture((drawing,), 1, (), title, tuple(filter(None, notes)), style))
@@ -89,7 +95,7 @@ def contribution_graph(
 
 def _edges(result: Any, layer: int, batch: int | None) -> np.ndarray:
     """[head query key]"""
-    value = on_cpu(result.edges(layer)).double()
+    value = on_cpu(edges_of(result, layer)).double()
     text = chosen_text(value.shape[0] if value.ndim == 4 else None, batch)
     return (value if text is None else value[text]).numpy()
 
@@ -115,16 +121,17 @@ def _kept(every: list[np.ndarray], least: float) -> list[Edge]:
 
 
 def _graph(
-    found: Signed,
-    places: list[int],
+    texts: tuple[str, ...],
+    stream: np.ndarray,
     numbers: list[int],
     kept: list[Edge],
     bypass: np.ndarray | None,
-    least: float,
+    sits: float,
     largest: float,
     width: int,
 ) -> Drawing:
-    words = [visible(word) for word in found.words]
+    """Edges, and what sits at positions and passes layers where it reaches `sits`; `stream` [cut pos] of the layers."""
+    words = [visible(word) for word in texts]
     longest = max(map(characters, words))
     left, n = 64.0, len(words)
     across = max(14.0, min(96.0, (width - left - 60) / n))
@@ -133,7 +140,7 @@ def _graph(
     bottom = 8 + up * len(numbers)
     x = [left + across * (place + 0.5) for place in range(n)]
     y = [bottom - up * row for row in range(len(numbers) + 1)]
-    strokes = _skips(x, y, words, numbers, bypass, least)
+    strokes = _skips(x, y, words, numbers, bypass, sits)
     together: dict[tuple[int, int, int], list[Edge]] = {}
     for edge in kept:
         together.setdefault((edge.layer, edge.query, edge.key), []).append(edge)
@@ -144,9 +151,8 @@ def _graph(
         hover = "\n".join([f"{key} {words[key]} → {query} {words[query]}", *told])
         ends = ((x[key], x[query]), (y[layer], y[layer + 1]))
         strokes.append(Stroke(*ends, thick, POSITIVE if total > 0 else NEGATIVE, hover))
-    dots, stream = [], found.stream[[*places, places[-1] + 1]]
-    limit = float(np.abs(stream).max()) or 1.0
-    for row, column in np.argwhere(np.abs(stream) >= least).tolist():
+    dots, limit = [], float(np.abs(stream).max()) or 1.0
+    for row, column in np.argwhere((np.abs(stream) >= sits) & (stream != 0)).tolist():
         value = float(stream[row, column])
         at = f"enters layer {numbers[row]}" if row < len(numbers) else f"leaves layer {numbers[-1]}"
         hover = f"{column} {words[column]}, {at}\n{value:+.3g}"
@@ -157,23 +163,51 @@ def _graph(
     labels += [Label(left - 10, y[row], str(numbers[row]), "right") for row in range(0, len(numbers), step)]
     labels.append(Label(10, (y[0] + y[-1]) / 2, "layer", faint=True))
     labels.append(Label(left - 10, y[-1], "out", "right"))
-    labels += _names(x, y, numbers, kept)
+    labels += _names(x, y, numbers, kept, strokes)
     height = bottom + 14 + (6.6 * min(longest, 18) if turned else 14)
     return Drawing("", left + across * n + 20, height, (), tuple(strokes), tuple(dots), tuple(labels))
 
 
-def _names(x: list[float], y: list[float], numbers: list[int], kept: list[Edge]) -> list[Label]:
-    """The heads of the strongest edges, as far as their names do not cover each other."""
+def _names(x: list[float], y: list[float], numbers: list[int], kept: list[Edge], strokes: list[Stroke]) -> list[Label]:
+    """The heads of the strongest edges, beside their lines, as far as their names do not cover each other."""
     found: list[Label] = []
     for edge in reversed(kept):
-        upright = edge.key == edge.query
-        across = x[edge.key] + 0.6 * (x[edge.query] - x[edge.key]) + 6 * upright
-        up = y[edge.layer] + 0.6 * (y[edge.layer + 1] - y[edge.layer]) - 7 * (not upright)
+        if len(found) == NAMED:
+            break
         name = f"L{numbers[edge.layer]}H{edge.head}"
-        free = not any(abs(label.x - across) < 40 and abs(label.y - up) < 12 for label in found)
-        if free and len(found) < NAMED:
-            found.append(Label(across, up, name, "left" if upright else "center", size=9))
+        wide, high = NAME * len(name), 10.0
+        start, end = (x[edge.key], y[edge.layer]), (x[edge.query], y[edge.layer + 1])
+        free = [
+            place
+            for place in _beside(start, end, wide, high)
+            if not any(abs(label.x - place[0]) < wide + 4 and abs(label.y - place[1]) < 12 for label in found)
+        ]
+        if free:
+            across, up = min(free, key=lambda place: sum(_meets(stroke, *place, wide, high) for stroke in strokes))
+            found.append(Label(across, up, name, size=9))
     return found
+
+
+def _beside(start: Point, end: Point, wide: float, high: float) -> list[Point]:
+    """Middles of a text of this size on either side of a line, the best first."""
+    dx, dy = end[0] - start[0], end[1] - start[1]
+    long = float(np.hypot(dx, dy))
+    across, up = dy / long, -dx / long
+    away = (abs(across) * wide + abs(up) * high + WIDEST) / 2
+    return [
+        (start[0] + share * dx + side * away * across, start[1] + share * dy + side * away * up)
+        for share in (0.6, 0.5, 0.7, 0.4, 0.8)
+        for side in ((1, -1) if (up or -across) < 0 else (-1, 1))  # above the line, right of an upright one
+    ]
+
+
+def _meets(stroke: Stroke, across: float, up: float, wide: float, high: float) -> bool:
+    """Whether a line crosses a text of this size around a point."""
+    shares = np.linspace(0, 1, 41)
+    x = stroke.x[0] + shares * (stroke.x[1] - stroke.x[0])
+    y = stroke.y[0] + shares * (stroke.y[1] - stroke.y[0])
+    reach = stroke.width / 2
+    return bool(((abs(x - across) < wide / 2 + reach) & (abs(y - up) < high / 2 + reach)).any())
 
 
 def _skips(
@@ -184,7 +218,7 @@ def _skips(
         return []
     limit = float(np.abs(bypass).max()) or 1.0
     strokes = []
-    for row, place in np.argwhere(np.abs(bypass) >= least).tolist():
+    for row, place in np.argwhere((np.abs(bypass) >= least) & (bypass != 0)).tolist():
         value = float(bypass[row, place])
         hover = f"{place} {words[place]}, past layer {numbers[row]}\n{value:+.3g}"
         thick = max(THINNEST, WIDEST * 0.7 * abs(value) / limit)

@@ -192,7 +192,7 @@ def column_widths(table: Table) -> list[float]:
 def _left(picture: Picture, number: int) -> float:
     panel = picture.panels[number]
     if isinstance(panel, Cells) and picture.labels_left(number):
-        return 6 + LETTER * max(map(characters, panel.rows.labels), default=0) + (18 if panel.rows.name else 0)
+        return 6 + LETTER * max(map(characters, panel.rows.labels), default=0) + (22 if panel.rows.name else 0)
     return 58 if isinstance(panel, Curves) and number % picture.n_columns == 0 else 0
 
 

@@ -115,6 +115,8 @@ def weight_and_norm(
         for scope in ["Attn-W", *([wanted] if isinstance(wanted, str) else wanted)]:
             subject = maps_of(result, scope)
             shown.append((ABOUT.get(subject.name, f"norms, {subject.name}").replace(", mean", "\nmean"), subject))
+        if len(shown) > 2:  # narrow panels: their names alone
+            shown = [(subject.name, subject) for _, subject in shown]
     else:
         if scopes is not None:
             raise PlotInputError("a single head has no scopes after attention: pass scopes= or head=, not both.")
@@ -131,8 +133,8 @@ def weight_and_norm(
         text = _text(subject, tokens, batch, keys)
         values, left_out = without_diagonal(text, list(text.map(subject.value)[places]), diagonal)
         title += "\nwithout the diagonal" if left_out is not None else ""
-        several = len(places) > 1
-        titles = [f"layer {subject.layers[place]} · {title}" if several else title for place in places]
+        several, then = len(places) > 1, "\n" if len(shown) > 2 else " · "
+        titles = [f"layer {subject.layers[place]}{then}{title}" if several else title for place in places]
         across = text.key_axis(subject.value.shape[-1])
         made.append(coloured(list(zip(titles, values, strict=True)), text.queries, across, subject.unit,
                              subject.signed, scale, bars="own"))  # fmt: skip
@@ -142,8 +144,10 @@ def weight_and_norm(
         scales += column.scales
     ordered = [panel for row in zip(*panels, strict=True) for panel in row]
     heading = "Attention weights and norms"
+    if len(shown) > 2:
+        heading = "Attention weights (Attn-W, mean over heads) and norms"
     if len(places) == 1:
-        heading = f"Layer {result.layers[places[0]]}: attention weights and norms"
+        heading = f"Layer {result.layers[places[0]]}: {heading[0].lower()}{heading[1:]}"
     notes = [about(result, text.words if text is not None else ()), *dict.fromkeys(made[0].notes)]
     return drawn(
         Picture(

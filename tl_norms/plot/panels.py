@@ -50,7 +50,7 @@ def coloured(
     if scale == "row":
         shares = [_by_row(value) for value in maps]
         panels = [replace(p, values=share, told=v) for p, share, v in zip(panels, shares, maps, strict=True)]
-        return Coloured(panels, [Scale(1.0, f"{unit}, of the row's largest", signed)], [])
+        return Coloured(panels, [Scale(1.0, "share of the row's largest", signed)], [])
     if scale is None:
         largest = [Scale.of([value], unit).limit for value in maps if np.nan_to_num(value).any()]
         scale = "panel" if largest and max(largest) > APART * min(largest) else "shared"

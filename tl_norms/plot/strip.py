@@ -36,7 +36,8 @@ def token_strip(
         **look: `backend`, `title`, `cmap`, `width`: see `tl_norms.plot.Look`
 
     Returns:
-        A Figure. Colours are relative to the largest contribution; blue adds, red takes away.
+        A Figure. Colours are relative to the largest contribution; blue adds, red takes away. Of an encoder-decoder the
+        source sentence is below: its input tokens, at later cuts what is still to be read of the encoder's output.
 
     Raises:
         PlotInputError: other results, a cut that there is not, several texts and no `batch`, or tokens that do not fit.
@@ -51,33 +52,36 @@ def token_strip(
         if not -len(found.stream) <= cut < len(found.stream):
             raise PlotInputError(f"there is no cut {cut}: this result has {len(found.stream)}, from 0.")
         values, words = found.stream[cut], found.words
-        rest = float(found.offset[cut])
+        rest, told = float(found.offset[cut]), ""
         at = "input tokens" if cut == 0 else f"positions at cut {cut % len(found.stream)}"
-        title = f"{contribution(result)}: {at}"
-        notes = (
-            about(result, words),
-            f"tokens {values.sum():+.3g}, rest (biases) {rest:+.3g}, value {found.value:+.3g}",
-        )
+        title, text = f"{contribution(result)}: {at}", about(result, words)
+        together, n_own = values.sum(), len(words)
+        if found.beside is not None and found.below is not None and found.below_offset is not None:
+            source = found.below[0] if cut == 0 else found.beside[cut]
+            rest = float(found.below_offset[0]) if cut == 0 else rest
+            told = f"source sentence {source.sum():+.3g}, "
+            values, words = np.concatenate([values, source]), (*words, *found.source)
+        notes = (text, f"tokens {together:+.3g}, {told}rest (biases) {rest:+.3g}, value {found.value:+.3g}")
     else:
         values = _vector(result)
         if tokens is None:
             raise PlotInputError("expected tokens, those of the text: model.to_str_tokens(text).")
         words = tuple(of_text(tokens, batch))
-        title, notes = "Value of each token", ()
+        title, notes, n_own = "Value of each token", (), len(words)
     if len(words) != len(values):
         raise PlotInputError(f"there are {len(values)} numbers for {len(words)} tokens: one for each.")
-    strip = _strip(words, values, style.width - 40)
+    strip = _strip(words, values, style.width - 40, n_own)
     return drawn(Picture((strip,), 1, (), title, tuple(filter(None, notes)), style))
 
 
-def _strip(words: tuple[str, ...], values: np.ndarray, width: float) -> Drawing:
-    """Tokens as boxes, broken into lines, with their numbers below."""
+def _strip(words: tuple[str, ...], values: np.ndarray, width: float, n_own: int) -> Drawing:
+    """Tokens as boxes, broken into lines, with their numbers below; a source sentence begins a line."""
     limit, signed = float(np.nanmax(np.abs(values), initial=0)) or 1.0, bool((values < 0).any())
     boxes, labels, x, y = [], [], 0.0, 0.0
     for place, (word, value) in enumerate(zip(words, values, strict=True)):
         shown, number = visible(word), short(float(value), limit, signed)
         wide = max(FONT * characters(shown) + 10, SMALL * len(number) + 6)
-        if x and x + wide > width:
+        if x and (x + wide > width or place == n_own):
             x, y = 0.0, y + 52
         hover = f"{place} {shown}\n{value:+.4g}"
         boxes.append(Box(x, y, wide, 27, shown, float(value) / limit, hover))

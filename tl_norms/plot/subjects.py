@@ -91,13 +91,15 @@ def maps_of(result: Any, scope: str | None = None) -> Subject:
     if callable(getattr(result, "norms", None)) and hasattr(result, "layer"):  # a Decomposition
         return Subject(result, result.scope, _measure(result), result.norms()[None], (result.layer,), 3)
     if callable(getattr(result, "edges", None)):
-        value = torch.stack([_tensor(result.edges(layer)).sum(-3) for layer in result.layers])
+        value = torch.stack([edges_of(result, layer).sum(-3) for layer in result.layers])
         about = f"{contribution(result)} through attention"
         return Subject(result, "attention", "contribution", value, tuple(result.layers), 3, about)
     for name in ("norms", "maps", "values"):
         value = getattr(result, name, None)
         if isinstance(value, Tensor) and hasattr(result, "layers"):
-            return Subject(result, "input tokens", _measure(result), value, tuple(result.layers), 3)
+            unit = _measure(result)
+            about = f"What each position holds of every input token: {unit}"
+            return Subject(result, "input tokens", unit, value, tuple(result.layers), 3, about)
     value = _plain(result)
     if value is None or not 2 <= value.ndim <= 4:
         raise PlotInputError(
@@ -105,7 +107,9 @@ def maps_of(result: Any, scope: str | None = None) -> Subject:
             f"{_kind(result)}{'' if value is None else f' of shape {list(value.shape)}'}."
         )
     value = value[None] if value.ndim == 2 else value
-    return Subject(result, "", "value", value, tuple(range(len(value))), 3)
+    return Subject(
+        result, "", "value", value, tuple(range(len(value))), 3, "Values by layer" if len(value) > 1 else "Values"
+    )
 
 
 def heads_of(result: Any, weights: bool = False, layers: Any = None) -> Subject:
@@ -122,7 +126,7 @@ def heads_of(result: Any, weights: bool = False, layers: Any = None) -> Subject:
         known = [layer for layer in result.layers if layer in wanted]  # others are refused where layers are chosen
         if not known:
             raise PlotInputError(f"layers is {layers!r}; this result has {', '.join(map(str, result.layers))}.")
-        value = torch.stack([_tensor(result.edges(layer)) for layer in known])
+        value = torch.stack([edges_of(result, layer) for layer in known])
         about = f"{contribution(result)} through heads"
         return Subject(result, "heads", "contribution", value, tuple(known), 4, about)
     if weights:
@@ -150,6 +154,15 @@ def head_weights(result: Any) -> Tensor:
     return torch.stack([pattern.detach().to(moved.device, moved.dtype) for pattern in result.patterns])
 
 
+def edges_of(result: Any, layer: int) -> Tensor:
+    """The edges of a layer of an attribution, [*batch head query key]; zeros where the layer has no attention."""
+    if layer not in getattr(result, "unattended", ()):
+        return _tensor(result.edges(layer))
+    *batch, n_heads = result.heads[0].shape
+    n = result.stream.shape[-1]
+    return torch.zeros(*batch, n_heads, n, n)
+
+
 def contribution(result: Any) -> str:
     """What the numbers of an attribution are, for a title."""
     target = getattr(result, "target_name", None)
@@ -158,7 +171,7 @@ def contribution(result: Any) -> str:
 
 def is_cross(result: Any) -> bool:
     """Whether the queries of a result are the decoder's and its keys the encoder's."""
-    return isinstance(getattr(result, "norms", None), Tensor) and hasattr(result, "attention")
+    return all(isinstance(getattr(result, name, None), Tensor) for name in ("norms", "attention"))
 
 
 def _weights() -> tuple[str, str]:

@@ -17,6 +17,8 @@ from .picture import Axis, Cells, Curves, Picture, Scale, Table
 from .plotly_shapes import draw_shapes
 from .plotly_text import GREY, escaped
 
+TABLE_LIGHT = ("#1b1f27", "#dbe3ee", "#ffffff", "#d0d7e2")  # ink, header, cells, lines
+TABLE_DARK = ("#e8ebf0", "#27313f", "#161b22", "#323c4a")
 DASHES = {"sure": "solid", "possible": "dot", "predicted": "solid"}
 
 
@@ -42,7 +44,7 @@ def draw(picture: Picture) -> Any:
             _draw_curves(figure, go, picture, layout, number, panel)
         elif isinstance(panel, Table):
             x, y = _domain(layout, box)
-            figure.add_trace(_table(go, panel).update(domain={"x": x, "y": y}))
+            figure.add_trace(_table(go, panel, dark).update(domain={"x": x, "y": y}))
         else:
             x, y = _axes(number)
             across, down = _domain(layout, box)
@@ -128,7 +130,7 @@ def _colours(picture: Picture, layout: Layout, number: int, scale: Scale, dark: 
     (px, _), _ = _domain_of_point(layout, box.x, 0)
     bar = {"title": {"text": escaped(scale.name), "side": "right"}, "x": px, "xanchor": "left", "xpad": 0}
     bar |= {"y": y[1], "yanchor": "top", "ypad": 0, "len": box.height / height, "thickness": box.width}
-    bar |= {"outlinewidth": 0, "nticks": 6}
+    bar |= {"outlinewidth": 0, "nticks": max(2, min(6, int(box.height / 20)))}
     if scale.bar == "common":
         ends = [scale.lowest, 0, scale.limit] if scale.diverging else [0, scale.limit]
         names = ["−max", "0", "max"] if scale.diverging else ["0", "max"]
@@ -280,7 +282,7 @@ def _draw_curves(figure: Any, go: Any, picture: Picture, layout: Layout, number:
     )
 
 
-def _table(go: Any, table: Table) -> Any:
+def _table(go: Any, table: Table, dark: bool) -> Any:
     align = ["right" if right else "left" for right in table.right]
     columns = [
         [f"<b>{escaped(text)}</b>" if (row, n) in table.strong else escaped(text) for row, text in enumerate(column)]
@@ -291,7 +293,8 @@ def _table(go: Any, table: Table) -> Any:
         header={"values": [f"<b>{escaped(name)}</b>" for name in table.names], "align": align, "height": 27},
         cells={"values": columns, "align": align, "height": 25},
     )
-    # A table keeps its own light cells in every template, so its text stays dark in a dark one too.
-    trace.header.update(fill_color="#dbe3ee", font_color="#1b1f27", line_color="#c2cbd8")
-    trace.cells.update(fill_color="#ffffff", font_color="#1b1f27", line_color="#dfe4eb")
+    # Templates give tables light cells, so both are set: text and cells go together in every template.
+    ink, head, paper, line = TABLE_DARK if dark else TABLE_LIGHT
+    trace.header.update(fill_color=head, font_color=ink, line_color=line)
+    trace.cells.update(fill_color=paper, font_color=ink, line_color=line)
     return trace

@@ -30,8 +30,8 @@ def clipped(token: str, longest: int = LONGEST) -> str:
 def sentence(tokens: Sequence[str]) -> str:
     """The text that these tokens spell, for a title: without special tokens, and cut if it is long."""
     words = [token for token in tokens if not SPECIAL.fullmatch(token.strip())]
-    if any(word.startswith(" ") for word in words):
-        text = "".join(words)
+    if any(word.startswith((" ", "\u2581")) for word in words):  # a blank, or what stands for one in SentencePiece
+        text = "".join(words).replace("\u2581", " ")
     else:  # word pieces and words: a blank before everything but continuations and closing punctuation
         text = re.sub(r" (##|(?=[.,;:!?)\]]))", "", " ".join(words))
     text = " ".join(_UNSEEN.sub(" ", text).split())

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...errors import AttentionPatternError
-from ..removals import subsets_of
 from ..running import output, pass_on
+from ..subsets import subsets_of
 from ..targets import Target
 from .reading import row
 

@@ -8,7 +8,7 @@
     partial             partial results merge; moments, tallies and correlation are what they hold
     run                 the loop: chunks of the corpus, merged in order
     executors           one way to run elsewhere: chunks on a concurrent.futures executor
-    shares              the other one: jobs that know nothing of each other, and their files put together
+    shares              the other one: independent array jobs, and their files put together
     resume, fingerprint the file that a run goes on from, and how it knows that nothing has changed
 
 Nothing here imports a study.

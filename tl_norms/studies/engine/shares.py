@@ -1,4 +1,4 @@
-"""Shares of a corpus for jobs that know nothing of each other, and the files they leave put together."""
+"""Shares of a corpus for independent array jobs, and the files they leave put together."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
