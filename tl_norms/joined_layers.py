@@ -122,8 +122,8 @@ class _HeldLayers:
         there = [part for part in parts if part is not None]
         if not there:
             return None
-        if len(there) < len(parts):
-            raise _OneByOne("only some layers have this bias or gain")
+        if len(there) < len(parts) or len({part.shape for part in there}) > 1 or there[0].ndim > 1:
+            raise _OneByOne("only some layers have this bias or gain, or it is of another shape")
         rows = torch.stack(there).detach().to(like)[:, None]
         texts = len(like) // len(rows)
         return rows if texts == 1 else rows.repeat_interleave(texts, dim=0)
