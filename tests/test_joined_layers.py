@@ -8,6 +8,7 @@ from architectures import zoo
 from tiny import KINDS, make
 
 import tl_norms
+import tl_norms.plan
 from tl_norms.linear.pieces import pieces
 
 WAYS = {
@@ -76,10 +77,11 @@ def test_norms_after_attention_and_scaled_sums(name, monkeypatch):
     assert_same(at_once(cache, monkeypatch, scopes=scopes[:-1]), one_by_one(cache, monkeypatch, scopes=scopes[:-1]))
 
 
-@pytest.mark.parametrize("hook", ["blocks.1.attn.hook_v", "blocks.1.attn.hook_pattern"])
-def test_what_is_wrong_in_one_layer_is_said_of_that_layer(hook):
-    cache = make("bert", KINDS[0]).cache()
-    name = next(name for name in cache.cache_dict if name == hook or name.endswith(hook))
+@pytest.mark.parametrize("of", ["values", "pattern"])
+def test_what_is_wrong_in_one_layer_is_said_of_that_layer(of):
+    tiny = make("bert", KINDS[0])
+    name = getattr(tl_norms.plan.reader_of(tiny.model).blocks()[1].attention()[1], of)
+    cache = tiny.cache()
     changed = dict(cache.cache_dict)
     changed[name] = changed[name] * 1.01
     edited = type(cache)(changed, cache.model)
