@@ -4,6 +4,7 @@ Plan            which model, blocks, scopes and options            (plan, option
 FrozenBlock     the steps of a block, held                         (freeze, linear/)
 completed       source vectors through them, compared              (complete, linear/carry)
 layer_numbers   the numbers of one layer                           (layer_numbers, linear/measure)
+                or of several of one shape at once                 (joined_layers, linear/joined)
 BlockNorms      what comes out                                     (results)
 """
 
