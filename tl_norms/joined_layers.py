@@ -41,9 +41,10 @@ def numbers_of_layers(plan: Plan, activations: Activations, numbers: Sequence[in
     for group in _groups(plan, activations, numbers):
         try:
             with together():
-                found.update(zip(group, _at_once(plan, activations, [plan.blocks[n] for n in group]), strict=True))
+                made = _at_once(plan, activations, [plan.blocks[number] for number in group])
         except TLNormsError:
             continue
+        found.update(zip(group, made, strict=True))  # nothing is kept before all is judged
     return [found[number] if number in found else layer_numbers(plan, activations, number) for number in numbers]
 
 

@@ -34,7 +34,7 @@ def _kind(step: Step, number: int) -> Hashable | None:
     operation = step.operation
     if number == 1:
         plain = type(operation) is Attention and operation.gate is None and operation.inner_norm is None
-        return ("attention", operation.heads_first, operation.clip) if plain else None  # pyright: ignore[reportAttributeAccessIssue]
+        return ("attention", operation.heads_first, operation.clip) if plain else None
     if step.reads != number - 1:
         return None
     if isinstance(operation, Norm):
@@ -50,8 +50,10 @@ def joined(activations: Activations, blocks: Sequence[Block], scopes: tuple[str,
     Raises:
         CacheShapeError: they are of several shapes, dtypes or devices. MissingActivationError.
     """
-    tensors = {}
-    for names in zip(*(block.hooks(scopes) for block in blocks), strict=True):
+    tensors, hooks = {}, [block.hooks(scopes) for block in blocks]
+    if len({len(names) for names in hooks}) > 1:
+        raise CacheShapeError(f"layer {blocks[0].layer} has more hooks than others, or less.")
+    for names in zip(*hooks, strict=True):
         found = [activations.tensor(name) for name in names]
         if len({(one.shape, one.dtype, one.device) for one in found}) > 1:
             raise CacheShapeError(f"{names[0]} is not of one shape with that of other layers.")
