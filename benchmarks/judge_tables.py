@@ -85,9 +85,22 @@ def short(
 def of_tasks(report: Report, names: list[str]) -> Report:
     """The same of some tasks alone."""
     numbers = [report.tasks.index(name) for name in names]
-    mask = np.isin(report.task, numbers)
-    parts = {name: getattr(report, name)[mask] for name in ("values", "example", "full", "right", "removable", "costs")}
-    return replace(report, tasks=tuple(names), task=np.array([numbers.index(n) for n in report.task[mask]]), **parts)
+    found = _masked(report, np.isin(report.task, numbers))
+    return replace(found, tasks=tuple(names), task=np.array([numbers.index(n) for n in found.task], np.int64))
+
+
+def common(reports: list[Report]) -> list[Report]:
+    """The examples that all of them have."""
+    keys = [[(r.tasks[t], e) for t, e in zip(r.task, r.example.tolist(), strict=True)] for r in reports]
+    shared = set.intersection(*map(set, keys))
+    return [
+        _masked(report, np.array([key in shared for key in own])) for report, own in zip(reports, keys, strict=True)
+    ]
+
+
+def _masked(report: Report, mask: np.ndarray) -> Report:
+    names = ("values", "task", "example", "full", "right", "removable", "costs")
+    return replace(report, **{name: getattr(report, name)[mask] for name in names})
 
 
 def compared(report: Report) -> str:
@@ -163,7 +176,10 @@ def write(page: Path, name: str, text: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("csv", nargs="+", help="files of the same methods and metrics")
+    parser.add_argument(
+        "csv", nargs="+", help="files of the same metrics: other examples, or other methods on the same"
+    )
+    parser.add_argument("--common", action="store_true", help="only the examples that all files have")
     parser.add_argument("--relative", action="store_true", help="differences of targets as shares of the target")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--only", nargs="*", help="methods of the short table")
@@ -171,7 +187,8 @@ if __name__ == "__main__":
     parser.add_argument("--apart", help="a task in columns of its own in the short table")
     parser.add_argument("--write", nargs=2, metavar=("PAGE", "NAME"))
     given = parser.parse_args()
-    made = combined([Report.from_csv(path) for path in given.csv])
+    read = [Report.from_csv(path) for path in given.csv]
+    made = combined(common(read) if given.common else read)
     text = (
         short(made, given.relative, given.only, given.apart, given.plain)
         if given.short

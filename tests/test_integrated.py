@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tl_norms.linear import integrated, tables
+from tl_norms.linear import integrated, known, tables
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -156,6 +156,7 @@ def test_float32_shares_add_up_to_rounding(g):
 def test_completeness_is_structural(g, monkeypatch):
     """Even with a wrong table."""
     exact = tables._ramps
+    monkeypatch.setattr(known, "_functions", {})
     monkeypatch.setattr(tables, "_ramps", lambda *args: 1.01 * exact(*args) + 0.01)
     step, up_step = float32_paths()
     keep = step.abs() < 16
@@ -173,6 +174,33 @@ def test_float64_from_zero_takes_the_exact_way(g):
     ):
         assert torch.equal(found, wanted)
     assert torch.equal(tables.slope_from_zero(g, step), integrated.slope(g, start, step))
+
+
+SLOPES = {"relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "squared_relu"}
+
+
+def test_activations_are_recognised_by_what_they_compute(g, request):
+    """Those with a slope in closed form, and no other that comes close."""
+    found = known.known(g, torch.device("cpu"))
+    assert (found.slope is not None) == (request.node.callspec.params["g"] in SLOPES)
+    assert found is known.known(lambda x: g(x), torch.device("cpu"))
+    assert found is not known.known(lambda x: g(x) * (1 + 1e-9), torch.device("cpu"))
+    for near in (lambda x: g(x.clamp(-40, 40)), lambda x: g(x) + 1e-9, lambda x: g(x) + 1e-9 * x.square()):
+        assert known.known(near, torch.device("cpu")).slope is None
+
+
+def test_an_activation_whose_parameter_changes_is_another_one():
+    u, parameter = torch.linspace(-2, 2, 9), torch.tensor(0.5)
+
+    def g(x):
+        return torch.where(x > 0, x, x * parameter.to(x))
+
+    before = tables.slope_from_zero(g, u), tables.gated_from_zero(g, u, u + 1)[1]
+    parameter.mul_(3)
+    after = tables.slope_from_zero(g, u), tables.gated_from_zero(g, u, u + 1)[1]
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(other[u < 0], 3 * one[u < 0])
+        torch.testing.assert_close(other[u > 0], one[u > 0])
 
 
 def test_an_activation_that_the_table_misses_takes_the_exact_way():

@@ -1,11 +1,14 @@
 """GlobEnc, value zeroing, information flow and ALTI-Logit against their formulas, written down densely in float64."""
 
+from dataclasses import replace
+
 import feed_forward_reference as ref
 import pytest
 import torch
 
 import tl_norms
 from tl_norms import methods
+from tl_norms.linear.pieces import pieces
 from tl_norms.methods import zeroing
 
 pytestmark = pytest.mark.skipif(ref.build_bridge_from_module is None, reason="TransformerLens 2 has no bridge")
@@ -90,7 +93,8 @@ def test_value_zeroing(run):
 def test_value_zeroing_does_not_depend_on_chunks(monkeypatch):
     cache = ref.cached(ref.bridged(ref.tiny("gpt2")), ref.tokens(n=9))
     whole = methods.value_zeroing(cache).maps
-    monkeypatch.setattr(zeroing, "_CHUNK_BYTES", 1)
+    small = replace(pieces(torch.device("cpu")), pair_vectors=1)
+    monkeypatch.setattr(zeroing, "pieces", lambda device: small)
     torch.testing.assert_close(methods.value_zeroing(cache).maps, whole, rtol=0, atol=1e-12)
 
 

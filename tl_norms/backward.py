@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .credit_checks import Expected, check_credit, cut_errors
-from .linear.carry.direction import WrittenBy, back_through, inner
+from .linear.carry.direction import WrittenBy, back_through
 from .linear.layers import HeldAttention
+from .linear.operators import inner
 from .model_map import HeldStack, ModelMap
 from .read_targets import Ending
 
@@ -99,7 +100,7 @@ def carry_back(
     encoder, way = model_map.encoder, model_map.to_memory
     own = way.offset
     constant = found.offset[0] + found.stream[0].sum(-1)  # tokens less their reference, and the reference
-    constant = constant if own is None else constant + inner(g, own, g)
+    constant = constant if own is None else constant + inner(g, own, g.ndim - 2)
     inside = Ending(ending.value, {encoder.n_layers: way.transpose(g)}, constant, {}, ending.names)
     return Credit(ending.value, found, _Walk(encoder, inside, check, "encoder ", references[1]).cuts())
 
@@ -216,16 +217,16 @@ class _Walk:
         total = torch.zeros_like(self.ending.value)
         for source, g in self.shared.items():
             if source < cut:
-                total = total + inner(g, self.stack.stream(source), g)
+                total = total + inner(g, self.stack.stream(source), g.ndim - 2)
         if leave_out is not None and layer is not None and layer.elsewhere[0] is not None:
-            total = total - inner(leave_out, self.stack.stream(layer.elsewhere[0]), leave_out)
+            total = total - inner(leave_out, self.stack.stream(layer.elsewhere[0]), leave_out.ndim - 2)
         return total
 
     def _cut(self, cut: int, g: Tensor, x: Tensor, offset: Tensor) -> None:
         ending = self.ending
         offset = offset + self._shared(cut) + ending.read_below(cut)
         if cut == 0 and self.reference is not None:
-            offset = offset + inner(g, self.reference.expand_as(x), g)
+            offset = offset + inner(g, self.reference.expand_as(x), g.ndim - 2)
             x = x - self.reference
         beside = None
         if self.stack.memory is not None:

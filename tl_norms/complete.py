@@ -5,7 +5,7 @@ residual connection is relative to the branch it adds, not to the stream, which 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -138,47 +138,69 @@ def _compared_with(frozen: FrozenBlock, step: Step) -> Tensor | None:
     return found if step.truth.sent_by is None else frozen.sent(step.truth.sent_by, found)
 
 
-def compare_pairs(frozen: FrozenBlock, completed: Completed, values: Tensor, measure: Measure) -> None:
+@dataclass
+class OneByOne:
+    """Vectors formed one by one, and what their rounding is relative to, by point: of all scopes of a block."""
+
+    points: dict[int, Tensor] = field(default_factory=dict)
+    sizes: dict[int, Tensor] = field(default_factory=dict)
+
+
+def compare_pairs(
+    frozen: FrozenBlock,
+    completed: Completed,
+    values: Tensor,
+    measure: Measure,
+    formed: dict[int, OneByOne] | None = None,
+) -> None:
     """Measures, against vectors formed one by one through the held steps: a few for every key.
 
-    Norms before a feed-forward have been compared by `factors`.
+    Norms before a feed-forward have been compared by `factors`. `formed` keeps the vectors, by the attention that they
+    come from, for the next scopes of this block.
 
     Raises:
         DecompositionError: a number is another.
     """
     sources, n = completed.sources, values.shape[1]
     factored = isinstance(measure, Length)
+    formed = {} if formed is None else formed
     if sources.past:  # all keys at once, but those that are a query's own
         keys = chosen_keys(n, values.shape[2], causal=False, crossed=True)
         own = torch.arange(n) + sources.past
         pairs = ChosenPairs(torch.where(keys == own, -1, keys))
-        _compare(frozen, frozen.block.attention()[0], pairs, completed, values, measure)
+        at = frozen.block.attention()[0]
+        _compare(frozen, at, pairs, completed, values, measure, formed.setdefault(at, OneByOne()))
         return
     if not factored or needs_vectors(sources):
         at = frozen.block.attention()[0]
         pairs = ChosenPairs(chosen_keys(n, n, causal=sources.causal))
-        _compare(frozen, at, pairs, completed, values[:, :, :n], measure)
+        _compare(frozen, at, pairs, completed, values[:, :, :n], measure, formed.setdefault(at, OneByOne()))
     crossing = frozen.block.cross()
     if sources.cross is not None and crossing is not None and not (factored and not needs_vectors(sources.cross)):
         far = values[:, :, n:]
         pairs = ChosenPairs(chosen_keys(n, far.shape[2], causal=False, crossed=True))
-        _compare(frozen, crossing[0], pairs, completed, far, measure)
+        _compare(frozen, crossing[0], pairs, completed, far, measure, formed.setdefault(crossing[0], OneByOne()))
 
 
 def _compare(
-    frozen: FrozenBlock, at: int, pairs: ChosenPairs, completed: Completed, values_found: Tensor, measure: Measure
+    frozen: FrozenBlock,
+    at: int,
+    pairs: ChosenPairs,
+    completed: Completed,
+    values_found: Tensor,
+    measure: Measure,
+    formed: OneByOne,
 ) -> None:
-    point = completed.point
-    values, mixing = frozen.mixing(at)
-    edit = frozen.step(at).edit
-    points: dict[int, Tensor] = {at: pairs.attended(values, mixing)}
-    points[at] = points[at] if edit is None else edit(points[at])
+    point, points, sizes = completed.point, formed.points, formed.sizes
+    if at not in points:
+        values, mixing = frozen.mixing(at)
+        edit = frozen.step(at).edit
+        attended = pairs.attended(values, mixing)
+        points[at] = attended if edit is None else edit(attended)
+        sizes[at] = points[at].norm(dim=-1)
     zero = torch.zeros_like(points[at])
-    sizes = {at: points[at].norm(dim=-1)}
-    for number in sorted({at, *frozen.block.needed_up_to(point)}):
+    for number in sorted({at, *frozen.block.needed_up_to(point)} - set(points)):
         held = frozen.step(number)
-        if number == at:
-            continue
         if isinstance(held.operator, Mixing):
             points[number], sizes[number] = zero, zero[..., 0]
             continue

@@ -12,6 +12,7 @@ from .blocks.activations import Activations
 from .errors import UnknownOptionError
 from .held_run import attribution_hooks
 from .linear.carry.forward import carry
+from .linear.pieces import pieces
 from .model_map import hold_model
 from .norms import block_norms
 from .plan import reader_of
@@ -92,7 +93,10 @@ def _of_propagate(model: nn.Module, n: int, max_memory: int | None) -> Estimate:
     per_vector = _seconds_per_vector(walk)
     encoder = model_map.encoder
     n_sources = n if encoder is None else 2 * n
-    pairs = n * (n + 1) / 2 * (1 + 1 / 8) if walk.causal else n * n  # chunks share their first position
+    pairs = n * (n + 1) / 2 if walk.causal else n * n
+    if walk.causal and not walk.in_rows:  # chunks share their first position
+        pairs *= 1 + 1 / 8
+    pairs += 2 * n  # coefficients, and what belongs to no source
     far = 0.0
     if encoder is not None:
         layers = walk.encoder_layers
@@ -100,7 +104,7 @@ def _of_propagate(model: nn.Module, n: int, max_memory: int | None) -> Estimate:
     seconds = pairs * len(walk.layers) * per_vector + far
     seconds += (pairs + n * (n_sources - n)) * len(walk.layers) * 2 * max(n - short, 0) * d / _rate(origin)
     each = walk.bytes_of(0, walk.n_own) * n // walk.n_own
-    together = max(1, 1024 // n) * each
+    together = max(1, pieces(origin.device).rows // n) * each
     formed = together if max_memory is None else max(each, min(max_memory, together))
     size = origin.element_size()
     result = len(walk.layers) * size * n * (n_sources + 1)
@@ -113,7 +117,7 @@ def _seconds_per_vector(walk: Walk, inside: bool = False) -> float:
     stack = walk.map.encoder if inside and walk.map.encoder is not None else walk.stack
     layers = walk.encoder_layers if inside else walk.layers
     stream = stack.stream(0)
-    n_vectors = max(1, 1024 // stream.shape[1])
+    n_vectors = max(1, pieces(stream.device).rows // stream.shape[1])
     x = stream.expand(n_vectors, *stream.shape).contiguous()
     best = [float("inf")] * len(layers)  # of each layer: whatever else runs can only slow it
     begin = time.perf_counter()

@@ -18,9 +18,9 @@ from .blocks.modules import affine, unwrap
 from .blocks.structure import Affine, Reader, Truth
 from .blocks.values import Multiplied, Normed, find
 from .freeze_paths import norm_weights
-from .linear import integrated
 from .linear.hold import hold_norm
 from .linear.operators import Chain, Operator, Projection, Scaling, Selected, applied
+from .linear.tables import slope_from_zero
 
 
 def hold_way(reader: Reader, steps: tuple[EndStep, ...], x: Float[Tensor, "b q d"]) -> Chain:
@@ -42,9 +42,8 @@ def _held(reader: Reader, step: EndStep, x: Tensor) -> Operator:
         bias = None if weights.bias is None else weights.bias.detach().to(x)
         return Projection(weights.weight.detach().to(x), bias)
     if isinstance(step, Activated):  # integrated gradients from zero: slope * x + g(0)
-        start = torch.zeros_like(x, dtype=torch.float64)
-        slope = integrated.slope(step.function, start, x.double())
-        return Scaling(slope.to(x), step.function(start).to(x))
+        at_zero = step.function(x.new_zeros(x.shape[-1]))
+        return Scaling(slope_from_zero(step.function, x), at_zero if bool(at_zero.any()) else None)
     return Selected(step.position, x.shape[-2])
 
 

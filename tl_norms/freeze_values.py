@@ -1,7 +1,6 @@
 """Hold a value path: from the stream that an attention reads to its values, checked against the cached values."""
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,7 +17,7 @@ def hold_path(
     attention: Attention,
     x: Float[Tensor, "b k d"],
     values: Float[Tensor, "b k h e"],
-    real: Tensor,
+    real: Tensor | None,
     tolerance: float,
 ) -> Chain:
     """The path as one operator, x -> values, scales and clamps held at the real x.
@@ -26,7 +25,7 @@ def hold_path(
     Args:
         x: the stream that is read
         values: the cached values as attention uses them, grouped heads repeated
-        real: which positions are not padding, [b k] bool
+        real: which positions are not padding, [b k] bool; None for all
 
     Raises:
         DecompositionError: the path does not give the cached values.
@@ -44,10 +43,12 @@ def hold_path(
     return Chain(tuple(held.steps))
 
 
-def _check(attention: Attention, made: Tensor, values: Tensor, real: Tensor, tolerance: float) -> None:
+def _check(attention: Attention, made: Tensor, values: Tensor, real: Tensor | None, tolerance: float) -> None:
     """The rebuilt values are the cached ones, at every real position."""
-    off = rearrange((made - values).masked_fill(~real[..., None, None], 0), "b k h e -> b k (h e)").norm(dim=-1)
-    size = rearrange(values, "b k h e -> b k (h e)").norm(dim=-1)
+    off = made - values
+    if real is not None:
+        off = off.masked_fill_(~real[..., None, None], 0)
+    off, size = (part.flatten(2).norm(dim=-1) for part in (off, values))
     error = float((off / size.amax().clamp_min(torch.finfo(size.dtype).tiny)).amax())
     if not error <= tolerance:
         raise DecompositionError(

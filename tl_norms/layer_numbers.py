@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .blocks.activations import Activations
-from .complete import Completed, compare_pairs, completed
+from .complete import Completed, OneByOne, compare_pairs, completed
 from .edits import Edit
 from .freeze import FrozenBlock
 from .labels import Strings, model_name, strings_of_run
@@ -59,6 +59,7 @@ def _measured(plan: Plan, activations: Activations, block_number: int, maps: boo
     causal = all(one.sources.causal for one in made)
     values, lengths = shared.norms_of_heads(heads, causal) if maps else head_norms(heads), {}
     measure, remainders = options.measure, {}
+    formed: dict[int, OneByOne] = {}
     for one in made if maps else ():
         sources = one.sources
         rest = sources.sizes[2] if isinstance(measure, Length) else measure.of(sources.rest, sources.total)
@@ -72,7 +73,7 @@ def _measured(plan: Plan, activations: Activations, block_number: int, maps: boo
         lengths[one.scope] = found
         exact = options.sketch is None or not needs_vectors(sources)
         if options.check and exact:
-            compare_pairs(frozen, one, found, measure)
+            compare_pairs(frozen, one, found, measure, formed)
     return LayerNumbers(
         layer=block.layer,
         maps=lengths,

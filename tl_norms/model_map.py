@@ -179,7 +179,8 @@ class _LayerInTheMaking:
         x = self.stack.outside(path.layer)
         real = self.stack.activations.real_keys(operation, x)
         allowed = self.stack.tolerance if self.stack.edits == "refuse" else float("inf")  # edits of values are steps
-        held = hold_path(self.stack.reader, path, operation, x, values, real, allowed)
+        padded = self.stack.activations.padded(operation)
+        held = hold_path(self.stack.reader, path, operation, x, values, real if padded else None, allowed)
         if self.stack.edits != "refuse":
             changed = self._edit(applied(held, x), values, operation.values, real)
             held = held if changed is None else Chain((*held.steps, changed))

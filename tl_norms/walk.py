@@ -17,14 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import MemoryBudgetError
-from .linear.carry.forward import NotByPositionError, carry, later, owning, widest
+from .linear.carry.forward import NotByPositionError, at_rows, carry, later, owning, widest
 from .linear.carry.pairs import is_causal
+from .linear.carry.rows import Rows, within
 from .linear.graph import HeldBlock
 from .linear.layers import HeldLayer
 from .linear.operators import applied
+from .linear.pieces import pieces
 from .model_map import HeldStack, ModelMap
-
-_ROWS = {"cpu": 1024, "cuda": 16384}  # vectors at once: fewer make the matrix products slower, more do not help
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,18 @@ class Walk:
             return False
         return True
 
+    @cached_property
+    def in_rows(self) -> bool:
+        """Whether positions that no source reaches are left out altogether."""
+        if not self.causal or self.first_bias or self.map.encoder is not None:
+            return False
+        try:
+            for layer in self.layers:
+                at_rows(layer, Rows((0,), 1, self.origin.device))
+        except NotByPositionError:
+            return False
+        return True
+
     # ---- vectors
 
     def chunks(self, sources: Sequence[int], max_memory: int | None) -> Iterator[Chunk]:
@@ -106,7 +118,10 @@ class Walk:
         while at < len(own):
             first = own[at] if self.causal else 0
             size = self._size(own[at], self.n_own - first, max_memory)
-            if self.causal:  # the sources of a chunk share their first position: few enough that little is wasted
+            if self.in_rows:
+                most = max(1, pieces(self.origin.device).rows // len(self.origin))
+                size = within(own[at : at + size] if max_memory is not None else own[at:], self.n_own, most)
+            elif self.causal:  # the sources of a chunk share their first position: few enough that little is wasted
                 size = min(size, max(self.n_own // 8, 256 // self.n_own, 1))
             yield Chunk(tuple(own[at : at + size]), first)
             at += size
@@ -123,7 +138,7 @@ class Walk:
                 f"max_memory is {max_memory} bytes, but the vectors of one source token need {least} on their way "
                 f"through a layer. Pass max_memory={least} or more, or a shorter text."
             )
-        rows = _ROWS.get(self.origin.device.type, 1024) // (n_positions * n_batch)
+        rows = pieces(self.origin.device).rows // (n_positions * n_batch)
         return max(1, rows if max_memory is None else min(rows, max_memory // each))
 
     def bytes_of(self, source: int, n_positions: int) -> int:
@@ -145,6 +160,9 @@ class Walk:
 
     def carried(self, chunk: Chunk) -> Iterator[tuple[int, Float[Tensor, "s b q d"]]]:
         """The vectors of a chunk after every layer, at positions from its first on."""
+        if self.in_rows and chunk.sources[0] < self.n_own:
+            yield from self._carried_in_rows(Rows(chunk.sources, self.n_own, self.origin.device))
+            return
         if chunk.sources[0] < self.n_own:
             x, memory = _apart(self.origin, chunk.sources, chunk.first), None
         else:
@@ -163,6 +181,13 @@ class Walk:
                 yield number, self.origin.new_zeros(len(chunk.sources), n_batch, n - chunk.first, d)
             else:
                 yield number, x
+
+    def _carried_in_rows(self, rows: Rows) -> Iterator[tuple[int, Float[Tensor, "s b q d"]]]:
+        x: Tensor | None = rows.alone(self.origin)
+        for number, layer in enumerate(self.layers, self.start):
+            x = carry(at_rows(layer, rows), x)
+            if x is not None:
+                yield number, rows.laid_out(x)
 
     def _from(self, first: int) -> list[HeldBlock]:
         if first == 0:

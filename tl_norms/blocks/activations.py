@@ -21,6 +21,7 @@ from .masks import checked_mask, fitting
 from .structure import Attention, CrossAttention, Reader, Truth
 
 _EXACT = {torch.float64: torch.float64}  # everything else is computed in float32
+_RECENT = 3
 _ODD_CACHES = (
     "Caches of whole runs are analysed, or of the last positions of a text with the values of all (see "
     "tl_norms.with_past_values): run model.run_with_cache(tokens) without pos_slice, for one batch, and with "
@@ -42,6 +43,7 @@ class Activations:
         source_mask: Tensor | None = None,
     ):
         self._tensors, self._reader = tensors, reader
+        self._judged: dict[str, tuple[int, int]] = {}  # the last few: a layer reads its stream several times
         self.has_batch = bool(has_batch)
         self.axes: tuple[int, int] | None = None  # texts and positions, from the first pattern read
         self.coarsest = torch.float64  # the least precise dtype met: tolerances follow it
@@ -94,7 +96,15 @@ class Activations:
                 f"{hook} has shape {list(value.shape)}, but attention has {self.axes[0]} texts of {self.axes[1]} "
                 f"positions. {_ODD_CACHES}"
             )
-        return self._clean(value, hook, self.mask)
+        if self.mask is not None or value.dtype not in _RANGE or value.is_inference():
+            return self._clean(value, hook, self.mask)
+        state = value.data_ptr(), value._version
+        if self._judged.get(hook) != state:
+            self._clean(value, hook, None)
+            while len(self._judged) >= _RECENT:
+                self._judged.pop(next(iter(self._judged)))
+            self._judged[hook] = state
+        return value
 
     def _clean(self, value: Tensor, hook: str, mask: Tensor | None) -> Tensor:
         value = value.to(_EXACT.get(value.dtype, torch.float32))
@@ -143,6 +153,10 @@ class Activations:
         if mask is None:
             return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
         return fitting(mask, like.shape[0], like.shape[1], like.device)
+
+    def padded(self, step: Attention) -> bool:
+        """Whether some of the keys that an attention reads may be padding."""
+        return (self.source_mask if isinstance(step, CrossAttention) else self.mask) is not None
 
     def real(self, like: Tensor) -> Tensor:
         """Which positions are not padding, [batch pos], for an activation [batch pos ...]."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .operators import Operator, Scaling
+from .operators import Operator, Scaling, carried_back, inner
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,22 @@ class HeldStep:
         if self.operator is not None:
             return self.operator.transpose(g)
         return g * ((self.scale if point == self.reads else 0) + (self.other_scale if point == self.other else 0))
+
+    def carried_back(self, g: Tensor, leading: int) -> tuple[dict[int, Tensor], Tensor | None]:
+        """The covectors of all points that are read, and <g, offset> over all but the leading axes."""
+        credit = None if self.edit is None or self.edit.offset is None else inner(g, self.edit.offset, leading)
+        g = g if self.edit is None else self.edit.transpose(g)
+        if self.operator is not None:
+            x, own = carried_back(self.operator, g, leading)
+            carried = {self.reads: x}
+        else:
+            own = None if self.beside is None else inner(g, self.beside, leading)
+            carried = {self.reads: g if self.scale == 1 else g * self.scale}
+            if self.other is not None:
+                other = g if self.other_scale == 1 else g * self.other_scale
+                before = carried.get(self.other)
+                carried[self.other] = other if before is None else before + other
+        return carried, own if credit is None else credit if own is None else credit + own
 
     @property
     def offset(self) -> Tensor | None:
@@ -78,29 +94,33 @@ class HeldBlock:
         self,
         covectors: Mapping[int, Float[Tensor, "*s b q d"]],
         elsewhere: MutableMapping[int, Tensor] | None = None,
+        credits: MutableMapping[int, Tensor] | None = None,
         *,
         down_to: int = 0,
         stop: Container[int] = (),
     ) -> list[Tensor | None]:
         """Covectors at some points carried back to all: entry p is the whole covector at point p, None for none.
 
-        Those of what is read from elsewhere are added to `elsewhere`, by their negative numbers. Steps up to and
+        Those of what is read from elsewhere are added to `elsewhere`, by their negative numbers; what the steps that
+        are taken add by themselves gives <covector, offset>, [*s b], to `credits`, by point. Steps up to and
         including `down_to` are not taken: with the number of the values' step, entry 0 is the covector along the skip
         connection alone, and entry `down_to` that of the values.
         """
         found: list[Tensor | None] = [covectors.get(point) for point in range(len(self.steps) + 1)]
+        leading = next(iter(covectors.values())).ndim - 2
         for number in range(len(self.steps), down_to, -1):
             step, g = self.steps[number - 1], found[number]
             if g is None or number in stop:
                 continue
-            if step.reads < 0:
-                if elsewhere is not None:
-                    carried = step.carried_to(step.reads, g)
-                    before = elsewhere.get(step.reads)
-                    elsewhere[step.reads] = carried if before is None else before + carried
-                continue
-            for point in {step.reads} if step.other is None else {step.reads, step.other}:
-                _add(found, point, step.carried_to(point, g))
+            carried, credit = step.carried_back(g, leading)
+            if credits is not None and credit is not None:
+                credits[number] = credit
+            for point, covector in carried.items():
+                if point >= 0:
+                    _add(found, point, covector)
+                elif elsewhere is not None:
+                    before = elsewhere.get(point)
+                    elsewhere[point] = covector if before is None else before + covector
         return found
 
     def offsets(self) -> list[Tensor | None]:

@@ -59,10 +59,11 @@ class Unit:
 
 def inverse_scale(full: Float[Tensor, "*b d"], center: bool, eps: float) -> Float[Tensor, "*b"]:
     """1 / sqrt(var(x_i) + eps) (RMS: mean square) of the full vector; 1 where that vanishes (a masked position)."""
-    if center:
-        full = full - full.mean(-1, keepdim=True)
-    scale = (full.square().mean(-1) + eps).sqrt()
-    return 1 / torch.where(scale > 0, scale, torch.ones_like(scale))
+    if center:  # one pass, and no copies of the vectors
+        inverse = torch.native_layer_norm(full, full.shape[-1:], None, None, eps)[2][..., 0]
+    else:
+        inverse = (torch.linalg.vector_norm(full, dim=-1).square() / full.shape[-1] + eps).rsqrt()
+    return inverse if eps > 0 else inverse.masked_fill(inverse.isinf(), 1)
 
 
 def hold_norm(full: Float[Tensor, "*b d"], weights: NormWeights) -> HeldNorm:
@@ -109,25 +110,30 @@ def hold_feed_forward(
         shares, base = [(branch, c * scale) for branch, c in shares], base * scale
         out = inner.into(out)
     shares, base = [(branch, c.to(full.dtype)) for branch, c in shares], base.to(full.dtype)
-    for branch, c in shares:
-        if bias == "player":  # the biases' own share; that of the rest of the input comes with the rest
-            base = base if branch.bias is None else base + branch.bias * c
-        else:  # what the operator will make of the rest, which did not move
+    biases: tuple[Tensor | None, ...] = ()
+    if bias == "player":  # the biases' own share; that of the rest of the input comes with the rest
+        biases = tuple(branch.bias for branch, _ in shares)
+    else:  # less what the operator will make of the rest, which did not move
+        for branch, c in shares:
             base = base - (still @ branch.weight) * c
-    # without biases, and with g(0) = 0, there is nothing to send
-    passed = bool(base.any())
-    offset = base.expand(*x.shape[:-1], len(out)) @ out if passed else x.new_zeros(*x.shape[:-1], out.shape[1])
+    added = unit.out.bias
     if unit.inner is not None and unit.inner.beta is not None:
-        offset = offset + unit.inner.beta @ unit.out.weight
-    offset = offset if unit.out.bias is None else offset + unit.out.bias
+        sent_beta = unit.inner.beta @ unit.out.weight
+        added = sent_beta if added is None else added + sent_beta
     rows = None
     if sent is not None:
         rows = torch.where(sent, sent.flatten().cumsum(0).view_as(sent) - 1, -1)
-        offset = torch.zeros_like(full).masked_scatter_(sent[..., None], offset)
-    if unit.scale_out is not None:
-        offset = offset * unit.scale_out[..., None]
-    weights, coefficients = tuple(branch.weight for branch, _ in shares), tuple(c for _, c in shares)
-    return HeldFeedForward(weights, coefficients, out, offset, unit.scale_in, unit.scale_out, rows)
+    return HeldFeedForward(
+        tuple(branch.weight for branch, _ in shares),
+        tuple(c for _, c in shares),
+        out,
+        biases,
+        (base.expand(len(out)) if base.ndim == 0 else base) if bool(base.any()) else None,
+        added,
+        unit.scale_in,
+        unit.scale_out,
+        rows,
+    )
 
 
 def _affine(projection: Projection, x: Tensor) -> Tensor:
@@ -168,7 +174,7 @@ def _coefficients(
             wide = [u.double().expand(step[0].shape) for u in (start[0], step[0], start[1], step[1])]
             pair = integrated.clipped_gated(g, *wide, limit=limit, offset=shift)
         elif begin is None:
-            pair = tables.gated_from_zero(g, step[0], step[1], shift)
+            pair = tables.gated_from_zero(g, step[0], step[1], shift, in_place=unit.inner is None)
         else:
             pair = integrated.gated(g, start[0], step[0], start[1] + shift, step[1])
         return [(unit.into, pair[0]), (unit.up, pair[1])], first, last

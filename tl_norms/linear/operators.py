@@ -48,6 +48,25 @@ def applied(operator: Operator, x: Tensor) -> Tensor:
     return y if operator.offset is None else y + operator.offset
 
 
+def carried_back(operator: Operator, g: Tensor, leading: int) -> tuple[Tensor, Tensor | None]:
+    """transpose(g), and <g, offset> over all but the leading axes; from the same products where that saves some."""
+    if isinstance(operator, HeldFeedForward):
+        return operator.carried_back(g)
+    if isinstance(operator, Parallel):
+        found = [carried_back(part, g, leading) for part in operator.parts]
+        credits = [credit for _, credit in found if credit is not None]
+        x = reduce(torch.add, [x for x, _ in found])
+        return x, reduce(torch.add, credits) if credits else None
+    own = operator.offset
+    return operator.transpose(g), None if own is None else inner(g, own, leading)
+
+
+def inner(covector: Tensor, vector: Tensor, leading: int) -> Tensor:
+    """<covector, vector> over all but the leading axes of the covector."""
+    products = covector @ vector if vector.ndim == 1 else covector * vector
+    return products.flatten(leading).sum(-1)
+
+
 @dataclass(frozen=True)
 class Projection:
     """x -> x @ weight + bias."""
@@ -111,12 +130,14 @@ class HeldNorm:
         return self.beta
 
     def __call__(self, x: Tensor) -> Tensor:
-        return Gain(self.center, self.gain)(x) * self.inverse_scale[..., None]
+        if not self.center and self.gain is None:
+            return x * self.inverse_scale[..., None]
+        return Gain(self.center, self.gain)(x).mul_(self.inverse_scale[..., None])
 
     def transpose(self, g: Tensor) -> Tensor:
         g = g * self.inverse_scale[..., None]
-        g = g if self.gain is None else g * self.gain
-        return g - g.mean(-1, keepdim=True) if self.center else g
+        g = g if self.gain is None else g.mul_(self.gain)
+        return g.sub_(g.mean(-1, keepdim=True)) if self.center else g
 
     def into(self, weight: Float[Tensor, "d m"]) -> Float[Tensor, "d m"]:
         """The projection after this norm as one before it, but for the scale: norm(x) W = scale * x into(W)."""
@@ -132,43 +153,88 @@ class Gain:
     gain: Float[Tensor, "*h d"] | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.center:
-            x = x - x.mean(-1, keepdim=True)
-        return x if self.gain is None else x * self.gain
+        if not self.center:
+            return x if self.gain is None else x * self.gain
+        x = x - x.mean(-1, keepdim=True)
+        return x if self.gain is None else x.mul_(self.gain)
 
 
 @dataclass(frozen=True)
 class HeldFeedForward:
     """x -> (sum_p (x W_p) * c_p) W_out * scale_out + offset: one coefficient per neuron and branch, held.
 
-    Without branches nothing passes: all is offset. `scale_in` multiplies what enters (a router's weight). With `rows`,
-    only some positions are sent through (an expert of a mixture): coefficients then have one row for each of them.
+    The offset is ((sum_p b_p * c_p + base) W_out + added) * scale_out, made when it is asked for. Without branches
+    nothing passes: all is offset. `scale_in` multiplies what enters (a router's weight). With `rows`, only some
+    positions are sent through (an expert of a mixture): coefficients then have one row for each of them.
     """
 
     branches: tuple[Tensor, ...]  # p of them, [d m]
     coefficients: tuple[Tensor, ...]  # p of them, [b q m], or [row m] with `rows`
     out: Float[Tensor, "m d"]
-    offset: Tensor | None  # [b q d]
+    biases: tuple[Tensor | None, ...] = ()  # p of them, [m], or none at all
+    base: Tensor | None = None  # neurons that no input makes, [m] or as the coefficients
+    added: Float[Tensor, " d"] | None = None
     scale_in: Float[Tensor, "b q"] | None = None
     scale_out: Float[Tensor, "b q"] | None = None
     rows: Int[Tensor, "b q"] | None = None  # the row of the coefficients, -1 where there is none
+
+    @property
+    def offset(self) -> Float[Tensor, "b q d"] | Float[Tensor, " d"] | None:
+        return self._offset
+
+    @cached_property
+    def _offset(self) -> Tensor | None:
+        hidden = [] if self.base is None else [self.base]
+        hidden += [bias * c for c, bias in zip(self.coefficients, self.biases, strict=False) if bias is not None]
+        made = [sum(hidden[1:], hidden[0]) @ self.out] if hidden else []
+        made += [] if self.added is None else [self.added]
+        if not made:
+            return None
+        offset = sum(made[1:], made[0])
+        if self.rows is not None:
+            n_rows = int((self.rows >= 0).sum())
+            offset = self._everywhere(offset.expand(n_rows, -1))
+        return offset if self.scale_out is None else offset * self.scale_out[..., None]
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.branches:
             return x.new_zeros(*x.shape[:-1], self.out.shape[1])
         x = self._gathered(x if self.scale_in is None else x * self.scale_in[..., None])
-        shares = [(x @ weight) * c for weight, c in zip(self.branches, self.coefficients, strict=True)]
-        y = self._everywhere(sum(shares[1:], shares[0]) @ self.out)
+        hidden: Tensor | None = None
+        for weight, c in zip(self.branches, self.coefficients, strict=True):
+            neurons = x @ weight
+            hidden = neurons.mul_(c) if hidden is None else hidden.addcmul_(neurons, c)
+        y = self._everywhere((x if hidden is None else hidden) @ self.out)
         return y if self.scale_out is None else y * self.scale_out[..., None]
 
     def transpose(self, g: Tensor) -> Tensor:
-        if not self.branches:
-            return torch.zeros_like(g)
+        return self._back(g, credited=False)[0]
+
+    def carried_back(self, g: Float[Tensor, "*s b q d"]) -> tuple[Float[Tensor, "*s b q d"], Tensor | None]:
+        """transpose(g), and <g, offset> from the same products, [*s b]; None without an offset."""
+        return self._back(g, credited=True)
+
+    def _back(self, g: Tensor, credited: bool) -> tuple[Tensor, Tensor | None]:
+        like, x, credits = g, None, []
         g = self._gathered(g if self.scale_out is None else g * self.scale_out[..., None])
-        hidden = g @ self.out.T
-        parts = [(hidden * c) @ weight.T for weight, c in zip(self.branches, self.coefficients, strict=True)]
-        x = self._everywhere(sum(parts[1:], parts[0]))
-        return x if self.scale_in is None else x * self.scale_in[..., None]
+        if credited and self.added is not None:
+            credits.append(g @ self.added)
+        if self.branches or (credited and self.base is not None):
+            hidden = g @ self.out.T
+            if credited and self.base is not None:
+                credits.append(hidden @ self.base if self.base.ndim == 1 else (hidden * self.base).sum(-1))
+            for number, (weight, c) in enumerate(zip(self.branches, self.coefficients, strict=True), start=1):
+                neurons = hidden.mul_(c) if number == len(self.branches) else hidden * c
+                x = neurons @ weight.T if x is None else _plus_product(x, neurons, weight.T)
+                bias = self.biases[number - 1] if self.biases else None
+                if credited and bias is not None:
+                    credits.append(neurons @ bias)
+        whole = torch.zeros_like(like) if x is None else self._everywhere(x)
+        whole = whole if x is None or self.scale_in is None else whole * self.scale_in[..., None]
+        if not credits:
+            return whole, None
+        credit = sum(credits[1:], credits[0])
+        return whole, self._everywhere(credit[..., None])[..., 0].sum(-1)
 
     def _gathered(self, x: Tensor) -> Tensor:
         return x if self.rows is None else x[..., self.rows >= 0, :]
@@ -179,6 +245,12 @@ class HeldFeedForward:
         whole = x.new_zeros(*x.shape[:-2], *self.rows.shape, x.shape[-1])
         whole[..., self.rows >= 0, :] = x
         return whole
+
+
+def _plus_product(total: Tensor, left: Tensor, right: Float[Tensor, "m d"]) -> Tensor:
+    """total + left @ right, in the memory of `total`."""
+    total.view(-1, total.shape[-1]).addmm_(left.reshape(-1, left.shape[-1]), right)
+    return total
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ class Pieces:
         pair_vectors: pair vectors, unless `max_memory` says less
         pairs: the fewest and the most pairs in such a chunk: fewer make products slower, more do not help
         formed: numbers in the vectors of all pairs of a head mixture, up to which all are formed at once
+        neurons: neurons of pair vectors that are multiplied with directions
+        rows: token vectors carried together (a number of them): fewer make products slower, more do not help
+        nodes: numbers at all nodes of a quadrature
+        looked_up: numbers looked up in a table
         planes: whether H^2 / 2 planes of [query, key] beat a batched product of H x H matrices where keys are many
     """
 
@@ -34,6 +38,10 @@ class Pieces:
     pair_vectors: int
     pairs: tuple[int, int]
     formed: int
+    neurons: int
+    rows: int
+    nodes: int
+    looked_up: int
     planes: bool
 
 
@@ -41,9 +49,35 @@ def pieces(device: torch.device) -> Pieces:
     """The sizes for tensors on a device: constants of a processor, parts of the free memory of a card."""
     if not is_card(device):
         # head vectors with their float64 copies stay in a processor's second cache, pair vectors in its third
-        return Pieces(2 * _MiB, 48 * _MiB, 2 * _MiB, 8 * _MiB, 24 * _MiB, (512, 4096), 3 << 18, True)
+        return Pieces(
+            head_vectors=2 * _MiB,
+            kept=48 * _MiB,
+            copied=2 * _MiB,
+            tile=8 * _MiB,
+            pair_vectors=24 * _MiB,
+            pairs=(512, 4096),
+            formed=3 << 18,
+            neurons=256 * _MiB,
+            rows=1024,
+            nodes=1 << 20,
+            looked_up=1 << 15,
+            planes=True,
+        )
     part = max(64 * _MiB, min(free_memory(device) // 8, 4096 * _MiB))
-    return Pieces(part, part, part, part, part, (4096, 1 << 20), 1 << 24, False)
+    return Pieces(
+        head_vectors=part,
+        kept=part,
+        copied=part,
+        tile=part,
+        pair_vectors=part,
+        pairs=(4096, 1 << 20),
+        formed=1 << 24,
+        neurons=part,
+        rows=16384,
+        nodes=part // 16,
+        looked_up=1 << 62,
+        planes=False,
+    )
 
 
 def is_card(device: torch.device) -> bool:

@@ -26,6 +26,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from .pieces import pieces
+
 _WANTED = {torch.float64: 1e-13}  # of the quadrature; in float32
 _WANTED_FLOAT32 = 1e-7
 _ACCEPTED = {torch.float64: 1e-10}
@@ -33,7 +35,6 @@ _ACCEPTED_FLOAT32 = 1e-5
 _UNSEEN = 1e5  # a logit that far below the largest of its row is a mask written as a number
 _MASKED = -1e30  # its exponential is zero at every node, and zero times it is zero
 _MOST_NODES = 1024
-_CHUNK = 2**20  # numbers at a time
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _integrated(shifted: Tensor, count: int) -> SoftmaxPath:
 def _along(shifted: Tensor, nodes: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """exp(t * logits) at all nodes, [b h q n k], for some queries at a time and the keys that any of them sees."""
     *outer, n_queries, n_keys = shifted.shape
-    height = max(1, _CHUNK // max(1, math.prod(outer) * n_keys * len(nodes)))
+    height = max(1, pieces(shifted.device).nodes // max(1, math.prod(outer) * n_keys * len(nodes)))
     seen = (shifted > _MASKED).flatten(0, 1).any(0)
     last = (seen * torch.arange(1, n_keys + 1, device=seen.device)).amax(-1).tolist()
     scaled = nodes[:, None] / math.log(2)  # exp2 is not slowed down by what underflows

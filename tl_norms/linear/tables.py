@@ -5,9 +5,10 @@ A path from zero leaves one number per neuron, so that both coefficients of `int
     slope(u) = (g(u) - g(0)) / u          ramp(u) = int_0^1 t g'(t u) dt = (g(u) - G(u) / u) / u
     gate = c slope + w ramp               up = g(u) - u ramp                for the unit g(u) (w + c)
 
-They are sampled in float64 from the activation itself, so any activation will do, and interpolated on panels of width
-1/32: 1e-7 for the activations in use, whose kinks lie on edges of panels. Every table is compared with its function
-between the nodes; an activation that it does not follow, float64 and what lies beyond the table go the long way of
+The slopes of most activations in use are known in closed form. All else is sampled in float64 from the activation
+itself, so any activation will do, and interpolated on panels of width 1/32: 1e-7 for the activations in use, whose
+kinks lie on edges of panels. Every table is compared with its function between the nodes and kept for as long as the
+activation computes the same; one that it does not follow, float64 and what lies beyond the table go the long way of
 `integrated`. u gate + w up = g(u) (w + c) - g(0) c whatever the table's error: completeness is structural.
 """
 
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from . import integrated
 from .integrated import Activation
+from .known import known
+from .pieces import pieces
 
 _PER_UNIT = 32  # panels; a power of two: a position on its panel is exact
 _REACH = 16  # beyond this the activations in use are polynomials to float32, and few neurons are there
@@ -27,45 +30,61 @@ _NEAR = 1  # here the quotient (g(u) - g(0)) / u would cancel
 _COARSE = 0.5  # the antiderivative: panels of this width, this many nodes
 _NODES = 16
 _TOLERANCE = 2e-7
-_PIECE = 2**15  # numbers at a time
 
 
 def slope_from_zero(g: Activation, step: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
     """Mean slope of g from 0 to `step`; g'(0) where step = 0. In the precision of `step`."""
     if step.dtype == torch.float64:
         return integrated.slope(g, torch.zeros_like(step), step)
-    table = _table(_slopes(g, step.device))
+    function = known(g, step.device)
+    found = torch.empty_like(step, memory_format=torch.contiguous_format)
+    if function.slope is not None:
+        for u, into in zip(_pieces(step), _pieces(found), strict=True):
+            function.slope(u, into)
+        return found
+    table = function.remembered("slopes", lambda: _table(_slopes(g, step.device)))
     if table is None:
         return integrated.slope(g, torch.zeros_like(step).double(), step.double()).to(step.dtype)
-    zero = step.new_zeros(())
-    begin, middle = g(zero), integrated.derivative(g, zero)
-
-    def slope(u: Tensor) -> Tensor:
-        near = u.abs() < _NEAR
-        quotient = (g(u) - begin) / u.masked_fill(near, 1.0)
-        return torch.where(near, _look_up(table, u), quotient).masked_fill_(u == 0, middle)
-
-    found = torch.empty_like(step, memory_format=torch.contiguous_format)
+    begin = g(step.new_zeros(()))
     for u, into in zip(_pieces(step), _pieces(found), strict=True):
-        into.copy_(slope(u))
+        near = u.abs() < _NEAR
+        torch.where(near, _look_up(table, u), (g(u) - begin) / u.masked_fill(near, 1.0), out=into)
+        into.masked_fill_(u == 0, function.at_zero)
     return found
 
 
 def gated_from_zero(
-    g: Activation, step: Float[Tensor, "*b m"], up_step: Float[Tensor, "*b m"], up_start: float = 0.0
+    g: Activation,
+    step: Float[Tensor, "*b m"],
+    up_step: Float[Tensor, "*b m"],
+    up_start: float = 0.0,
+    *,
+    in_place: bool = False,
 ) -> tuple[Float[Tensor, "*b m"], Float[Tensor, "*b m"]]:
-    """The coefficients (gate, up) of g(u) w on the path from (0, up_start) to (step, up_start + up_step)."""
-    table = None if step.dtype == torch.float64 else _table(_ramps(g, step.device))
-    if table is None:
+    """The coefficients (gate, up) of g(u) w on the path from (0, up_start) to (step, up_start + up_step).
+
+    `in_place`: the steps are not needed any more; the coefficients may take their memory.
+    """
+    function = None if step.dtype == torch.float64 else known(g, step.device)
+    table = None if function is None else function.remembered("ramps", lambda: _table(_ramps(g, step.device)))
+    if function is None or table is None:
         wide, up_wide = step.double(), up_step.double()
         pair = integrated.gated(g, torch.zeros_like(wide), wide, torch.full_like(wide, up_start), up_wide)
         return pair[0].to(step.dtype), pair[1].to(step.dtype)
-    middle = integrated.derivative(g, step.new_zeros(())) / 2  # what torch calls g'(0), which may be a kink
-    gate, up = (torch.empty_like(step, memory_format=torch.contiguous_format) for _ in range(2))
+    middle = function.at_zero / 2
+    kink = function.remembered("kink", lambda: abs(float(table[0, table.shape[1] // 2]) - middle) > _TOLERANCE)
+    if in_place and not up_start and step.is_contiguous() and up_step.is_contiguous():
+        gate, up = up_step, step
+    else:
+        gate, up = (torch.empty_like(step, memory_format=torch.contiguous_format) for _ in range(2))
     for u, w, to_gate, to_up in zip(*map(_pieces, (step, up_step, gate, up)), strict=True):
-        ramp = _look_up(table, u).masked_fill_(u == 0, middle)
-        beyond = u.abs() >= _REACH
-        if bool(beyond.any()):
+        least, most = torch.aminmax(u)
+        outside = not bool(torch.maximum(-least, most) < _REACH)
+        ramp = _look_up(table, u, outside)
+        if kink:
+            ramp.masked_fill_(u == 0, middle)
+        if outside:
+            beyond = u.abs() >= _REACH
             far = u[beyond].double()
             wide = integrated.gated(g, torch.zeros_like(far), far, torch.zeros_like(far), torch.ones_like(far))
             ramp[beyond] = wide[0].to(u.dtype)
@@ -77,15 +96,15 @@ def gated_from_zero(
 def _pieces(x: Tensor) -> tuple[Tensor, ...]:
     """All numbers of a tensor in a row, on a processor as many at a time as its cache holds with all that is made."""
     flat = x.reshape(-1)
-    return flat.split(_PIECE if x.device.type == "cpu" else max(1, len(flat)))
+    return flat.split(min(max(1, len(flat)), pieces(x.device).looked_up))
 
 
-def _look_up(table: Float[Tensor, "3 panel"], x: Float[Tensor, " x"]) -> Float[Tensor, " x"]:
-    """The quadratic of the panel of every x; outside, those of the outermost panels."""
+def _look_up(table: Float[Tensor, "3 panel"], x: Float[Tensor, " x"], outside: bool = True) -> Float[Tensor, " x"]:
+    """The quadratic of the panel of every x; outside, if there are such, those of the outermost panels."""
     scaled = x * _PER_UNIT
     left = scaled.floor()
     half = table.shape[1] // 2
-    panel = left.clamp(-half, half - 1).to(torch.int32).add_(half)
+    panel = (left.clamp(-half, half - 1) if outside else left).to(torch.int32).add_(half)
     local = scaled.sub_(left)
     value = table[2].index_select(0, panel).mul_(local).add_(table[1].index_select(0, panel))
     return value.mul_(local).add_(table[0].index_select(0, panel))

@@ -17,12 +17,12 @@ from ..freeze import FrozenBlock
 from ..linear.carry.pairs import Multiple
 from ..linear.carry.terms import Hidden, MixedHeads, Mixture, Neurons, Sent, Term, pairs
 from ..linear.measure.measures import nearer
+from ..linear.pieces import pieces
 from ..plan import Plan, chain_of, reader_of
 from ..storage.storable import Storable
 from .results import unattended
 
 Kind = Literal["attention", "bypass", "feed-forward", "bypass of the feed-forward"]
-_CHUNK_BYTES = 24 << 20  # bytes of pair vectors at a time
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def _head_shares(made: Completed, part: _Part, y: Float[Tensor, "b q d"]) -> Flo
     n_heads = max(_heads(term) for term in terms)
     n_keys, (n_batch, n_queries, d_model) = next(term.n_keys for term in terms), y.shape
     out = y.new_zeros(n_batch, n_heads, n_queries, n_keys)
-    columns = max(1, _CHUNK_BYTES // (3 * n_queries * d_model * y.element_size()))
+    columns = max(1, pieces(y.device).pair_vectors // (3 * n_queries * d_model * y.element_size()))
     for head in range(n_heads):
         chosen = tuple(_of_head(term.mapped(Multiple(part.factor)), head) for term in terms)
         for b in range(n_batch):

@@ -11,11 +11,10 @@ from ..complete import completed
 from ..errors import DecompositionError
 from ..freeze import FrozenBlock
 from ..linear.carry.pairs import is_causal
+from ..linear.pieces import pieces
 from ..plan import Plan, chain_of, reader_of
 from ..tolerances import TOLERANCE
 from .results import ComposedMaps, unattended
-
-_CHUNK_BYTES = 32 << 20  # bytes of streams without a source at a time
 
 
 @torch.no_grad()
@@ -76,7 +75,7 @@ def _turned(frozen: FrozenBlock, point: int, total: Tensor) -> Tensor:
     _compare(frozen, whole, total)
     real = _unit(whole)
     causal, out = is_causal(mixing.pattern), real.new_zeros(n_batch, n, n)
-    at_once = max(1, _CHUNK_BYTES // (n_batch * n * d_model * 4 * total.element_size()))
+    at_once = max(1, pieces(total.device).pair_vectors // (n_batch * n * d_model * 4 * total.element_size()))
     for begin in range(0, n, at_once):
         keys = slice(begin, min(begin + at_once, n))
         seen = slice(begin if causal else 0, n)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..layers import HeldAttention, HeldFeedForward, HeldLayer
+from ..operators import inner
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,9 @@ def back_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"], x: Float[Tensor
     attention, crossing = layer.attention, layer.crossing
     elsewhere = _Elsewhere()
     cut = 0 if attention is None else attention.values_point
-    found = layer.block.backward({layer.last: g}, elsewhere.covectors, down_to=cut)
-    offset, value_offset = _zero(g), _zero(g)
-    for number, step in enumerate(layer.block.steps, start=1):
-        covector = found[number]
-        own = None if number <= cut or covector is None else step.offset
-        if own is not None and covector is not None:
-            offset = offset + inner(covector, own, g)
+    credits: dict[int, Tensor] = {}
+    found = layer.block.backward({layer.last: g}, elsewhere.covectors, credits, down_to=cut)
+    offset, value_offset = sum(credits.values(), _zero(g)), _zero(g)
     entering = g.new_zeros(g.shape) if found[0] is None else found[0]
     bypass = Reading(entering, x)
     at_values = None if attention is None else found[attention.values_point]
@@ -107,7 +104,7 @@ def back_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"], x: Float[Tensor
         else:
             carried = [(attention.reads, attention.path.transpose(at_values))]
             own = attention.path.offset
-            value_offset = value_offset if own is None else inner(at_values, own, g)
+            value_offset = value_offset if own is None else inner(at_values, own, g.ndim - 2)
         for reads, through in carried:
             if reads == 0:
                 entering = entering + through
@@ -119,7 +116,7 @@ def back_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"], x: Float[Tensor
         offset,
         value_offset,
         bypass,
-        _written(layer, found, g, cut),
+        _written(layer, found, credits, g, cut),
         ways,
         None if attention is None else _heads(at_values, attention, g),
         None if crossing is None else _heads(found[crossing.values_point], crossing, g),
@@ -128,7 +125,9 @@ def back_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"], x: Float[Tensor
     )
 
 
-def _written(layer: HeldLayer, found: list[Tensor | None], g: Tensor, cut: int) -> tuple[WrittenBy, ...]:
+def _written(
+    layer: HeldLayer, found: list[Tensor | None], credits: dict[int, Tensor], g: Tensor, cut: int
+) -> tuple[WrittenBy, ...]:
     """What the feed-forwards wrote, by the point that they read; steps up to `cut` carried nothing."""
     by_read: dict[int, list[HeldFeedForward]] = {}
     for one in layer.feed_forwards:
@@ -150,8 +149,7 @@ def _written(layer: HeldLayer, found: list[Tensor | None], g: Tensor, cut: int) 
             covector = found[one.point]
             if covector is not None:
                 wrote.append(Reading(covector, one.wrote))
-                own = layer.block.steps[one.point - 1].offset
-                offset = offset if own is None else offset + inner(covector, own, g)
+                offset = offset + credits[one.point] if one.point in credits else offset
         made.append(WrittenBy(tuple(wrote), Reading(entered, group[0].entered), offset))
     return tuple(made)
 
@@ -172,7 +170,7 @@ def _by_ways(
                 carried.append((reads, operator.transpose(covector)))
                 found[number] = Reading(covector, real if operator.offset is None else real - operator.offset)
         own = part.offset
-        offset = offset if own is None else offset + inner(at_mixed, own, g)
+        offset = offset if own is None else offset + inner(at_mixed, own, g.ndim - 2)
     return carried, (found[0], found[1], found[2]), offset
 
 
@@ -235,7 +233,7 @@ def direct_through(layer: HeldLayer, g: Float[Tensor, "*s b q d"]) -> DirectCred
     for number, own in enumerate(layer.block.offsets()):
         covector = found[number]
         if own is not None and covector is not None and number not in writers:
-            offset = offset + inner(covector, own, g)
+            offset = offset + inner(covector, own, g.ndim - 2)
     wrote = []
     for one in layer.feed_forwards:
         covector = found[one.point]
@@ -254,11 +252,6 @@ def by_key(attended: Float[Tensor, "*s b q d"], attention: HeldAttention) -> Flo
     """What every head gives by what it moved from each key (and did to its logits), all queries added."""
     moved = Reading(attention.mixing.transpose(attended), attention.values).by_key()
     return moved if not attention.integrated else moved + logit_credits(attended, attention)[0].sum(-2)
-
-
-def inner(covector: Tensor, vector: Tensor, like: Float[Tensor, "*s b q d"]) -> Float[Tensor, "*s b"]:
-    """<covector, vector> over all but the leading axes of `like` and the batch."""
-    return (covector * vector).flatten(like.ndim - 2).sum(-1)
 
 
 def _zero(g: Tensor) -> Tensor:

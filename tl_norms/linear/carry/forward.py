@@ -1,8 +1,8 @@
 """Carry dense vectors forward through held steps, as many sources at a time as the caller stacked, [s b q d].
 
 Only linear parts: what a step adds by itself belongs to no source. A luggage that is None is zero everywhere and costs
-nothing. In a causal stack no source reaches a position before its own, so positions before the first source of a chunk
-are left out: `later` cuts them off the held steps.
+nothing. In a causal stack no source reaches a position before its own: `at_rows` takes the held steps at the others
+alone (see `rows`); where that is not possible, `later` cuts the positions before the first source of a chunk off them.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,13 @@ from ..operators import (
     Scaling,
     SplitHeads,
 )
+from .rows import Rows, RowsMixed
 
 
 def carry(
-    block: HeldBlock, x: Float[Tensor, "s b q d"] | None, elsewhere: Sequence[Tensor | None] = ()
-) -> Float[Tensor, "s b q d"] | None:
-    """The last point of a block; points are let go as soon as no later step reads them."""
+    block: HeldBlock, x: Float[Tensor, "*s b q d"] | None, elsewhere: Sequence[Tensor | None] = ()
+) -> Float[Tensor, "*s b q d"] | None:
+    """The last point of a block, of vectors or of rows; points are let go as soon as no later step reads them."""
     last_use = {step.reads: number for number, step in enumerate(block.steps, 1)}
     for number, step in enumerate(block.steps, 1):
         if step.other is not None:
@@ -108,6 +109,27 @@ def owning(block: HeldBlock, layer: HeldLayer, sources: Sequence[int], first: in
     return HeldBlock(tuple(steps))
 
 
+def at_rows(layer: HeldLayer, rows: Rows) -> HeldBlock:
+    """The steps of a causal layer for rows of luggage, [b p d].
+
+    Raises:
+        NotByPositionError: positions cannot be taken from one of its operators, or it reads from elsewhere.
+    """
+    if layer.elsewhere or layer.crossing is not None:
+        raise NotByPositionError("a layer that reads from elsewhere")
+    return HeldBlock(
+        tuple(
+            replace(
+                step,
+                operator=None if step.operator is None else from_position(step.operator, rows),
+                beside=None,
+                edit=None if step.edit is None else from_position(step.edit, rows),
+            )
+            for step in layer.block.steps
+        )
+    )
+
+
 class NotByPositionError(TypeError):
     """Positions cannot be cut off an operator."""
 
@@ -138,38 +160,38 @@ def later(layer: HeldLayer, first: int) -> HeldBlock:
 
 
 @singledispatch
-def from_position(operator: Operator, first: int) -> Operator:
-    """The linear part of an operator for positions from `first` on."""
+def from_position(operator: Operator, first: int | Rows) -> Operator:
+    """The linear part of an operator for positions from `first` on, or for rows."""
     raise NotByPositionError(f"positions cannot be cut off a {type(operator).__name__}")
 
 
 @from_position.register
-def _(operator: Projection, first: int) -> Projection:
+def _(operator: Projection, first: int | Rows) -> Projection:
     return operator
 
 
 @from_position.register
-def _(operator: SplitHeads, first: int) -> SplitHeads:
+def _(operator: SplitHeads, first: int | Rows) -> SplitHeads:
     return replace(operator, offset=None)
 
 
 @from_position.register
-def _(operator: HeldNorm, first: int) -> HeldNorm:
+def _(operator: HeldNorm, first: int | Rows) -> HeldNorm:
     return replace(operator, inverse_scale=_cut(operator.inverse_scale, first))
 
 
 @from_position.register
-def _(operator: Scaling, first: int) -> Scaling:
+def _(operator: Scaling, first: int | Rows) -> Scaling:
     factor = operator.factor
     if isinstance(factor, Tensor) and factor.ndim == 2:
         raise NotByPositionError("a factor of two axes: which one are positions?")
     if isinstance(factor, Tensor) and factor.ndim == 3 and factor.shape[1:] == (1, 1):  # [pos 1 1], beside heads
-        return Scaling(factor[first:])
+        return Scaling(factor[_refuse(operator, first) :])
     return Scaling(_cut(factor, first) if isinstance(factor, Tensor) and factor.ndim > 2 else factor)
 
 
 @from_position.register
-def _(operator: HeldFeedForward, first: int) -> HeldFeedForward:
+def _(operator: HeldFeedForward, first: int | Rows) -> HeldFeedForward:
     scale_in, scale_out = (
         None if part is None else _cut(part, first) for part in (operator.scale_in, operator.scale_out)
     )
@@ -181,23 +203,31 @@ def _(operator: HeldFeedForward, first: int) -> HeldFeedForward:
         kept = rows >= 0
         coefficients = tuple(c[rows[kept]] for c in coefficients)
         rows = torch.where(kept, kept.flatten().cumsum(0).view_as(rows) - 1, -1)
-    return replace(operator, coefficients=coefficients, offset=None, scale_in=scale_in, scale_out=scale_out, rows=rows)
+    linear = replace(operator, biases=(), base=None, added=None)
+    return replace(linear, coefficients=coefficients, scale_in=scale_in, scale_out=scale_out, rows=rows)
 
 
 @from_position.register
-def _(operator: Mixing, first: int) -> Mixing:
-    return replace(_queries(operator, first), pattern=operator.pattern[:, :, first:, first:])
+def _(operator: Mixing, first: int | Rows) -> Mixing | RowsMixed:
+    sending = _queries(operator, first)
+    at = first.first if isinstance(first, Rows) else first
+    pattern = operator.pattern[:, :, at:, at:]
+    if isinstance(first, Rows):
+        return RowsMixed(first, Mixing(pattern, operator.weight), replace(sending, pattern=pattern))
+    return replace(sending, pattern=pattern)
 
 
-def _queries(operator: Mixing, first: int) -> Mixing:
-    """A mixing for the queries from `first` on, of all keys."""
+def _queries(operator: Mixing, first: int | Rows) -> Mixing:
+    """A mixing for the queries from `first` on, of all keys; for rows, only what it sends with."""
     gate = None if operator.gate is None else _cut(operator.gate, first)
     inner = None if operator.inner is None else from_position(operator.inner, first)
-    return replace(operator, pattern=operator.pattern[:, :, first:], gate=gate, inner=inner, added=None)
+    pattern = operator.pattern if isinstance(first, Rows) else operator.pattern[:, :, first:]
+    return replace(operator, pattern=pattern, gate=gate, inner=inner, added=None)
 
 
 @from_position.register
-def _(operator: IntegratedAttention, first: int) -> IntegratedAttention:
+def _(operator: IntegratedAttention, first: int | Rows) -> IntegratedAttention:
+    first = _refuse(operator, first)
     keys, values = (None if part is None else from_position(part, first) for part in (operator.keys, operator.values))
     return replace(_asked_from(operator, first), keys=keys, values=values, first_key=first)
 
@@ -217,30 +247,40 @@ def _asked_from(operator: IntegratedAttention, first: int) -> IntegratedAttentio
 
 
 @from_position.register
-def _(operator: Rotary, first: int) -> Rotary:
+def _(operator: Rotary, first: int | Rows) -> Rotary:
+    first = _refuse(operator, first)
     return replace(operator, cos=operator.cos[..., first:, :], sin=operator.sin[..., first:, :])
 
 
 @from_position.register
-def _(operator: JoinHeads, first: int) -> JoinHeads:
+def _(operator: JoinHeads, first: int | Rows) -> JoinHeads:
+    first = _refuse(operator, first)
     gate = None if operator.gate is None else _cut(operator.gate, first)
     inner = None if operator.inner is None else from_position(operator.inner, first)
     return replace(operator, bias=None, gate=gate, inner=inner, added=None)
 
 
 @from_position.register
-def _(operator: Chain, first: int) -> Chain:
+def _(operator: Chain, first: int | Rows) -> Chain:
     return Chain(tuple(from_position(step, first) for step in operator.steps))
 
 
 @from_position.register
-def _(operator: Parallel, first: int) -> Parallel:
+def _(operator: Parallel, first: int | Rows) -> Parallel:
     return Parallel(tuple(from_position(part, first) for part in operator.parts))
 
 
-def _cut(value: Tensor, first: int) -> Tensor:
-    """[b q ..] from a position on; one number for all positions stays."""
-    return value if value.ndim < 2 or value.shape[1] == 1 else value[:, first:]
+def _refuse(operator: Operator, first: int | Rows) -> int:
+    if isinstance(first, Rows):
+        raise NotByPositionError(f"positions of a {type(operator).__name__} are not taken one by one")
+    return first
+
+
+def _cut(value: Tensor, first: int | Rows) -> Tensor:
+    """[b q ..] from a position on, or for rows; one number for all positions stays."""
+    if value.ndim < 2 or value.shape[1] == 1:
+        return value
+    return value.index_select(1, first.positions) if isinstance(first, Rows) else value[:, first:]
 
 
 def widest(layer: HeldLayer, d_model: int) -> int:

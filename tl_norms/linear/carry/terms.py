@@ -14,7 +14,7 @@ Axes: b batch, h head, q query, k key, e d_head, d d_model (or any width in betw
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 
 import torch
@@ -115,6 +115,30 @@ class Sent:
         return rearrange(own, "(b q) 1 d -> b q d", b=len(self.heads))
 
 
+@dataclass
+class KeyBlocks:
+    """Head vectors of many keys at a time, kept until others are asked for: products of a few rows are slow.
+
+    Attributes:
+        at_once: keys for which they are formed together
+    """
+
+    at_once: int = 1
+    kept: "dict[int, tuple[int, slice, Tensor]]" = field(default_factory=dict)
+
+    def of(self, mixture: "Mixture", batch: int, keys: slice) -> Float[Tensor, "h k d"]:
+        """What each head would send from each of some keys, one after the other."""
+        if self.at_once <= keys.stop - keys.start:
+            return mixture.head_vectors(batch, keys)
+        text, there, vectors = self.kept.get(id(mixture), (-1, slice(0, 0), mixture.weight))
+        if text != batch or keys.start < there.start or keys.stop > there.stop:
+            self.kept.pop(id(mixture), None)
+            there = slice(keys.start, min(keys.start + self.at_once, mixture.n_keys))
+            vectors = mixture.head_vectors(batch, there)
+            self.kept[id(mixture)] = batch, there, vectors
+        return vectors[:, keys.start - there.start : keys.stop - there.start]
+
+
 @dataclass(frozen=True)
 class Mixture:
     """v_ij = scale_i * functions(sum_h pattern[h, i, j] * (values[j, h] @ projection[h]))."""
@@ -190,9 +214,12 @@ class Mixture:
         """The linear functions, without the scale."""
         return _through(self.functions, x)
 
-    def pairs(self, batch: int, queries: Queries, keys: slice) -> Float[Tensor, "k q d"]:
+    def pairs(
+        self, batch: int, queries: Queries, keys: slice, blocks: KeyBlocks | None = None
+    ) -> Float[Tensor, "k q d"]:
         """v_ij for a block of queries and keys (keys first: one small matrix product per key)."""
-        return _mixed(self.pattern, self.scale, self.head_vectors(batch, keys), batch, queries, keys)
+        vectors = self.head_vectors(batch, keys) if blocks is None else blocks.of(self, batch, keys)
+        return _mixed(self.pattern, self.scale, vectors, batch, queries, keys)
 
 
 @dataclass(frozen=True)
@@ -218,7 +245,9 @@ class Heads:
         weights = self.pattern if self.crossed else _without_diagonal(self.pattern)
         return _scaled(torch.einsum("bhqk,bhkd->bqd", weights, self.vectors), self.scale)
 
-    def pairs(self, batch: int, queries: Queries, keys: slice) -> Float[Tensor, "k q d"]:
+    def pairs(
+        self, batch: int, queries: Queries, keys: slice, blocks: KeyBlocks | None = None
+    ) -> Float[Tensor, "k q d"]:
         """v_ij for a block of queries and keys."""
         return _mixed(self.pattern, self.scale, self.vectors[batch, :, keys], batch, queries, keys)
 
@@ -241,7 +270,9 @@ class Hidden:
             total = share if total is None else total + share
         return _some(total)
 
-    def pairs(self, batch: int, queries: Queries, keys: slice) -> Float[Tensor, "k q m"]:
+    def pairs(
+        self, batch: int, queries: Queries, keys: slice, blocks: KeyBlocks | None = None
+    ) -> Float[Tensor, "k q m"]:
         """The hidden vectors of a block of pairs; with `rows`, only for the queries that have one."""
         total: Tensor | None = None
         chosen: Queries = queries
@@ -251,7 +282,7 @@ class Hidden:
             numbers = torch.arange(self.rows.shape[1], device=row.device)[queries]
             chosen, row = numbers[row >= 0], row[row >= 0]
         for terms, coefficient in zip(self.inputs, self.coefficients, strict=True):
-            share = pairs(terms, batch, chosen, keys)
+            share = pairs(terms, batch, chosen, keys, blocks)
             factor = coefficient[batch, queries] if row is None else coefficient[row]
             total = share.mul_(factor) if total is None else total.addcmul_(share, factor)
         return _some(total)
@@ -298,9 +329,16 @@ class Neurons:
     def into(self, weight: Float[Tensor, "d m"]) -> "Neurons":
         return self.mapped(Product(weight))
 
-    def pairs(self, batch: int, queries: Queries, keys: slice, hidden: Tensor | None = None) -> Float[Tensor, "k q d"]:
+    def pairs(
+        self,
+        batch: int,
+        queries: Queries,
+        keys: slice,
+        blocks: KeyBlocks | None = None,
+        hidden: Tensor | None = None,
+    ) -> Float[Tensor, "k q d"]:
         """v_ij for a block of queries and keys; `hidden` if it is known already."""
-        vectors = (self.hidden.pairs(batch, queries, keys) if hidden is None else hidden) @ self.weight
+        vectors = (self.hidden.pairs(batch, queries, keys, blocks) if hidden is None else hidden) @ self.weight
         if self.hidden.rows is not None:
             row = self.hidden.rows[batch, queries]
             some = vectors.new_zeros(len(vectors), len(row), vectors.shape[-1])
@@ -315,12 +353,14 @@ Term = Mixture | Heads | Neurons
 Terms = tuple[Mixture | Neurons, ...]
 
 
-def pairs(terms: tuple[Term, ...], batch: int, queries: Queries, keys: slice) -> Float[Tensor, "k q d"]:
+def pairs(
+    terms: tuple[Term, ...], batch: int, queries: Queries, keys: slice, blocks: KeyBlocks | None = None
+) -> Float[Tensor, "k q d"]:
     """The sum of the terms for a block of queries and keys, j != i, freshly allocated."""
     first, *others = terms
-    vectors = first.pairs(batch, queries, keys)
+    vectors = first.pairs(batch, queries, keys, blocks)
     for term in others:
-        vectors += term.pairs(batch, queries, keys)
+        vectors += term.pairs(batch, queries, keys, blocks)
     return vectors
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import MemoryBudgetError
 from ..carry.pairs import CrossSources, Sources
-from ..carry.terms import Mixture, Neurons, Product, Term
+from ..carry.terms import KeyBlocks, Mixture, Neurons, Product, Term
 from ..pieces import free_memory, pieces
 from . import factors, formed
 from .factors import Factors
@@ -156,6 +156,7 @@ def _pairwise_norms(family: tuple[Side, ...], max_memory: int | None) -> list[Te
     causal = all(sources.causal for sources in family)
     at_once = pairs_at_once(family, max_memory, like.element_size())
     fewest = pieces(like.device).pairs[0]
+    blocks = KeyBlocks(keys_at_once(family, at_once, max_memory, like.element_size()))
     out = [like.new_zeros(n_batch, n, n_keys) for _ in family]
     rows = min(n, at_once)
     for b in range(n_batch):
@@ -168,24 +169,24 @@ def _pairwise_norms(family: tuple[Side, ...], max_memory: int | None) -> list[Te
             keys = slice(first_key, min(first_key + columns, n_keys))
             for first in range(first_key if causal else 0, n, rows):
                 queries = slice(first, min(first + rows, n))
-                for lengths, found in zip(out, _lengths(family, b, queries, keys), strict=True):
+                for lengths, found in zip(out, _lengths(family, b, queries, keys, blocks), strict=True):
                     lengths[b, queries, keys] = found.T
             first_key = keys.stop
     return [lengths.tril_() for lengths in out] if causal else out
 
 
-def _lengths(family: tuple[Side, ...], batch: int, queries: slice, keys: slice) -> Iterator[Tensor]:
+def _lengths(family: tuple[Side, ...], batch: int, queries: slice, keys: slice, blocks: KeyBlocks) -> Iterator[Tensor]:
     """[k q] for every member; each goes on from the vectors of the one before it where it can."""
     before, vectors = None, torch.empty(0)
     hidden: dict[int, Tensor] = {}
 
     def form(term: Mixture | Neurons) -> Tensor:
         if isinstance(term, Mixture):
-            return term.pairs(batch, queries, keys)
+            return term.pairs(batch, queries, keys, blocks)
         neurons = id(term.hidden)
         if neurons not in hidden:
-            hidden[neurons] = term.hidden.pairs(batch, queries, keys)
-        return term.pairs(batch, queries, keys, hidden[neurons])
+            hidden[neurons] = term.hidden.pairs(batch, queries, keys, blocks)
+        return term.pairs(batch, queries, keys, blocks, hidden[neurons])
 
     for sources in family:
         missing = sources.terms
@@ -214,6 +215,27 @@ def pairs_at_once(family: tuple[Side, ...], max_memory: int | None, element_size
     sizes = pieces(family[0].like.device)
     best = min(max(sizes.pair_vectors // per_pair, sizes.pairs[0]), sizes.pairs[1])
     return int(max(1, min(best, (max_memory - fixed) // per_pair)))
+
+
+def keys_at_once(family: tuple[Side, ...], pairs: int, max_memory: int | None, element_size: int) -> int:
+    """Keys whose head vectors are formed together, beside so many pairs; one where the budget has no room for more."""
+    mixtures = {id(t): t for sources in family for term in sources.terms for t in _mixtures(term)}
+    per_key = element_size * sum(t.weight.shape[0] * t.width for t in mixtures.values())
+    room = pieces(family[0].like.device).pair_vectors
+    if max_memory is not None:
+        per_pair = element_size * max(sum(_width(term) for term in sources.terms) for sources in family)
+        fixed = element_size * max(sum(_weights(term) for term in sources.terms) for sources in family)
+        room = min(room, max_memory - fixed - pairs * per_pair)
+    return max(1, room // per_key) if per_key else 1
+
+
+def _mixtures(term: Term) -> Iterator[Mixture]:
+    if isinstance(term, Mixture):
+        yield term
+    elif isinstance(term, Neurons):
+        for terms in term.hidden.inputs:
+            for one in terms:
+                yield from _mixtures(one)
 
 
 def _width(term: Term) -> int:

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ..carry.pairs import Sources
 from ..carry.terms import Neurons, Product
+from ..pieces import pieces
 from .spots import agree
-
-_BUDGET = 1 << 28  # bytes of neurons at a time where a feed-forward lies between
 
 
 def projected_pairs(
@@ -30,7 +29,7 @@ def projected_pairs(
     step = sources.n_keys
     if any(isinstance(term, Neurons) for term in terms):
         width = max(term.hidden.coefficients[0].shape[-1] for term in terms if isinstance(term, Neurons))
-        step = max(1, int((max_memory or _BUDGET) // (4 * n_queries * width * out.element_size())))
+        step = max(1, int((max_memory or pieces(out.device).neurons) // (4 * n_queries * width * out.element_size())))
     for b in range(n_batch):
         for first in range(0, sources.n_keys, step):
             keys = slice(first, min(first + step, sources.n_keys))
