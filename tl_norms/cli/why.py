@@ -11,7 +11,7 @@ from rich.text import Text
 from torch import Tensor
 
 from ..attribution import attribute, last_stream, top_target
-from ..attribution_result import Attribution, Ranking
+from ..attribution_result import Attribution, Kind, Ranking
 from ..held_run import attribution_hooks
 from ..model_map import AttentionRule
 from ..targets import Target, TargetError, direction, logit
@@ -21,6 +21,7 @@ from .tables import printable
 _BAR, _LEAST = 24, 6  # columns of the longest bar on either side
 _WORD = 24  # columns of a token that bars make room for
 _NO_TOKEN = "(no token: biases)"
+_PARTS: tuple[tuple[str, Kind], ...] = (("heads", "heads"), ("edges", "edges"), ("feed-forwards", "ffn"))
 _STRONGEST = 8
 
 
@@ -138,7 +139,7 @@ def show(why: Why, console: Console | None = None, k: int = _STRONGEST) -> None:
     found = why.attribution
     console.print(Text(f"{found.target_name} = {float(found.value[0]):+.4f}   ({found.model_name})"))
     console.print(_bars(why, console.width))
-    for title, kind in (("heads", "heads"), ("edges", "edges"), ("feed-forwards", "ffn")):
+    for title, kind in _PARTS:
         console.print()
         console.print(_table(f"strongest {title}", found.top(k, kind)))
     console.print()
