@@ -222,6 +222,22 @@ def test_nor_one_of_another_kind_in_another_analysis(analysis, name, fault, monk
 
 ROWS = {"largest row": False, "last row": True}
 WAYS = ("formed", "factored", "factored in pieces")
+PIECES = {
+    "formed": {},
+    "formed in pieces": {"formed": 3000},
+    "factored": {"formed": 0},
+    "factored in pieces": {"formed": 0, "head_vectors": 2048, "kept": 0, "copied": 256},
+    "joined, factored in pieces": {"formed": 0, "head_vectors": 2048},
+}
+
+
+def cut_into(way: str, monkeypatch) -> None:
+    """Sizes of pieces by which a way is taken."""
+    sizes = dataclasses.replace(pieces(torch.device("cpu")), **PIECES[way])
+    for module in ("carry.terms", "measure.factors", "measure.lengths", "joined.formed", "joined.factored"):
+        monkeypatch.setattr(f"tl_norms.linear.{module}.pieces", lambda device: sizes)
+
+
 ALL = [(name, row, way) for name in NAMES[:2] for row in ROWS for way in WAYS]
 # models whose calls take long: the ways share what is left out here, and the small models have it
 ALL += [(name, row, way) for name in NAMES[2:] for row, way in zip(ROWS, ("formed", "factored in pieces"), strict=True)]
@@ -232,11 +248,7 @@ def test_no_fault_comes_back_as_a_number(name, row, way, monkeypatch):
     """Whichever way the norms of pairs are made: of all vectors, or of factors, all at once or a few keys at a time."""
     cache, stack = case(name)
     last = ROWS[row]
-    if way != "formed":
-        sizes = dataclasses.replace(pieces(torch.device("cpu")), formed=0)
-        sizes = sizes if way == "factored" else dataclasses.replace(sizes, head_vectors=2048, kept=0, copied=256)
-        for module in ("carry.terms", "measure.factors", "measure.lengths"):
-            monkeypatch.setattr(f"tl_norms.linear.{module}.pieces", lambda device: sizes)
+    cut_into(way, monkeypatch)
 
     def call() -> list[Tensor]:
         return numbers(tl_norms.block_norms(cache, "all", layers=-1, stack=stack))
@@ -244,3 +256,30 @@ def test_no_fault_comes_back_as_a_number(name, row, way, monkeypatch):
     wanted, places = call(), sites(call)
     assert len({cls for cls, *_ in places}) >= 8, "the mathematics was not seen"
     refuse_all(call, places, wanted, last)
+
+
+def one_by_one(*args, **options):
+    raise tl_norms.DecompositionError("layers that are not taken at once")
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(
+    "name, way",
+    [("bert", way) for way in ("formed", "formed in pieces", "factored", "joined, factored in pieces")]
+    + [("llama_gqa", "factored"), ("Gemma2ForCausalLM", "formed")],
+)
+def test_nor_one_in_layers_taken_at_once(name, way, row, monkeypatch):
+    """What is refused there is made again layer by layer; here that is refused too, so that it counts."""
+    if name.endswith("LM"):
+        cache, stack = case(name)
+    else:
+        cache, stack = make(name, KINDS[0], torch.float32).cache(), None
+    cut_into(way, monkeypatch)
+    monkeypatch.setattr("tl_norms.joined_layers.layer_numbers", one_by_one)
+
+    def call() -> list[Tensor]:
+        return numbers(tl_norms.block_norms(cache, stack=stack))
+
+    wanted, places = call(), sites(call)
+    assert len({cls for cls, *_ in places}) >= 5, "the mathematics was not seen"
+    refuse_all(call, places, wanted, ROWS[row])

@@ -62,9 +62,9 @@ def test_what_is_kept(name, kind):
     with torch.no_grad(), ratios, function:
         made.model(made.tokens())
     scope = expected.scopes[-1]
-    assert torch.equal(ratios.norms.mixing_ratio(scope), expected.mixing_ratio(scope))
-    assert torch.equal(ratios.norms.value_norms, expected.value_norms)
-    assert torch.equal(tl_norms.value_norms(made.cache()), expected.value_norms)
+    torch.testing.assert_close(ratios.norms.mixing_ratio(scope), expected.mixing_ratio(scope), rtol=1e-12, atol=0)
+    torch.testing.assert_close(ratios.norms.value_norms, expected.value_norms, rtol=1e-12, atol=0)
+    torch.testing.assert_close(tl_norms.value_norms(made.cache()), expected.value_norms, rtol=1e-12, atol=0)
     assert not ratios.norms.maps
     assert torch.allclose(ratios.norms.mixing_ratio("Attn-W"), expected.attention_mixing_ratio(), rtol=1e-12, atol=0)
     with pytest.raises(tl_norms.UnknownScopeError, match="Attn-W was not kept"):

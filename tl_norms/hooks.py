@@ -18,6 +18,7 @@ from .blocks.compat import attach, detach
 from .blocks.masks import pass_masks
 from .blocks.structure import Block
 from .errors import RecorderError
+from .joined_layers import numbers_of_layers
 from .labels import id_hook
 from .layer_numbers import LayerNumbers, collected, layer_numbers
 from .options import AnalysisOptions, Layers, Scopes
@@ -75,9 +76,11 @@ class NormRecorder:
         self.model, self.keep = model, keep
         self.maps = maps and keep != "mixing_ratio"
         self.plan = Plan.of(model, scopes, **{**options, "layers": layers})
+        self._numbers = {block.layer: number for number, block in enumerate(self.plan.blocks)}
+        self._needed = {block.layer: self._hooks(block) for block in self.plan.blocks}
         self._waiting: dict[str, list[Block]] = {}
         for block in self.plan.blocks:
-            for name in self._hooks(block):
+            for name in self._needed[block.layer]:
                 self._waiting.setdefault(name, []).append(block)
         self._handles: list[Any] = []
         self.reset()
@@ -104,7 +107,8 @@ class NormRecorder:
     @property
     def fwd_hooks(self) -> list[tuple[str, Callable[..., None]]]:
         """Pairs (hook name, function) for `model.run_with_hooks(tokens, fwd_hooks=...)`."""
-        return [(name, self._listener(name)) for name in (*self._waiting, *self._id_hooks())]
+        ids = self._id_hooks()
+        return [(name, self._listener(name, name in ids)) for name in (*self._waiting, *ids)]
 
     @property
     def norms(self) -> BlockNorms:
@@ -159,9 +163,9 @@ class NormRecorder:
             detach(attached)
         self._handles.clear()
 
-    def _listener(self, name: str) -> Callable[..., None]:
+    def _listener(self, name: str, ids: bool) -> Callable[..., None]:
         def listen(tensor: Tensor, hook: Any) -> None:
-            if name in self._id_hooks():
+            if ids:
                 self._ids[name] = tensor.detach()
             for block in self._waiting.get(name, ()):
                 self._hear(block, name, tensor)
@@ -177,14 +181,18 @@ class NormRecorder:
                 f"recorded; analyse its cache, which holds the last pass.)"
             )
         heard[name] = tensor.detach()
-        if len(heard) == len(self._hooks(block)):
+        if len(heard) == len(self._needed[block.layer]):
             with torch.no_grad():
                 self._finish(block)
 
     def _finish(self, block: Block) -> None:
         """All activations of a block are here: compute, keep what was asked, let them go."""
         activations = self.plan.activations(self._tensors[block.layer], True)
-        numbers = layer_numbers(self.plan, activations, self.plan.blocks.index(block), maps=self.maps)
+        number = self._numbers[block.layer]
+        if self.maps:
+            (numbers,) = numbers_of_layers(self.plan, activations, [number])
+        else:
+            numbers = layer_numbers(self.plan, activations, number, maps=False)
         whole = collected(self.plan, [numbers], activations)
         if callable(self.keep):
             self.kept[block.layer] = self.keep(whole)

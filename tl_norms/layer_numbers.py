@@ -63,7 +63,7 @@ def _measured(plan: Plan, activations: Activations, block_number: int, maps: boo
     for one in made if maps else ():
         sources = one.sources
         rest = sources.sizes[2] if isinstance(measure, Length) else measure.of(sources.rest, sources.total)
-        remainders[one.scope] = rest if activations.mask is None else _unpadded(rest, activations)
+        remainders[one.scope] = rest if activations.mask is None else unpadded(rest, activations)
         if isinstance(measure, Length):
             found = source_norms(sources, max_memory=options.max_memory, shared=shared, sketch=options.sketch)
         else:
@@ -93,7 +93,7 @@ def _measured(plan: Plan, activations: Activations, block_number: int, maps: boo
     )
 
 
-def _unpadded(rest: Tensor, activations: Activations) -> Tensor:
+def unpadded(rest: Tensor, activations: Activations) -> Tensor:
     padded = ~activations.real(rest).reshape(*rest.shape[:2], *[1] * (rest.ndim - 2))
     return rest.masked_fill(padded, 0)
 

@@ -4,6 +4,7 @@ Plan            which model, blocks, scopes and options            (plan, option
 FrozenBlock     the steps of a block, held                         (freeze, linear/)
 completed       source vectors through them, compared              (complete, linear/carry)
 layer_numbers   the numbers of one layer                           (layer_numbers, linear/measure)
+                or of several of one shape at once                 (joined_layers, linear/joined)
 BlockNorms      what comes out                                     (results)
 """
 
@@ -21,7 +22,8 @@ from .decomposition import Decomposition
 from .errors import UnknownOptionError, UnknownScopeError
 from .freeze import FrozenBlock
 from .held_run import attribution_hooks
-from .layer_numbers import collected, heads_of, layer_numbers, stacked
+from .joined_layers import numbers_of_layers
+from .layer_numbers import collected, heads_of, stacked
 from .linear.carry.terms import Mixture
 from .linear.edits import Edits
 from .linear.measure.factors import head_norms
@@ -208,7 +210,7 @@ def block_norms(cache, scopes: Scopes = None, **options: Unpack[AnalysisOptions]
         >>> norms.mixing_ratio("attn_res").mean()                               # doctest: +SKIP
     """
     plan, activations = Plan.of_cache(cache, scopes, **options)
-    layers = [layer_numbers(plan, activations, number) for number in range(len(plan.blocks))]
+    layers = numbers_of_layers(plan, activations, range(len(plan.blocks)))
     return collected(plan, layers, activations)
 
 

@@ -56,6 +56,12 @@ class Activations:
         emptied.mask, emptied.source_mask = self.mask, self.source_mask
         return emptied
 
+    def of_layers(self, tensors: Mapping[str, Tensor], n_layers: int) -> "Activations":
+        """Those of several layers, one layer's texts after the other's on the batch axis."""
+        joined = Activations(tensors, True, self._reader)
+        joined.mask = None if self.mask is None else self.mask.repeat(n_layers, 1)
+        return joined
+
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         """All activations by hook name, as they were cached."""
@@ -69,7 +75,8 @@ class Activations:
                 value = self._tensors[name]
                 if value.dtype.is_floating_point and torch.finfo(value.dtype).eps > torch.finfo(self.coarsest).eps:
                     self.coarsest = value.dtype
-                return value.detach() if self.has_batch else value.detach()[None]
+                value = value.detach() if value.requires_grad else value
+                return value if self.has_batch else value[None]
         if hook.endswith("hook_pattern"):
             raise AttentionPatternError(
                 f"the cache has no {hook!r}: it was left out of names_filter, or the model runs fused attention, "

@@ -15,33 +15,33 @@ _SAMPLES = 4  # numbers read of each tensor
 @torch.no_grad()
 def fingerprint(module: nn.Module) -> Hashable:
     """A value that is another one after a change of the module's parameters or buffers."""
-    tensors = _tensors(module)
-    facts = tuple((id(t), _version(t), t.dtype, t.device, t.shape) for t in tensors)
-    samples: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for tensor in tensors:
-        if tensor.numel() and not tensor.is_meta and tensor.layout is torch.strided:
-            samples.setdefault((tensor.dtype, tensor.device), []).append(_few(tensor))
+    facts, samples = [], {}
+    for tensor in _tensors(module):
+        dtype, device = tensor.dtype, tensor.device
+        facts.append((id(tensor), _version(tensor), dtype, device, tensor.shape))
+        if tensor.layout is torch.strided and not tensor.is_meta and tensor.numel():
+            samples.setdefault((dtype, str(device)), []).append(_few(tensor))
     # bytes: equal where the numbers are, NaN included
     numbers = tuple(torch.cat(parts).cpu().view(torch.uint8).numpy().tobytes() for parts in samples.values())
-    return facts, numbers
+    return tuple(facts), numbers
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     """Parameters and buffers, each once; nested generators of torch take twenty times as long for a bridge."""
-    seen: set[int] = set()
+    seen: set[nn.Module] = set()
     found: dict[int, Tensor] = {}
     waiting: list[nn.Module | None] = [module]
     while waiting:
         one = waiting.pop()
-        if one is None or id(one) in seen:
+        if one is None or one in seen:
             continue
-        seen.add(id(one))
-        inside = vars(one)
-        for name in ("_parameters", "_buffers"):
-            for tensor in inside[name].values():
-                if tensor is not None:
-                    found[id(tensor)] = tensor
-        waiting.extend(inside["_modules"].values())
+        seen.add(one)
+        inside = one.__dict__
+        for held in (inside["_parameters"], inside["_buffers"]):
+            if held:
+                found.update((id(tensor), tensor) for tensor in held.values() if tensor is not None)
+        if inside["_modules"]:
+            waiting.extend(inside["_modules"].values())
     return list(found.values())
 
 

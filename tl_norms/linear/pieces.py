@@ -19,7 +19,7 @@ class Pieces:
     Attributes:
         head_vectors: head vectors, before their triangles are made
         kept: head vectors of all keys, up to which they are made once for a layer
-        copied: attention weights copied with their diagonals emptied
+        copied: attention weights copied, with their diagonals emptied or beside those of other layers
         tile: attention weights transposed for a batched product
         pair_vectors: pair vectors, unless `max_memory` says less
         pairs: the fewest and the most pairs in such a chunk: fewer make products slower, more do not help
@@ -48,9 +48,9 @@ class Pieces:
 def pieces(device: torch.device) -> Pieces:
     """The sizes for tensors on a device: constants of a processor, parts of the free memory of a card."""
     if not is_card(device):
-        # head vectors with their float64 copies stay in a processor's second cache, pair vectors in its third
+        # head vectors and pair vectors stay in a processor's third cache
         return Pieces(
-            head_vectors=2 * _MiB,
+            head_vectors=8 * _MiB,
             kept=48 * _MiB,
             copied=2 * _MiB,
             tile=8 * _MiB,

@@ -48,9 +48,10 @@ def together() -> Iterator[None]:
 
 
 def read(numbers: list[Tensor]) -> list[float]:
-    """Tensors of one number each as numbers, waiting once for every device."""
+    """Tensors of one number each as numbers, waiting once for every device and dtype."""
     found: dict[int, float] = {}
-    for device in {number.device for number in numbers}:
-        here = [place for place, number in enumerate(numbers) if number.device == device]
-        found.update(zip(here, torch.stack([numbers[place].double() for place in here]).tolist(), strict=True))
+    kinds = {(number.device, number.dtype) for number in numbers}
+    for kind in kinds:
+        here = [place for place, number in enumerate(numbers) if (number.device, number.dtype) == kind]
+        found.update(zip(here, torch.stack([numbers[place] for place in here]).tolist(), strict=True))
     return [found[place] for place in range(len(numbers))]

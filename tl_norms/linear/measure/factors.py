@@ -24,6 +24,9 @@ from . import formed
 from .spots import Spots, chosen_queries, combination, compare_heads, weighed
 
 _APART = 1 / 16  # a head's squared norm outside the span of the heads before it: float32 is enough above this share
+_PLANE = (
+    1 << 16
+)  # numbers of [text, query, key] planes that stay in a processor's second cache with what they are made of
 _FEW_KEYS = 64  # up to here, and two more per head, a batched matrix product beats H^2 / 2 planes
 
 
@@ -62,7 +65,7 @@ def _measured(
     weights = rearrange(chosen, "b h s k -> (b k) s h").contiguous()
     images: list[Linear | None] = [] if functions is None else [None, *functions]
     norms: list[Tensor] = []
-    triangles: list[list[Tensor]] = [[] for _ in images]
+    made: list[list[Tensor]] = [[] for _ in images]
     plain: list[list[Tensor]] = [[] for _ in images]
     chunk = max(1, pieces(values.device).head_vectors // (n_heads * found.shape[-1] * values.element_size()))
     for first in range(0, n, chunk):
@@ -74,13 +77,13 @@ def _measured(
         for number, function in enumerate(images):
             image, one = (vectors, some) if function is None else (function(vectors), function(some))
             plain[number].append(torch.linalg.vector_norm(one, dim=-1))
-            triangles[number].append(_triangle(image))
+            made[number].append(triangles(image))
     heads = rearrange(torch.cat(norms), "(b k) h -> b h k", b=n_batch).contiguous()
     sent = (combined.view(n_batch, n_keys, n_heads, 1) * values).sum(1).flatten(1)
     compare_heads(found, mixture.through(sent @ mixture.sent.projection.flatten(0, 1)), sizes, heads)
     size = (chosen.abs() * heads[:, :, None]).sum(1)  # what rounding is relative to where heads cancel
     factors = []
-    for triangle, lengths in zip(triangles, plain, strict=True):
+    for triangle, lengths in zip(made, plain, strict=True):
         spots = Spots(queries_of, keys_of, rearrange(torch.cat(lengths), "(b k) s -> b s k", b=n_batch), size)
         factors.append(Factors(rearrange(torch.cat(triangle), "(b k) g h -> b g h k", b=n_batch).contiguous(), spots))
     return heads, factors
@@ -96,8 +99,8 @@ def _add_up(found: Tensor, weights: Tensor, vectors: Tensor, first: int, n_keys:
         at = stop
 
 
-def _triangle(vectors: Tensor) -> Tensor:
-    """Upper triangles [k h h] of vectors [k h d]."""
+def triangles(vectors: Float[Tensor, "k h d"]) -> Float[Tensor, "k g h"]:
+    """R with |R a| = |sum_h a_h t_h|, upper triangular, for the vectors t of every key."""
     if vectors.dtype != torch.float32:
         return _orthogonal_triangle(vectors)
     gram = vectors @ vectors.transpose(1, 2)
@@ -131,23 +134,8 @@ def mixture_norms(mixture: Mixture, factors: Factors, *, causal: bool, rows: int
     Raises:
         DecompositionError: a norm of a pair whose vector was formed is another.
     """
-    triangle = factors.triangle
-    n_batch, n_heads, n_queries, n_keys = mixture.pattern.shape
-    out = triangle.new_zeros(n_batch, n_queries, n_keys)
-    sizes = pieces(out.device)
-    few_keys = n_keys <= _FEW_KEYS + 2 * n_heads
-    if few_keys or not sizes.planes:
-        square, rows = _squares_by_products, max(16, sizes.tile // (n_heads * n_keys * out.element_size()))
-        rows = min(rows, 512) if sizes.planes else rows
-    else:
-        square = _squares_by_planes
-    if causal and not few_keys:
-        rows = min(rows, max(128, n_queries // 4))  # finer pieces skip more of the upper triangle
-    for b in range(n_batch):
-        for first in range(0, n_queries, rows):
-            queries = slice(first, min(first + rows, n_queries))
-            keys = slice(0, queries.stop if causal else n_keys)
-            square(mixture.pattern[b, :, queries, keys], triangle[b, :, :, keys], out[b, queries, keys])
+    out = factors.triangle.new_zeros(len(mixture.pattern), *mixture.pattern.shape[2:])
+    squares(mixture.pattern, factors.triangle, out, causal=causal, rows=rows)
     out.sqrt_()
     factors.spots.compare(out, "the norms from factors")
     if mixture.scale is not None:
@@ -155,10 +143,39 @@ def mixture_norms(mixture: Mixture, factors: Factors, *, causal: bool, rows: int
     return out
 
 
+def squares(
+    pattern: Float[Tensor, "b h q k"],
+    triangle: Float[Tensor, "b g h k"],
+    out: Float[Tensor, "b q k"],
+    *,
+    causal: bool,
+    rows: int = 512,
+) -> None:
+    """sum_g (sum_h R_gh a_h)^2 into `out`, some texts and queries at a time; if causal, only where keys are seen."""
+    n_batch, n_heads, n_queries, n_keys = pattern.shape
+    sizes = pieces(out.device)
+    few_keys = n_keys <= _FEW_KEYS + 2 * n_heads
+    if few_keys or not sizes.planes:
+        square, numbers = _squares_by_products, sizes.tile // (n_heads * out.element_size())
+        most = max(16, numbers // n_keys)
+        rows = min(most, 512) if sizes.planes else most
+    else:
+        square, numbers = _squares_by_planes, _PLANE
+    if causal and not few_keys:
+        rows = min(rows, max(128, n_queries // 4))  # finer pieces skip more of the upper triangle
+    at_once = max(1, numbers // (min(rows, n_queries) * n_keys))
+    for b in range(0, n_batch, at_once):
+        texts = slice(b, b + at_once)
+        for first in range(0, n_queries, rows):
+            queries = slice(first, min(first + rows, n_queries))
+            keys = slice(0, queries.stop if causal else n_keys)
+            square(pattern[texts, :, queries, keys], triangle[texts, :, :, keys], out[texts, queries, keys])
+
+
 def _squares_by_planes(weights: Tensor, triangle: Tensor, out: Tensor) -> None:
-    """sum_g (sum_h R_gh a_h)^2 into out [q k], head by head: the H x H product is too narrow for a matrix product."""
+    """Into out [b q k], head by head: the H x H product is too narrow for a matrix product."""
     component = torch.empty_like(out, memory_format=torch.contiguous_format)
-    planes, rows = weights.unbind(), [row.unbind() for row in triangle.unbind()]
+    planes, rows = weights.unbind(1), [row.unbind(1) for row in triangle[..., None, :].unbind(1)]
     for g, row in enumerate(rows):
         torch.mul(planes[g], row[g], out=component)
         for h in range(g + 1, len(planes)):
@@ -168,5 +185,6 @@ def _squares_by_planes(weights: Tensor, triangle: Tensor, out: Tensor) -> None:
 
 def _squares_by_products(weights: Tensor, triangle: Tensor, out: Tensor) -> None:
     """The same as one H x H matrix product per key: with few keys, H^2 / 2 small planes would be mostly overhead."""
-    components = torch.bmm(triangle.permute(2, 0, 1).contiguous(), weights.permute(2, 0, 1).contiguous())  # [k g q]
-    out.copy_(components.square_().sum(1).T)
+    by_key = [rearrange(part, "b g h k -> (b k) g h").contiguous() for part in (triangle, weights)]
+    components = rearrange(torch.bmm(*by_key), "(b k) g q -> b k g q", b=len(out))
+    out.copy_(components.square_().sum(2).transpose(1, 2))

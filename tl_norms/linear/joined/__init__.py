@@ -1,0 +1,1 @@
+"""Several layers of one shape at once, one after the other on the batch axis: b = (layer text)."""
