@@ -128,12 +128,17 @@ def hold_feed_forward(
         tuple(c for _, c in shares),
         out,
         biases,
-        (base.expand(len(out)) if base.ndim == 0 else base) if bool(base.any()) else None,
+        _of_neurons(base, len(out)) if bool(base.any()) else None,
         added,
         unit.scale_in,
         unit.scale_out,
         rows,
     )
+
+
+def _of_neurons(base: Tensor, width: int) -> Tensor:
+    """One number for all neurons, as [] or [.. 1] (an activation with parameters), for each of them."""
+    return base.expand(*base.shape[:-1], width)
 
 
 def _affine(projection: Projection, x: Tensor) -> Tensor:
