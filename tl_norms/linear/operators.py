@@ -130,9 +130,10 @@ class HeldNorm:
         return self.beta
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self.center and self.gain is None:
-            return x * self.inverse_scale[..., None]
-        return Gain(self.center, self.gain)(x).mul_(self.inverse_scale[..., None])
+        scale = self.inverse_scale[..., None]
+        if x.shape[:-1] != scale.shape[:-1] or (not self.center and self.gain is None):  # one bias for all positions
+            return Gain(self.center, self.gain)(x) * scale
+        return Gain(self.center, self.gain)(x).mul_(scale)
 
     def transpose(self, g: Tensor) -> Tensor:
         g = g * self.inverse_scale[..., None]
