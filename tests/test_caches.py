@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import CASES, make
+from tiny import CASES, make, same
 from transformer_lens import ActivationCache
 
 import tl_norms
@@ -45,13 +45,13 @@ def test_required_hooks_are_enough(name, kind, scopes):
     assert {id(value) for value in partial.cache_dict.values()} == {id(partial.cache_dict[name]) for name in names}
     expected, norms = tl_norms.block_norms(full, scopes), tl_norms.block_norms(partial, scopes)
     for scope in expected.scopes:
-        assert torch.equal(norms[scope], expected[scope])
-        assert torch.equal(tl_norms.decompose(partial, 1, scope).total(), tl_norms.decompose(full, 1, scope).total())
-    assert torch.equal(tl_norms.value_norms(partial), expected.value_norms)
-    assert torch.equal(tl_norms.weighted_value_norms(partial), expected.head_norms)
-    assert torch.equal(tl_norms.value_vectors(partial, 0), tl_norms.value_vectors(full, 0))
+        assert same(norms[scope], expected[scope])
+        assert same(tl_norms.decompose(partial, 1, scope).total(), tl_norms.decompose(full, 1, scope).total())
+    assert same(tl_norms.value_norms(partial), expected.value_norms)
+    assert same(tl_norms.weighted_value_norms(partial), expected.head_norms)
+    assert same(tl_norms.value_vectors(partial, 0), tl_norms.value_vectors(full, 0))
     last = expected.scopes[-1]
-    assert torch.equal(tl_norms.extend_cache(partial, scopes)[f"norm_{last}", 0], norms[last][0])
+    assert same(tl_norms.extend_cache(partial, scopes)[f"norm_{last}", 0], norms[last][0])
 
 
 @pytest.mark.parametrize("scopes", ASKED, ids=str)
@@ -75,7 +75,7 @@ def test_required_hooks_of_some_layers(name, kind):
     assert last and all(hook.startswith("blocks.1.") for hook in last) and set(last) < set(every)
     assert tl_norms.required_hooks(tiny.model, layers=[0, 1]) == every
     norms = tl_norms.block_norms(tiny.cache(names_filter=last), layers=1)
-    assert torch.equal(norms["attn_res"], tl_norms.block_norms(tiny.cache())["attn_res"][1:])
+    assert same(norms["attn_res"], tl_norms.block_norms(tiny.cache())["attn_res"][1:])
     assert len(tl_norms.required_hooks(tiny.model, "attn")) < len(tl_norms.required_hooks(tiny.model, "all"))
 
 
@@ -90,12 +90,12 @@ def test_extended_cache(name, kind):
         assert extended.cache_dict[entry] is tensor, f"{entry} was copied"
     for scope in SCOPES:
         for layer in (0, 1):
-            assert torch.equal(extended[f"norm_{scope}", layer], norms[scope][layer])
-            assert torch.equal(extended[f"mixing_ratio_{scope}", layer], norms.mixing_ratio(scope)[layer])
-        assert torch.equal(extended.stack_activation(f"norm_{scope}"), norms[scope])
-        assert torch.equal(extended.stack_activation(f"mixing_ratio_{scope}"), norms.mixing_ratio(scope))
+            assert same(extended[f"norm_{scope}", layer], norms[scope][layer])
+            assert same(extended[f"mixing_ratio_{scope}", layer], norms.mixing_ratio(scope)[layer])
+        assert same(extended.stack_activation(f"norm_{scope}"), norms[scope])
+        assert same(extended.stack_activation(f"mixing_ratio_{scope}"), norms.mixing_ratio(scope))
     assert torch.equal(extended["pattern", 0], cache["pattern", 0])
-    assert torch.equal(tl_norms.block_norms(extended)["attn"], norms["attn"])  # still a cache like any other
+    assert same(tl_norms.block_norms(extended)["attn"], norms["attn"])  # still a cache like any other
     defaults = set(tl_norms.extend_cache(cache).cache_dict) - set(cache.cache_dict)
     assert len(defaults) == 2 * 2 * len(tl_norms.block_norms(cache).scopes)
 
@@ -107,4 +107,4 @@ def test_extended_cache_without_a_batch_axis(name, kind):
     cache = tiny.cache(tokens, remove_batch_dim=True)
     extended = tl_norms.extend_cache(cache)
     assert extended.has_batch_dim == cache.has_batch_dim
-    assert torch.equal(extended["norm_attn_res", 1], tl_norms.block_norms(cache)["attn_res"][1])
+    assert same(extended["norm_attn_res", 1], tl_norms.block_norms(cache)["attn_res"][1])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import CASES, FAMILIES, make
+from tiny import CASES, FAMILIES, make, same
 from transformer_lens import ActivationCache
 
 import tl_norms
@@ -82,9 +82,9 @@ def test_fill_marks_padded_queries_and_nothing_else(run):
     padding = (~mask.bool()).expand(2, *mask.shape)
     norms = tl_norms.block_norms(cache, mask=mask)
     plain, filled = norms.mixing_ratio("attn_res"), norms.mixing_ratio("attn_res", fill=math.nan)
-    assert torch.equal(filled.isnan(), padding) and torch.equal(filled[~padding], plain[~padding])
+    assert same(filled.isnan(), padding) and same(filled[~padding], plain[~padding])
     assert (norms.mixing_ratio("attn", fill=-1.0)[padding] == -1).all()
-    assert torch.equal(norms.attention_mixing_ratio(fill=math.nan).isnan(), padding)
+    assert same(norms.attention_mixing_ratio(fill=math.nan).isnan(), padding)
 
 
 def test_nan_at_padded_positions_does_no_harm(run):
@@ -104,13 +104,13 @@ def test_nan_at_padded_positions_does_no_harm(run):
     dirty = ActivationCache(poisoned, cache.model)
     clean, norms = (tl_norms.block_norms(c, SCOPES, mask=mask) for c in (cache, dirty))
     for scope in SCOPES:
-        assert torch.equal(norms[scope], clean[scope])
-        assert torch.equal(norms.mixing_ratio(scope), clean.mixing_ratio(scope))
-        assert torch.equal(norms.error[scope], clean.error[scope])
+        assert same(norms[scope], clean[scope])
+        assert same(norms.mixing_ratio(scope), clean.mixing_ratio(scope))
+        assert same(norms.error[scope], clean.error[scope])
         parts = tl_norms.decompose(dirty, 1, scope, mask=mask)
         assert parts.vectors().isfinite().all() and parts.total().isfinite().all()
     for quantity in ("value_norms", "head_norms", "attention", "attention_residual"):
-        assert torch.equal(getattr(norms, quantity), getattr(clean, quantity)), quantity
+        assert same(getattr(norms, quantity), getattr(clean, quantity)), quantity
     with pytest.raises(tl_norms.NonFiniteError, match="mask=attention_mask"):
         tl_norms.block_norms(dirty)
 
@@ -127,9 +127,9 @@ def test_traces_of_attention_to_padding_are_removed(run):
     norms = tl_norms.block_norms(ActivationCache(leaky, cache.model), SCOPES, mask=mask)
     assert norms.causal is clean.causal
     for scope in SCOPES:
-        assert torch.equal(norms[scope], clean[scope])
+        assert same(norms[scope], clean[scope])
     for quantity in ("attention", "attention_residual", "head_norms"):
-        assert torch.equal(getattr(norms, quantity), getattr(clean, quantity)), quantity
+        assert same(getattr(norms, quantity), getattr(clean, quantity)), quantity
 
 
 def test_statistics_leave_padding_out(run):
@@ -151,5 +151,5 @@ def test_masks_of_bools_floats_and_ones(run):
     _, cache, mask, _, _ = run
     expected = tl_norms.block_norms(cache, mask=mask)
     for other in (mask.bool(), mask.float()):
-        assert torch.equal(tl_norms.block_norms(cache, mask=other)["attn_res"], expected["attn_res"])
-    assert torch.equal(tl_norms.extend_cache(cache, mask=mask)["norm_attn_res", 1], expected["attn_res"][1])
+        assert same(tl_norms.block_norms(cache, mask=other)["attn_res"], expected["attn_res"])
+    assert same(tl_norms.extend_cache(cache, mask=mask)["norm_attn_res", 1], expected["attn_res"][1])

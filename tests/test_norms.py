@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from tiny import CASES, FAMILIES, N_HEADS, N_LAYERS, make
+from tiny import CASES, FAMILIES, N_HEADS, N_LAYERS, make, same
 
 import tl_norms
 
@@ -100,19 +100,19 @@ def test_without_a_batch_axis(name, kind):
     n = tokens.shape[1]
     assert norms["attn"].shape == (N_LAYERS, n, n) and norms.value_norms.shape == (N_LAYERS, N_HEADS, n)
     for scope in SCOPES:
-        assert torch.equal(norms[scope], expected[scope][:, 0])
-        assert torch.equal(norms.mixing_ratio(scope), expected.mixing_ratio(scope)[:, 0])
+        assert same(norms[scope], expected[scope][:, 0])
+        assert same(norms.mixing_ratio(scope), expected.mixing_ratio(scope)[:, 0])
     for quantity in ("value_norms", "head_norms", "attention", "attention_residual"):
-        assert torch.equal(getattr(norms, quantity), getattr(expected, quantity)[:, 0])
-    assert torch.equal(norms.attention_mixing_ratio(), expected.attention_mixing_ratio()[:, 0])
-    assert torch.equal(tl_norms.value_vectors(single, 1), tl_norms.value_vectors(batched, 1)[0])
-    assert torch.equal(tl_norms.value_norms(single), tl_norms.value_norms(batched)[:, 0])
-    assert torch.equal(tl_norms.weighted_value_norms(single), tl_norms.weighted_value_norms(batched)[:, 0])
+        assert same(getattr(norms, quantity), getattr(expected, quantity)[:, 0])
+    assert same(norms.attention_mixing_ratio(), expected.attention_mixing_ratio()[:, 0])
+    assert same(tl_norms.value_vectors(single, 1), tl_norms.value_vectors(batched, 1)[0])
+    assert same(tl_norms.value_norms(single), tl_norms.value_norms(batched)[:, 0])
+    assert same(tl_norms.weighted_value_norms(single), tl_norms.weighted_value_norms(batched)[:, 0])
     one, many = tl_norms.decompose(single, 0, "attn_res"), tl_norms.decompose(batched, 0, "attn_res")
-    assert torch.equal(one.vectors(), many.vectors()[0]) and torch.equal(one.remainder, many.remainder[0])
+    assert same(one.vectors(), many.vectors()[0]) and same(one.remainder, many.remainder[0])
     assert "batch" not in norms.to_dataframe() and "batch" not in repr(norms)
     mask = torch.ones(n, dtype=torch.long)
-    assert torch.equal(tl_norms.block_norms(single, mask=mask)["attn_res"], expected["attn_res"][:, 0])
+    assert same(tl_norms.block_norms(single, mask=mask)["attn_res"], expected["attn_res"][:, 0])
 
 
 @pytest.mark.parametrize("name, kind", CASES)
@@ -123,11 +123,11 @@ def test_layers_argument(name, kind):
     for layers, numbers in ((1, [1]), (-1, [1]), ([0], [0]), ([1, 0], [1, 0]), (range(2), [0, 1]), (-2, [0])):
         some = tl_norms.block_norms(cache, layers=layers)
         assert some.layers == tuple(numbers)
-        assert torch.equal(some["attn_res"], every["attn_res"][numbers])
-        assert torch.equal(tl_norms.value_norms(cache, layers), tl_norms.value_norms(cache)[numbers])
-        assert torch.equal(tl_norms.weighted_value_norms(cache, layers), every.head_norms[numbers])
-    assert torch.equal(tl_norms.value_vectors(cache, -1), tl_norms.value_vectors(cache, 1))
-    assert not torch.equal(every["attn_res"][0], every["attn_res"][1])
+        assert same(some["attn_res"], every["attn_res"][numbers])
+        assert same(tl_norms.value_norms(cache, layers), tl_norms.value_norms(cache)[numbers])
+        assert same(tl_norms.weighted_value_norms(cache, layers), every.head_norms[numbers])
+    assert same(tl_norms.value_vectors(cache, -1), tl_norms.value_vectors(cache, 1))
+    assert not same(every["attn_res"][0], every["attn_res"][1])
 
 
 @pytest.mark.parametrize("name, kind", CASES)
@@ -139,7 +139,7 @@ def test_paper_names_are_keys(name, kind):
         "Attn-N": "attn", "AttnRes-N": "attn_res", "AttnResLn-N": "attn_res_ln", "ATB": block, "ATBLN": "attn_res_ln",
     }.items():  # fmt: skip
         assert norms[paper] is norms[scope] and paper in norms
-        assert torch.equal(norms.mixing_ratio(paper), norms.mixing_ratio(scope))
+        assert same(norms.mixing_ratio(paper), norms.mixing_ratio(scope))
         assert tl_norms.decompose(tiny.cache(), 0, paper).scope == scope
     assert tl_norms.block_norms(tiny.cache(), "ATB").scopes == (block,)
     assert "ATBFF" not in norms and "attn_ff" not in norms
