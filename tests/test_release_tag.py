@@ -1,10 +1,10 @@
 """A release is refused unless its tag is the version everywhere."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
 import pytest
+from repository_scripts import script
 
 import tl_norms
 
@@ -14,10 +14,7 @@ FILES = ("tl_norms/__init__.py", "CITATION.cff", "CHANGELOG.md")
 
 @pytest.fixture
 def mistakes():
-    specification = importlib.util.spec_from_file_location("release_tag", ROOT / "scripts" / "release_tag.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.mistakes
+    return script("release_tag").mistakes
 
 
 @pytest.fixture

@@ -10,20 +10,14 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from repository_scripts import script
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.name for path in (ROOT / "tutorials").glob("*.ipynb"))
 GITHUB = "https://github.com/someone/somewhere"
 
 
-def _script():
-    specification = importlib.util.spec_from_file_location("address", ROOT / "scripts" / "repository_address.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-address = _script()
+address = script("repository_address")
 
 
 def first_cell_of(notebook: Path) -> str:

@@ -1,20 +1,17 @@
 """The hooks of the documentation site."""
 
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from repository_scripts import script
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def hook():
-    spec = importlib.util.spec_from_file_location("site_notebooks", ROOT / "scripts" / "site_notebooks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.on_post_page
+    return script("site_notebooks").on_post_page
 
 
 def page(source):

@@ -33,13 +33,6 @@ class HeldStep:
         y = self.edit(y)
         return y + self.edit.offset if offsets and self.edit.offset is not None else y
 
-    def carried_to(self, point: int, g: Tensor) -> Tensor:
-        """The covector that a covector of what the step makes gives to one point that it reads."""
-        g = g if self.edit is None else self.edit.transpose(g)
-        if self.operator is not None:
-            return self.operator.transpose(g)
-        return g * ((self.scale if point == self.reads else 0) + (self.other_scale if point == self.other else 0))
-
     def carried_back(self, g: Tensor, leading: int) -> tuple[dict[int, Tensor], Tensor | None]:
         """The covectors of all points that are read, and <g, offset> over all but the leading axes."""
         credit = None if self.edit is None or self.edit.offset is None else inner(g, self.edit.offset, leading)

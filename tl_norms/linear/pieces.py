@@ -28,7 +28,8 @@ class Pieces:
         rows: token vectors carried together (a number of them): fewer make products slower, more do not help
         nodes: numbers at all nodes of a quadrature
         looked_up: numbers looked up in a table
-        planes: whether H^2 / 2 planes of [query, key] beat a batched product of H x H matrices where keys are many
+        planes: numbers of [text, query, key] planes, of which H^2 / 2 beat a batched product of H x H matrices where
+            keys are many; 0 where they never do
     """
 
     head_vectors: int
@@ -42,7 +43,7 @@ class Pieces:
     rows: int
     nodes: int
     looked_up: int
-    planes: bool
+    planes: int
 
 
 def pieces(device: torch.device) -> Pieces:
@@ -61,7 +62,7 @@ def pieces(device: torch.device) -> Pieces:
             rows=1024,
             nodes=1 << 20,
             looked_up=1 << 15,
-            planes=True,
+            planes=1 << 16,
         )
     part = max(64 * _MiB, min(free_memory(device) // 8, 4096 * _MiB))
     return Pieces(
@@ -76,7 +77,7 @@ def pieces(device: torch.device) -> Pieces:
         rows=16384,
         nodes=part // 16,
         looked_up=1 << 62,
-        planes=False,
+        planes=0,
     )
 
 

@@ -143,7 +143,7 @@ def _written(
             if number <= cut or number in points or covector is None:
                 continue
             if reads in (step.reads, step.other):
-                entered = entered - step.carried_to(reads, covector)
+                entered = entered - step.carried_back(covector, g.ndim - 2)[0][reads]
         wrote, offset = [], _zero(g)
         for one in group:
             covector = found[one.point]

@@ -68,8 +68,39 @@ class CrossSources:
         return CrossSources(terms, _scaled(self.image, scale), self.before)
 
 
+class Summed:
+    """An activation in three parts, `others + own + rest`, and how long these are."""
+
+    own: Float[Tensor, "b q d"]
+    rest: Float[Tensor, "b q d"]
+
+    @cached_property
+    def others(self) -> Float[Tensor, "b q d"]:
+        """sum_{j != i} v_ij."""
+        raise NotImplementedError
+
+    @cached_property
+    def total(self) -> Float[Tensor, "b q d"]:
+        return self.others + self.own + self.rest
+
+    @cached_property
+    def sizes(self) -> Float[Tensor, "4 b q"]:
+        """The norms of others, own, rest and total."""
+        return norms_of((self.others, self.own, self.rest, self.total))
+
+    @cached_property
+    def largest(self) -> Float[Tensor, "b q"]:
+        """The greatest of the four."""
+        return self.sizes.amax(0)
+
+    def mixing_ratio(self) -> Float[Tensor, "b q"]:
+        """|others| / (|others| + |own|); 0 where both vanish."""
+        others, own = self.sizes[0], self.sizes[1]
+        return others / (others + own).clamp_min(torch.finfo(own.dtype).tiny)
+
+
 @dataclass(frozen=True)
-class Sources:
+class Sources(Summed):
     """The decomposition of one activation: `others + own + rest` is the activation itself.
 
     Attributes:
@@ -102,20 +133,6 @@ class Sources:
     def others(self) -> Float[Tensor, "b q d"]:
         """The sum over all sources but the own position, those of another sequence included."""
         return self.context if self.cross is None else self.context + self.cross.others
-
-    @cached_property
-    def total(self) -> Float[Tensor, "b q d"]:
-        return self.others + self.own + self.rest
-
-    @cached_property
-    def sizes(self) -> Float[Tensor, "4 b q"]:
-        """The norms of others, own, rest and total."""
-        return norms_of((self.others, self.own, self.rest, self.total))
-
-    @cached_property
-    def largest(self) -> Float[Tensor, "b q"]:
-        """The greatest of the four."""
-        return self.sizes.amax(0)
 
     @property
     def n_keys(self) -> int:
@@ -152,11 +169,6 @@ class Sources:
             image=_scaled(self.image, scale),
             cross=None if self.cross is None else self.cross.scaled(scale),
         )
-
-    def mixing_ratio(self) -> Float[Tensor, "b q"]:
-        """|others| / (|others| + |own|); 0 where both vanish."""
-        others, own = self.sizes[0], self.sizes[1]
-        return others / (others + own).clamp_min(torch.finfo(own.dtype).tiny)
 
     def shares(self) -> Float[Tensor, "3 b q"]:
         """|own|, |context| and |the other sequence| over the sum of the three; 0 where all vanish."""

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..carry.pairs import norms_of
+from ..carry.pairs import Summed
 from ..graph import HeldStep
 from ..operators import HeldNorm
 from .mixing import JoinedPairs, LayersMixing
 
 
 @dataclass(frozen=True)
-class Point:
+class Point(Summed):
     """Source vectors of the layers at one point of the chain: `others + own + rest` is the activation itself.
 
     Attributes:
@@ -37,31 +37,12 @@ class Point:
         others = self.pairs.others[self.image]
         return others if self.scale is None else others * self.scale[..., None]
 
-    @cached_property
-    def total(self) -> Float[Tensor, "b q d"]:
-        return self.others + self.own + self.rest
-
-    @cached_property
-    def sizes(self) -> Float[Tensor, "4 b q"]:
-        """The norms of others, own, rest and total."""
-        return norms_of((self.others, self.own, self.rest, self.total))
-
-    @cached_property
-    def largest(self) -> Float[Tensor, "b q"]:
-        """The greatest of the four."""
-        return self.sizes.amax(0)
-
     def norms(self) -> Float[Tensor, "b q k"]:
         """|v_ij| for all pairs."""
         norms = self.pairs.norms[self.image]
         scaled = norms.clone() if self.scale is None else norms * self.scale[..., None].abs()
         scaled.diagonal(dim1=-2, dim2=-1).copy_(self.sizes[1])
         return scaled
-
-    def mixing_ratio(self) -> Float[Tensor, "b q"]:
-        """|others| / (|others| + |own|); 0 where both vanish."""
-        others, own = self.sizes[0], self.sizes[1]
-        return others / (others + own).clamp_min(torch.finfo(own.dtype).tiny)
 
 
 def attended(mixing: LayersMixing, pairs: JoinedPairs) -> Point:

@@ -24,9 +24,6 @@ from . import formed
 from .spots import Spots, chosen_queries, combination, compare_heads, weighed
 
 _APART = 1 / 16  # a head's squared norm outside the span of the heads before it: float32 is enough above this share
-_PLANE = (
-    1 << 16
-)  # numbers of [text, query, key] planes that stay in a processor's second cache with what they are made of
 _FEW_KEYS = 64  # up to here, and two more per head, a batched matrix product beats H^2 / 2 planes
 
 
@@ -160,7 +157,7 @@ def squares(
         most = max(16, numbers // n_keys)
         rows = min(most, 512) if sizes.planes else most
     else:
-        square, numbers = _squares_by_planes, _PLANE
+        square, numbers = _squares_by_planes, sizes.planes
     if causal and not few_keys:
         rows = min(rows, max(128, n_queries // 4))  # finer pieces skip more of the upper triangle
     at_once = max(1, numbers // (min(rows, n_queries) * n_keys))
