@@ -65,7 +65,7 @@ def explained(
         target = target if against is None else target - logit(_read(against), at)
     reference = None if baseline is None else _read(baseline)
     rules: dict[str, Any] = {"attention": attention, "baseline": reference}
-    found = attribute(cache, target, token_strings=words, check=check, **rules)
+    found = attribute(cache, target, tokens=words, check=check, **rules)
     return Why(text, words, like, found if name is None else replace(found, model_name=name))
 
 

@@ -87,7 +87,9 @@ def contribution_graph(
     notes = (
         about(result, found.words),
         f"{len(kept):,} of {n:,} edges: at least {least:.3g}{share}; grey: skip connection",
-        "the decoder's own attention; cross-attention and the encoder: attribution.show()" if found.source else "",
+        "the decoder's own attention; cross-attention and the encoder: attribution.show(), or head_maps with stack="
+        if found.source
+        else "",
     )
     title = f"{contribution(result)}: edges of attention"
     return drawn(Picture((drawing,), 1, (), title, tuple(filter(None, notes)), style))

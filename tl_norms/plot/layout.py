@@ -256,6 +256,12 @@ def _legend(picture: Picture, room: float) -> float:
 def _heading(picture: Picture, width: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
     title, notes = picture.heading
     room = max(30, int((width - 2 * EDGE) / BOLD))
-    lines = textwrap.wrap(title, room) if title and "\n" not in title else title.split("\n") if title else []
+    lines = (
+        textwrap.wrap(title, room, break_on_hyphens=False)
+        if title and "\n" not in title
+        else title.split("\n")
+        if title
+        else []
+    )
     small = max(36, int((width - 2 * EDGE) / SMALL))
-    return tuple(lines), tuple(line for note in notes for line in textwrap.wrap(note, small))
+    return tuple(lines), tuple(line for note in notes for line in textwrap.wrap(note, small, break_on_hyphens=False))
