@@ -15,6 +15,12 @@ _decoded: "weakref.WeakKeyDictionary[Any, tuple[int, dict[int, str]]]" = weakref
 _IDS, _DECODER_IDS = "embed.hook_in", "decoder_embed.hook_in"
 
 
+def digits(value: float, n: int, sign: str = "") -> str:
+    """A number in n digits, for tables and titles: thousands apart, an exponent from a million on; `sign` "+" or ""."""
+    short = float(f"{value:.{n}g}")
+    return f"{short:{sign},.0f}" if 10**n <= abs(short) < 1e6 else f"{value:{sign}.{n}g}"
+
+
 def model_name(model: nn.Module) -> str:
     """The name that the model was loaded by, or else the name of its class."""
     name = getattr(getattr(model, "cfg", None), "model_name", None)

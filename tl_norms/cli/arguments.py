@@ -9,6 +9,8 @@ from ..files import is_file, is_folder
 from . import why_arguments
 from .help_layout import HelpLayout
 
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
 EMBEDDED = ("all-minilm-l6-v2", "minilm", "embedded")  # names of the embedded model, in small letters
 
 _EPILOG = """\
@@ -68,7 +70,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="player",
         help="biases in the feed-forward, see tl_norms.ffn_maps",
     )
-    add("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32", help="the model's numbers")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        metavar="DTYPE",
+        help="the model's numbers: float32 (default), float64, bfloat16 or float16",
+    )
     why_arguments.add(parser)
     add("--quiet", action="store_true", help="no tables and no notices; errors, --json and --html remain")
     found = parser.parse_args(argv)

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import DTYPES
 from .help_layout import HelpLayout
 from .study import _positive, _processes, _share
 
@@ -38,7 +39,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", metavar="NAME_OR_FOLDER", help="Hugging Face name, folder or .gguf file; default: embedded MiniLM")
-    add("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        metavar="DTYPE",
+        help="the model's numbers: float32 (default), float64, bfloat16 or float16",
+    )
     add("--task", action="append", default=[], metavar="NAME", help="task of templates; may be repeated")
     add("--rows", action="append", default=[], metavar="FILE", help="csv or jsonl with columns prefix, good, bad, ...")
     add("--evidence", default="evidence", metavar="COLUMN", help="of --rows; 'none' if there is no such column")

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from ..attribution_result import DirectAttribution
 from ..errors import UnknownLayerError
+from ..labels import digits
 from .contributions import is_attribution, on_cpu, one_attribution
 from .draw import Figure, drawn
 from .errors import PlotInputError
@@ -70,7 +71,7 @@ def position_map(
     wide = max(18.0, min(52.0, (style.width - 190) / (n + 1)))
     panel = Cells("", panel.values, rows, columns, told=panel.told, size=(wide, _row_height(len(rows))))
     title = f"{contribution(result)} by layer and position"
-    notes = (about(result, found.words), f"every row adds up to {found.value:+.3g}")
+    notes = (about(result, found.words), f"every row adds up to {digits(found.value, 3, '+')}")
     return drawn(Picture((panel,), 1, tuple(made.scales), title, tuple(filter(None, notes)), style))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from ..labels import digits
 from .draw import Figure, drawn
 from .errors import PlotInputError
 from .layout import fitting_columns, side_by_side
@@ -236,7 +237,7 @@ def _grid(
     notes = [about(subject.result, text.words), *made.notes]
     if left_out is not None:
         name += ", without the diagonal"
-        notes.append(f"left out: what each position gets from itself, up to {left_out:.3g}")
+        notes.append(f"left out: what each position gets from itself, up to {digits(left_out, 3)}")
     row = columns or fitting_columns(len(made.panels), len(across), look.width, group=group)
     panels, scales = tuple(made.panels), tuple(made.scales)
     return Picture(panels, min(row, len(panels)), scales, name, tuple(filter(None, notes)), look)
