@@ -16,6 +16,7 @@ BAR, BAR_ROOM = 10, 72  # a colour bar, and with its numbers and name
 SMALLEST = 50  # pixels of a panel below which it gets no labels
 LARGEST_CELL, SMALLEST_CELL, LONGEST_SIDE = 26.0, 1.5, 720
 NARROWEST = 260
+ROW = 28  # of a table: what plotly needs for a line of text
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _sizes(picture: Picture, room: float) -> list[tuple[float, float]]:
         elif isinstance(panel, Curves):
             found.append((max(curves, 420.0) if n == 1 and room > 420 else curves, 190.0))
         elif isinstance(panel, Table):
-            found.append((28 + 7.4 * sum(column_widths(panel)), 34 + 27.0 * len(panel.columns[0])))
+            found.append((28 + 7.4 * sum(column_widths(panel)), 34.0 + ROW * len(panel.columns[0])))
         else:
             found.append((panel.width, panel.height))
     tables = [size[0] for size, panel in zip(found, picture.panels, strict=True) if isinstance(panel, Table)]

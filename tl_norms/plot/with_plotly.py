@@ -12,7 +12,7 @@ import numpy as np
 
 from . import colours
 from .errors import needed
-from .layout import LINE, Box, Layout, column_widths, has_labels, laid_out, titled, turned
+from .layout import LINE, ROW, Box, Layout, column_widths, has_labels, laid_out, titled, turned
 from .picture import Axis, Cells, Curves, Picture, Scale, Table
 from .plotly_shapes import draw_shapes
 from .plotly_text import GREY, escaped
@@ -290,8 +290,8 @@ def _table(go: Any, table: Table, dark: bool) -> Any:
     ]
     trace = go.Table(
         columnwidth=column_widths(table),
-        header={"values": [f"<b>{escaped(name)}</b>" for name in table.names], "align": align, "height": 27},
-        cells={"values": columns, "align": align, "height": 25},
+        header={"values": [f"<b>{escaped(name)}</b>" for name in table.names], "align": align, "height": ROW},
+        cells={"values": columns, "align": align, "height": ROW},
     )
     # Templates give tables light cells, so both are set: text and cells go together in every template.
     ink, head, paper, line = TABLE_DARK if dark else TABLE_LIGHT
