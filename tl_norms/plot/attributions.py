@@ -22,7 +22,7 @@ from .maps import head_maps
 from .panels import ScaleOf, coloured
 from .picture import Axis, Cells, Look, LookOptions, Picture, Scale
 from .select import Numbers, Tokens, about, chosen_text, of_text, tokens_of
-from .stacks import STACKS, Stack, has_stacks, head_totals, one_stack
+from .stacks import SHORT, STACKS, Stack, has_stacks, head_totals, one_stack
 from .subjects import NORM, contribution, refuse_targets
 from .words import visible
 
@@ -130,7 +130,7 @@ def _grids(result: Any, stack: Stack | None) -> tuple[str, str, list[str], list[
     refuse_targets(result)
     if has_stacks(result):
         wanted: list[Stack] = ["decoder", "cross", "encoder"] if stack is None else [stack]
-        found = [(STACKS[name], *head_totals(result, name)) for name in wanted]
+        found = [(SHORT[name], *head_totals(result, name)) for name in wanted]
         notes = ["heads of one layer and kind add up; those of different layers do not"]
         of = "" if stack is None else f", {STACKS[stack]}"
         several = [(name if stack is None else "", layers, on_cpu(value)) for name, layers, value in found if layers]
@@ -140,7 +140,7 @@ def _grids(result: Any, stack: Stack | None) -> tuple[str, str, list[str], list[
         heads = on_cpu(result.heads)
         return f"{contribution(result)} by head", "contribution", notes, [("", tuple(result.layers), heads)]
     if isinstance(result, DirectAttribution):
-        heads = [("the decoder's self-attention", result.heads), ("cross-attention", result.source_heads)]
+        heads = [("decoder", result.heads), ("cross-attention", result.source_heads)]
         found = [(name, on_cpu(value).sum(-1)) for name, value in heads if value is not None]
         notes = ["direct: what each head wrote into the last stream; all layers add up"]
         several = [(name if len(found) > 1 else "", tuple(range(len(value))), value) for name, value in found]

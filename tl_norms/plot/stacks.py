@@ -15,6 +15,7 @@ STACKS: dict[str, str] = {
     "cross": "cross-attention (source tokens)",
     "encoder": "the encoder's self-attention",
 }
+SHORT: dict[str, str] = {"decoder": "decoder", "cross": "cross-attention", "encoder": "encoder"}
 
 
 @dataclass(frozen=True)
