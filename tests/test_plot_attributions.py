@@ -357,3 +357,11 @@ def test_names_of_heads_stand_beside_their_lines():
             share = np.linspace(0, 1, 200)
             x, y = (np.array(ends)[0] + share * np.diff(ends) for ends in (stroke.x, stroke.y))
             assert not ((abs(x - note.x) < 10) & (abs(y - note.y) < 4)).any(), note.text
+
+
+def test_alignment_maps_say_what_they_need():
+    for other in (attribution(), block_norms(), {"a": 1}, None):
+        with pytest.raises(plot.PlotInputError, match="expected a CrossNorms, or one matrix"):
+            plot.alignment_maps(other, ["a"], ["b"])
+    with pytest.raises(plot.PlotInputError, match="pass source= and target="):
+        plot.alignment_maps(torch.ones(1, 1))

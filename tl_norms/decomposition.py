@@ -24,6 +24,7 @@ class Decomposition:
 
     They are formed of the model's weights and the cache, not of copies. If these are written to in the meantime, every
     method raises a DecompositionError: writes are counted where torch counts them, sums are made again and compared.
+    For the same reason there is no `save`: keep what its methods return.
 
     Attributes:
         layer, scope: where

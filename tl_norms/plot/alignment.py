@@ -109,7 +109,12 @@ def _of_result(
 def _of_matrix(
     matrix: Any, source: Tokens | None, target: Tokens | None
 ) -> tuple[list[tuple[str, np.ndarray]], Axis, Axis]:
-    value = torch.as_tensor(matrix).detach().cpu().to(torch.float64).numpy()
+    try:
+        value = torch.as_tensor(matrix).detach().cpu().to(torch.float64).numpy()
+    except (TypeError, ValueError, RuntimeError) as error:  # whatever torch says of what holds no numbers
+        raise PlotInputError(
+            f"expected a CrossNorms, or one matrix [target source], got {type(matrix).__name__}."
+        ) from error
     axes = []
     if source is None or target is None:
         raise PlotInputError("one matrix does not know its words: pass source= and target=, those of both sentences.")
