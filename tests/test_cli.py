@@ -18,6 +18,7 @@ import torch
 from packaging.version import Version
 
 import tl_norms
+from tl_norms import TLNormsError, alignment, studies
 from tl_norms.cli import load, report, run, tables
 from tl_norms.cli.arguments import parse
 from tl_norms.labels import digits
@@ -552,3 +553,31 @@ def test_numbers_have_no_exponents_below_a_million(value, n, sign, shown):
 def test_one_layer_is_of_a_model_with_all_its_layers(embedded):
     status, out, _ = called("--layer", "3", TEXT)
     assert status == 0 and "· 6 layers ·" in out.splitlines()[0] and "Strongest sources in layer 3" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--html", "FOLDER", "text"], ["--model", "FOLDER/none.gguf", "text"], ["demo", "--html", "FOLDER"],
+        ["judge", "--rows", "FOLDER"], ["judge", "--task", "ioi", "--csv", "FOLDER"],
+        ["judge", "--task", "ioi", "--html", "FOLDER"], ["judge", "--task", "ioi", "--resume", "FOLDER"],
+        ["judge", "--task", "ioi", "--parts", "FOLDER"], ["study", "mixing-ratio", "--texts", "FOLDER"],
+        ["study", "mixing-ratio", "--texts", "FOLDER/none.txt"], ["judge", "--rows", "FOLDER/none.csv"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_folder_given_for_a_file_is_called_a_folder_before_a_model_is_loaded(arguments, tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("a model was loaded first")
+
+    for name in ("load", "model_name"):
+        if "none.gguf" not in arguments[1]:
+            monkeypatch.setattr(load, name, never)
+    status, _, said = called(*(part.replace("FOLDER", str(tmp_path)) for part in arguments))
+    assert status == 2 and ("there is no file" if "none" in "".join(arguments) else "is a folder") in said, said
+
+
+def test_readers_call_a_folder_a_folder(tmp_path):
+    for read in (studies.TextFile, alignment.read_pairs, alignment.read_gold):
+        with pytest.raises(TLNormsError, match="is a folder; give a file"):
+            read(tmp_path)

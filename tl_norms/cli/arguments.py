@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import is_file, is_folder
+from ..files import is_file, no_file
 from . import why_arguments
 from .help_layout import HelpLayout
 
@@ -118,10 +118,8 @@ def unreadable(file: str | None) -> str:
     """Why a file cannot be read, or "" if it can or is not wanted."""
     if file is None:
         return ""
-    if is_folder(file):
-        return f"{file!r} is a folder; give a file"
     if not is_file(file):
-        return f"there is no file {file[:200]!r}"
+        return no_file(file)
     return "" if os.access(Path(file).expanduser(), os.R_OK) else f"{file!r} cannot be read"
 
 
