@@ -32,7 +32,7 @@ def attention_rollout(cache, *, mask: Tensor | None = None, stack: str | None = 
         >>> tl_norms.methods.attention_rollout(cache).rollout[-1]               # doctest: +SKIP
     """
     norms, maps = _patterns(cache, mask, stack)
-    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name
+    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name or ""
     return ComposedMaps("attention_rollout", None, norms.layers, maps, composition.rollout(maps), *facts)
 
 
@@ -55,7 +55,7 @@ def attention_flow(cache, *, mask: Tensor | None = None, stack: str | None = Non
         >>> tl_norms.methods.attention_flow(cache).rollout[-1]                  # doctest: +SKIP
     """
     norms, maps = _patterns(cache, mask, stack)
-    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name
+    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name or ""
     return ComposedMaps("attention_flow", None, norms.layers, maps, composition.attention_flow(maps), *facts)
 
 
@@ -88,7 +88,7 @@ def norm_rollout(
     norms = block_norms(cache, scope, mask=mask, stack=stack)
     (found,) = norms.scopes
     maps = composition.normalized(norms[found]) if normalize else norms[found].double()
-    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name
+    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name or ""
     return ComposedMaps("norm_rollout", found, norms.layers, maps, composition.rollout(maps), *facts)
 
 
@@ -123,7 +123,7 @@ def alti(
     norms = block_norms(cache, scope, measure="alti", mask=mask, stack=stack)
     (found,) = norms.scopes
     maps = composition.normalized(norms[found]) if normalize else norms[found].double()
-    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name
+    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name or ""
     return ComposedMaps("alti", found, norms.layers, maps, composition.rollout(maps), *facts)
 
 
@@ -166,7 +166,7 @@ def globenc(
     if add_identity:
         maps = maps + torch.eye(maps.shape[-1], dtype=maps.dtype, device=maps.device)
     maps = composition.normalized(maps) if normalize else maps
-    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name
+    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name or ""
     return ComposedMaps("globenc", scope, norms.layers, maps, composition.rollout(maps), *facts)
 
 
