@@ -93,8 +93,10 @@ if __name__ == "__main__":
     end = time.time() + 60 * given.minutes
     judged = MODELS[given.model]()
     names = TEMPLATES[given.model] if given.task is None else given.task
+    read = [faithfulness.tasks.from_rows(name, judged, limit=given.limit) for name in given.rows]
+    taken = {task.name for task in read}
     found = [faithfulness.tasks.named(name, judged, given.limit, seed=0) for name in names]
-    found += [faithfulness.tasks.from_rows(name, judged, limit=given.limit) for name in given.rows]
+    found = [replace(task, name=f"{task.name} (templates)") if task.name in taken else task for task in found] + read
     found = [usable(judged, task) for task in found]
     go_on(
         judged,

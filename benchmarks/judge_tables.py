@@ -17,18 +17,29 @@ DEFAULT = "attribute"
 SHORT = ("MRR ↑", "SRG (cut) ↑", "SRG (replace) ↑")
 
 
-def tables(report: Report, relative: bool) -> str:
+def tables(report: Report, relative: bool, apart: list[str] | None = None) -> str:
     """Everything that can be said of the numbers in a report."""
     right = int(report.right.sum())
     parts = [heading(report)]
     if right:
-        parts += [report.markdown(relative=relative, intervals=True), compared(report), tasks(report, relative)]
+        for label, part in groups(report, apart):
+            parts += [f"{label}, {int(part.right.sum())} examples:\n"] if label else []
+            parts += [part.markdown(relative=relative, intervals=True), compared(part)]
+        parts.append(tasks(report, relative))
         parts += ["Rankings of methods (without random), Spearman between the two removals:\n", rankings(report)]
     if right < len(report.full):
         parts += [f"{len(report.full) - right} examples that the model gets wrong:\n"]
         parts += [report.markdown(examples="wrong", relative=relative)]
     parts += ["Costs per example:\n", _table(report.costs_to_dataframe())]
     return "\n".join(parts)
+
+
+def groups(report: Report, apart: list[str] | None) -> list[tuple[str, Report]]:
+    """All tasks together; or the others and these, each with a label: means of all would be those of large targets."""
+    if not apart:
+        return [("", report)]
+    rest = [name for name in report.tasks if name not in apart]
+    return [("others", of_tasks(report, rest)), (apart[0], of_tasks(report, apart))]
 
 
 def heading(report: Report) -> str:
@@ -45,7 +56,11 @@ def heading(report: Report) -> str:
 
 
 def short(
-    report: Report, relative: bool, only: list[str] | None = None, apart: str | None = None, plain: bool = False
+    report: Report,
+    relative: bool,
+    only: list[str] | None = None,
+    apart: list[str] | None = None,
+    plain: bool = False,
 ) -> str:
     """One table with few columns, best first by the mean of their ranks.
 
@@ -53,18 +68,15 @@ def short(
         report, relative: as for `tables`
         only: these methods; None for all
         plain: no intervals, and no paragraph in front
-        apart: a task in columns of its own, whose targets are so large that means of all tasks would be its own
+        apart: see `groups`
     """
-    rest = [name for name in report.tasks if name != apart]
-    groups = [("" if apart is None else "others: ", of_tasks(report, rest))]
-    groups += [] if apart is None else [(f"{apart}: ", of_tasks(report, [apart]))]
     columns, shown = [], {}
-    for label, part in groups:
+    for label, part in groups(report, apart):
         frame = part.to_dataframe(relative=relative)
         frame = frame[frame["task"] == ("all tasks" if len(part.tasks) > 1 else part.tasks[0])]
         for metric in SHORT:
             cells = frame[frame["metric"] == metric].set_index("method")
-            columns.append((f"{label}{metric}", cells["value"].drop(index="random")))
+            columns.append((f"{label}: {metric}" if label else metric, cells["value"].drop(index="random")))
             best = columns[-1][1].max()
             for method, cell in cells.iterrows():
                 value = f"**{cell['value']:.2f}**" if cell["value"] == best else f"{cell['value']:.2f}"
@@ -184,7 +196,7 @@ if __name__ == "__main__":
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--only", nargs="*", help="methods of the short table")
     parser.add_argument("--plain", action="store_true", help="a short table without intervals")
-    parser.add_argument("--apart", help="a task in columns of its own in the short table")
+    parser.add_argument("--apart", nargs="*", help="tasks in columns or a table of their own")
     parser.add_argument("--write", nargs=2, metavar=("PAGE", "NAME"))
     given = parser.parse_args()
     read = [Report.from_csv(path) for path in given.csv]
@@ -192,7 +204,7 @@ if __name__ == "__main__":
     text = (
         short(made, given.relative, given.only, given.apart, given.plain)
         if given.short
-        else tables(made, given.relative)
+        else tables(made, given.relative, given.apart)
     )
     if given.write:
         write(Path(given.write[0]), given.write[1], text)

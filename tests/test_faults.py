@@ -240,7 +240,12 @@ def cut_into(way: str, monkeypatch) -> None:
 
 ALL = [(name, row, way) for name in NAMES[:2] for row in ROWS for way in WAYS]
 # models whose calls take long: the ways share what is left out here, and the small models have it
-ALL += [(name, row, way) for name in NAMES[2:] for row, way in zip(ROWS, ("formed", "factored in pieces"), strict=True)]
+EXPERTS = [name for name in NAMES if name.startswith(("Mixtral", "GptOss", "Afmoe"))]
+ALL += [
+    pytest.param(name, row, way, marks=[pytest.mark.slow] if name in EXPERTS else [])
+    for name in NAMES[2:]
+    for row, way in zip(ROWS, ("formed", "factored in pieces"), strict=True)
+]
 
 
 @pytest.mark.parametrize("name, row, way", ALL)

@@ -135,7 +135,12 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", CASES)
+LONG = ("sinks, clamps reached",)  # integrals over all pieces between the kinks
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in CASES]
+)
 def test_maps_and_mixing_ratios_are_those_of_the_dense_vectors(family):
     case = CASES[family]
     spec = zoo.SPECS[case.spec]

@@ -168,3 +168,13 @@ def pass_on(forward: int, seconds: float) -> None:
 
 def _add_backward(passes: Passes, n: int) -> None:
     passes.backward += n
+
+
+@contextmanager
+def remembering(store: "ContextVar[dict | None]") -> Iterator[None]:
+    """While this lasts, the store is a dict, empty at first; before and after it is what it was."""
+    token = store.set({})
+    try:
+        yield
+    finally:
+        store.reset(token)

@@ -1,7 +1,7 @@
 """f(S): the target with only some positions kept. Every set is run once, inputs of one length together."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .errors import FaithfulnessInputError
 from .removals import Replacement, check_removals, narrowed, prove, removed
-from .running import device_of, edited
+from .running import device_of, edited, remembering
 from .targets import Target, joined
 
 
@@ -77,17 +77,12 @@ class Subsets:
         return len(self._known)
 
 
-_shared: "ContextVar[dict[tuple, Subsets] | None]" = ContextVar("shared subsets", default=None)
+_shared: "ContextVar[dict | None]" = ContextVar("shared subsets", default=None)
 
 
-@contextmanager
-def shared_subsets() -> Iterator[None]:
+def shared_subsets() -> AbstractContextManager[None]:
     """While this lasts, `subsets_of` gives the same object for the same input, so that every set is run once."""
-    token = _shared.set({})
-    try:
-        yield
-    finally:
-        _shared.reset(token)
+    return remembering(_shared)
 
 
 def subsets_of(model: nn.Module, tokens: Int[Tensor, " pos"], target: Target, removal: str, *options: Any) -> "Subsets":

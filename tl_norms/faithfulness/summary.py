@@ -23,14 +23,16 @@ _IN_UNITS = ("SRG", "comprehensiveness", "sufficiency", "soft comprehensiveness"
 """Metrics that are differences of targets."""
 
 
-def summary(report: "Report", examples: Which, relative: bool, seed: int) -> "pandas.DataFrame":
-    """See `Report.to_dataframe`."""
+def summary(
+    report: "Report", examples: Which, relative: bool, seed: int, only: str | None = None
+) -> "pandas.DataFrame":
+    """See `Report.to_dataframe`; only one task if there is no need of others."""
     chosen = chosen_examples(report, examples)
     groups = [(name, chosen & (report.task == number)) for number, name in enumerate(report.tasks)]
     groups += [(POOLED, chosen)] if len(report.tasks) > 1 else []
     rows: list[dict[str, Any]] = []
     for name, mask in groups:
-        if mask.any():
+        if mask.any() and only in (None, name):
             rows += _of_examples(report, name, mask, relative, seed)
     return frame({column: [row[column] for row in rows] for column in (*_COLUMNS, "n", "failed")})
 
@@ -57,9 +59,11 @@ def _of_examples(report: "Report", task: str, mask: np.ndarray, relative: bool, 
     means = by_method(report)[mask]
     in_units = np.array([name in _IN_UNITS for name, _ in report.cells])
     scale = np.where(in_units & relative, report.full[mask].mean(), 1.0)
+    scales = report.full[mask] if relative else None
+    intervals = interval(means.reshape(len(means), -1), scales, np.tile(in_units, len(report.methods)), seed=seed)
+    values, lows, highs = (one.reshape(means.shape[1:]) for one in intervals)  # all resampled together
     rows: list[dict[str, Any]] = []
     for number, method in enumerate(report.methods):
-        mean, low, high = interval(means[:, number], report.full[mask] if relative else None, in_units, seed=seed)
         of_draws = _nanmean(report.values[mask][:, report.columns[:, 0] == number]) / scale
         for cell, (name, removal) in enumerate(report.cells):
             spread = (np.nan, np.nan) if len(of_draws) == 1 else np.percentile(of_draws[:, cell], [2.5, 97.5])
@@ -67,7 +71,7 @@ def _of_examples(report: "Report", task: str, mask: np.ndarray, relative: bool, 
             rows.append(
                 {"task": task, "method": method, "metric": report.labels[cell], "removal": removal}
                 | {"better": "higher" if METRICS[name].better == "↑" else "lower"}
-                | {"value": mean[cell], "low": low[cell], "high": high[cell]}
+                | {"value": values[number, cell], "low": lows[number, cell], "high": highs[number, cell]}
                 | {"spread_low": spread[0], "spread_high": spread[1], "n": n, "failed": len(means) - n}
             )
     return rows
@@ -102,25 +106,23 @@ def differences(report: "Report", against: str, examples: Which, seed: int) -> "
     if against not in report.methods:
         raise FaithfulnessInputError(f"there is no method {against!r}; there are {', '.join(report.methods)}.")
     mask, means = chosen_examples(report, examples), by_method(report)
-    other = means[:, report.methods.index(against)]
+    gaps = (means - means[:, [report.methods.index(against)]])[mask]
+    mean, low, high = (one.reshape(gaps.shape[1:]) for one in interval(gaps.reshape(len(gaps), -1), seed=seed))
     rows: list[tuple[Any, ...]] = []
     for number, name in enumerate(report.methods):
         if name == against:
             continue
-        gap = (means[:, number] - other)[mask]
-        mean, low, high = interval(gap, seed=seed)
         for cell, (_, removal) in enumerate(report.cells):
-            n = int(np.isfinite(gap[:, cell]).sum())
-            rows.append((name, report.labels[cell], removal, mean[cell], low[cell], high[cell], n))
+            found = (mean[number, cell], low[number, cell], high[number, cell])
+            rows.append((name, report.labels[cell], removal, *found, int(np.isfinite(gaps[:, number, cell]).sum())))
     heads = ("method", "metric", "removal", "difference", "low", "high", "n")
     return frame({head: [row[number] for row in rows] for number, head in enumerate(heads)})
 
 
 def markdown(report: "Report", task: str | None, examples: Which, relative: bool, intervals: bool) -> str:
     """See `Report.markdown`."""
-    table: Any = summary(report, examples, relative, 0)
     name = task or (POOLED if len(report.tasks) != 1 else report.tasks[0])
-    table = table[table["task"] == name]
+    table: Any = summary(report, examples, relative, 0, only=name)
     if not len(table):
         raise FaithfulnessInputError(f"there is no example of {name!r} that is {examples}; tasks: {report.tasks}.")
     costs = dict(zip(report.methods, np.nanmean(report.costs[..., :2], axis=0), strict=True))

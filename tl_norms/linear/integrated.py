@@ -25,14 +25,14 @@ from torch import Tensor
 Activation = Callable[[Tensor], Tensor]
 
 _SMALL = 0.05  # below this |d| the quotients give way to Gauss-Legendre: 10 points leave an error near 1e-15
+_AT_ONCE = 1 << 14  # numbers whose integrals are taken together
 _PANEL, _REACH, _NODES = 0.5, 48.0, 16  # the antiderivative: panels of this width on [-reach, reach], this degree
 
 
 def slope(g: Activation, start: Tensor, step: Tensor) -> Tensor:
     """Mean slope of g from `start` to `start + step` (float64); g'(start) where step = 0."""
     rise = g(start + step) - g(start)
-    quotient = rise / torch.where(step == 0, torch.ones_like(step), step)
-    return _where_small(g, start, step, rise, quotient, lambda plain, ramp: plain)
+    return _mean_slope(step, rise, _of_small_steps(g, start, step, rise))
 
 
 def gated(g: Activation, start: Tensor, step: Tensor, up_start: Tensor, up_step: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,10 +42,11 @@ def gated(g: Activation, start: Tensor, step: Tensor, up_start: Tensor, up_step:
     area = antiderivative(g, start + step)
     if bool(start.any()):  # it is zero at zero
         area = area - antiderivative(g, start)
-    # int t g'(a + t d) dt
-    ramp = _where_small(g, start, step, end - g(start), (end - area / safe) / safe, lambda plain, ramp: ramp)
+    rise = end - g(start)
+    small = _of_small_steps(g, start, step, rise)
+    ramp = _put_in((end - area / safe) / safe, small, 2)  # int t g'(a + t d) dt
     up = end - step * ramp
-    return up_start * slope(g, start, step) + up_step * ramp, up
+    return up_start * _mean_slope(step, rise, small) + up_step * ramp, up
 
 
 def clipped_gated(
@@ -84,34 +85,41 @@ def derivative(g: Activation, x: Tensor) -> Tensor:
     return gradient
 
 
-def _where_small(
-    g: Activation,
-    start: Tensor,
-    step: Tensor,
-    rise: Tensor,
-    quotient: Tensor,
-    choose: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """`quotient`, but an integral of g' where |step| is small, unless g has a kink in between that the nodes miss."""
+def _of_small_steps(g: Activation, start: Tensor, step: Tensor, rise: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Where |step| is small, and the two integrals there, but where g has a kink in between that the nodes miss."""
     small = step.abs() < _SMALL
-    if small.any():
-        integrals = _gauss(g, start[small], step[small])
-        smooth = (integrals[0] * step[small] - rise[small]).abs() <= 1e-12 * (1 + g(start[small]).abs())
-        quotient[small] = torch.where(smooth, choose(*integrals), quotient[small])
+    if not small.any():
+        return None
+    plain, ramp = _gauss(g, start[small], step[small])
+    smooth = (plain * step[small] - rise[small]).abs() <= 1e-12 * (1 + g(start[small]).abs())
+    small[small.clone()] = smooth
+    return small, plain[smooth], ramp[smooth]
+
+
+def _put_in(quotient: Tensor, small: tuple[Tensor, Tensor, Tensor] | None, which: int) -> Tensor:
+    """`quotient`, but one of the integrals of g' where the steps are small."""
+    if small is not None:
+        quotient[small[0]] = small[which]
     return quotient
+
+
+def _mean_slope(step: Tensor, rise: Tensor, small: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
+    return _put_in(rise / torch.where(step == 0, torch.ones_like(step), step), small, 1)
 
 
 def _gauss(g: Activation, start: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """int_0^1 g'(a + t d) dt and int_0^1 t g'(a + t d) dt, split where a + t d = 0."""
     split = torch.where(step == 0, torch.zeros_like(step), -start / torch.where(step == 0, torch.ones_like(step), step))
     split = split.clamp(0, 1)
-    plain, ramp = torch.zeros_like(step), torch.zeros_like(step)
-    for node, weight in zip(*_legendre(10), strict=True):
-        for left, width in ((torch.zeros_like(split), split), (split, 1 - split)):
-            t = left + width * node
-            value = derivative(g, start + t * step) * width * weight
-            plain += value
-            ramp += t * value
+    nodes, weights = (start.new_tensor(one)[:, None] for one in _legendre(10))
+    plain, ramp = torch.empty_like(step), torch.empty_like(step)
+    at_once = zip(*(one.split(_AT_ONCE) for one in (start, step, split, plain, ramp)), strict=True)
+    for a, d, middle, to_plain, to_ramp in at_once:  # one derivative for all nodes on both sides: [node number]
+        t = torch.cat([middle * nodes, middle + (1 - middle) * nodes])
+        width = torch.cat([middle * weights, (1 - middle) * weights])
+        value = derivative(g, a + t * d) * width
+        to_plain.copy_(value.sum(0))
+        to_ramp.copy_((t * value).sum(0))
     return plain, ramp
 
 

@@ -6,8 +6,8 @@ Everything is looked up when it is used: what this version of the package does n
 import importlib
 import inspect
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..running import device_of, pass_on
+from ..running import device_of, pass_on, remembering
 from ..targets import Target
 from .reading import row
 from .reference import Baseline, reference_token
@@ -32,7 +32,7 @@ MAPS = (
 )
 
 
-_shared: ContextVar[dict[tuple[int, ...], tuple[Any, float]] | None] = ContextVar("shared runs", default=None)
+_shared: ContextVar[dict | None] = ContextVar("shared runs", default=None)
 
 
 def has(name: str, module: str = "tl_norms", option: str | None = None) -> bool:
@@ -115,14 +115,9 @@ def _function(name: str, module: str = "tl_norms") -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-@contextmanager
-def shared_runs() -> Iterator[None]:
+def shared_runs() -> AbstractContextManager[None]:
     """While this lasts, methods that read a cache share one run per input; nobody may change the model meanwhile."""
-    token = _shared.set({})
-    try:
-        yield
-    finally:
-        _shared.reset(token)
+    return remembering(_shared)
 
 
 def _cache(model: Any, tokens: Tensor) -> Any:
