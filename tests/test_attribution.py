@@ -272,7 +272,7 @@ def test_tables_name_heads_and_tokens():
     pandas = pytest.importorskip("pandas")
     made = tiny.make("gpt2", tiny.KINDS[0])
     strings = tuple("the keys to the old cabinet are".split())
-    found = attribute(made.cache(made.tokens()[:1]), TARGET, token_strings=strings)
+    found = attribute(made.cache(made.tokens()[:1]), TARGET, tokens=strings)
     edges = found.top(5)
     whole = torch.stack([found.edges(layer)[0] for layer in range(tiny.N_LAYERS)])
     best = whole.abs().argmax()

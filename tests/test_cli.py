@@ -18,8 +18,10 @@ import torch
 from packaging.version import Version
 
 import tl_norms
+from tl_norms import TLNormsError, alignment, studies
 from tl_norms.cli import load, report, run, tables
 from tl_norms.cli.arguments import parse
+from tl_norms.labels import digits
 
 TEXT = "The keys to the cabinet are on the table."
 ROOT = Path(tl_norms.__file__).parents[1]
@@ -529,8 +531,53 @@ def test_help_fits_the_terminal_and_its_commands_can_be_copied(columns, command,
     with pytest.raises(SystemExit):
         run.main([*command, "--help"])
     shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) <= max(columns, 72)  # usage names choices, which are one word
+    assert max(map(len, shown.splitlines())) <= columns
     examples = re.sub(r"\\\n\s+", "", shown[shown.index("example") :])
     commands = [re.sub(r"\s{3,}\(.*", "", line).strip() for line in re.findall(r"^  (tl-norms .*)$", examples, re.M)]
     assert commands and not any(line.endswith("\\") for line in commands)
     assert all(len(shlex.split(line)) > 1 for line in commands)  # quotes are whole
+
+
+@pytest.mark.parametrize(
+    "value, n, sign, shown",
+    [
+        (25123.0, 3, "", "25,100"), (999.6, 3, "", "1,000"), (999.4, 3, "", "999"), (-10690.0, 4, "+", "-10,690"),
+        (1.25e6, 3, "", "1.25e+06"), (0.01234, 3, "+", "+0.0123"), (0.0, 3, "", "0"), (1234.0, 4, "", "1234"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_have_no_exponents_below_a_million(value, n, sign, shown):
+    assert digits(value, n, sign) == shown
+
+
+def test_one_layer_is_of_a_model_with_all_its_layers(embedded):
+    status, out, _ = called("--layer", "3", TEXT)
+    assert status == 0 and "· 6 layers ·" in out.splitlines()[0] and "Strongest sources in layer 3" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--html", "FOLDER", "text"], ["--model", "FOLDER/none.gguf", "text"], ["demo", "--html", "FOLDER"],
+        ["judge", "--rows", "FOLDER"], ["judge", "--task", "ioi", "--csv", "FOLDER"],
+        ["judge", "--task", "ioi", "--html", "FOLDER"], ["judge", "--task", "ioi", "--resume", "FOLDER"],
+        ["judge", "--task", "ioi", "--parts", "FOLDER"], ["study", "mixing-ratio", "--texts", "FOLDER"],
+        ["study", "mixing-ratio", "--texts", "FOLDER/none.txt"], ["judge", "--rows", "FOLDER/none.csv"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_folder_given_for_a_file_is_called_a_folder_before_a_model_is_loaded(arguments, tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("a model was loaded first")
+
+    for name in ("load", "model_name"):
+        if "none.gguf" not in arguments[1]:
+            monkeypatch.setattr(load, name, never)
+    status, _, said = called(*(part.replace("FOLDER", str(tmp_path)) for part in arguments))
+    assert status == 2 and ("there is no file" if "none" in "".join(arguments) else "is a folder") in said, said
+
+
+def test_readers_call_a_folder_a_folder(tmp_path):
+    for read in (studies.TextFile, alignment.read_pairs, alignment.read_gold):
+        with pytest.raises(TLNormsError, match="is a folder; give a file"):
+            read(tmp_path)

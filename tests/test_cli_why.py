@@ -148,3 +148,12 @@ def test_attention_and_baseline_on_the_command_line(minilm, capsys):
     with pytest.raises(SystemExit):
         parse(["--attention", "integrated", "text"])
     assert "--attention belongs to --why" in capsys.readouterr().err
+
+
+def test_lines_that_go_to_a_pipe_have_no_blanks_at_their_ends(minilm, capsys, monkeypatch):
+    for columns in (60, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main(["--why", "--like", "A set of keys", "The keys to the cabinet"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) > 20 and all(line == line.rstrip() for line in lines)
+        assert max(map(len, lines)) <= columns and any("█" in line for line in lines)

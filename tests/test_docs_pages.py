@@ -51,3 +51,13 @@ def test_stored_outputs_have_no_warnings_and_name_no_machine(notebook):
         assert output["output_type"] != "error" and output.get("name") != "stderr"
         for text in (output.get("text", ""), output.get("data", {}).get("text/plain", "")):
             assert not re.search(r"/(home|root|work|tmp|usr|content)/|[A-Z]:\\", "".join(text)), text
+
+
+PAGES = [*sorted((Path(__file__).parents[1] / "docs").glob("*.md")), Path(__file__).parents[1] / "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_no_formula_is_taken_for_a_tag(page):
+    """A browser shows nothing of <g_j, x_j> outside code: such products are written with ⟨ ⟩."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert not re.findall(r"<[^\W\d]\w*[_^,][^>]*>", text)

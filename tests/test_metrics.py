@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 
 import tl_norms
 from tl_norms import metrics
+from tl_norms.linear.carry.terms import Sent
 
 needs_bridge = pytest.mark.skipif(ref.build_bridge_from_module is None, reason="TransformerLens 2 has no bridge")
 layouts = pytest.mark.parametrize("layout", ref.LAYOUTS)
@@ -223,8 +224,10 @@ def test_one_text_without_a_batch_axis(gpt2_cache):
 
 @needs_bridge
 @layouts
-def test_cancellation_against_dense_vectors(layout):
-    """Every change and mean length once more, from materialised vectors."""
+@pytest.mark.parametrize("few", [True, False])
+def test_cancellation_against_dense_vectors(layout, few, monkeypatch):
+    """Every change and mean length once more, from materialised vectors; of a short and as of a long text."""
+    monkeypatch.setattr(Sent, "few", few)
     model, ids = ref.tiny(layout), ref.tokens(6)
     found = metrics.cancellation(ref.cached(ref.bridged(model), ids), leave_out=3)
     post = layout == "bert"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas
 import pytest
+import tiny
 import torch
 from page_results import made_both_stacks
 from plot_results import block_norms, panels
@@ -263,6 +264,85 @@ def test_of_an_encoder_decoder_all_that_adds_up_is_shown(backend):
     assert "the decoder's own attention" in words_of(plot.contribution_graph(found, backend=backend))
 
 
+@both
+def test_heads_of_an_encoder_decoder_are_those_of_every_stack(backend):
+    source = ["das", "Haus"]
+    found = made_both_stacks(WORDS, source, n_layers=N_LAYERS)
+    found.cross_heads = torch.stack([found.cross_edges(layer).sum((-1, -2)) for layer in range(N_LAYERS)])
+    below = torch.stack([found.edges(layer, "encoder").sum((-1, -2)) for layer in range(2)])
+    wanted = {
+        "the decoder's self-attention": found.heads,
+        "cross-attention (source tokens)": found.cross_heads,
+        "the encoder's self-attention": below,
+    }
+    drawn = panels(plot.head_grid(found, backend=backend))
+    assert [panel.title for panel in drawn] == ["decoder", "cross-attention", "encoder"]
+    assert len({panel.limits for panel in drawn}) == 1
+    for panel, values in zip(drawn, wanted.values(), strict=True):
+        np.testing.assert_allclose(panel.z, values.numpy(), rtol=1e-5)
+    for name, title in zip(("decoder", "cross", "encoder"), wanted, strict=True):
+        figure = plot.head_grid(found, stack=name, backend=backend)
+        (panel,) = panels(figure)
+        np.testing.assert_allclose(panel.z, wanted[title].numpy(), rtol=1e-5)
+        assert title in headings(figure)
+    with pytest.raises(plot.PlotInputError, match="stack is 'both'"):
+        plot.head_grid(found, stack="both")
+    for make in (plot.head_grid, plot.head_maps, plot.layer_maps):
+        with pytest.raises(plot.PlotInputError, match="leave it out"):
+            make(attribution(), stack="cross")
+
+
+@both
+def test_maps_of_an_attribution_are_of_any_stack(backend):
+    source = ["das", "Haus"]
+    found = made_both_stacks(WORDS, source, n_layers=N_LAYERS)
+    words = ["The", "·keys", "·to", "<b>"]
+    for stack, edges, rows, columns in (
+        ("decoder", found.edges, words, words),
+        ("cross", found.cross_edges, words, source),
+        ("encoder", lambda layer: found.edges(layer, "encoder"), source, source),
+    ):
+        figure = plot.head_maps(found, layers=1, heads=2, stack=stack, diagonal=True, scale="shared", backend=backend)
+        (panel,) = panels(figure)
+        there = ~np.isnan(panel.z)
+        np.testing.assert_allclose(panel.z[there], edges(1)[2].numpy()[there], rtol=1e-5)
+        assert there.all() or stack == "decoder"
+        assert (panel.row_labels, panel.column_labels) == (rows, columns)
+        told = {"decoder": "the decoder's self", "cross": "cross-attention", "encoder": "the encoder's self"}[stack]
+        assert told in headings(figure)
+        (one,) = panels(plot.layer_maps(found, layers=1, stack=stack, diagonal=True, backend=backend))
+        np.testing.assert_allclose(one.z[there], edges(1).sum(0).numpy()[there], rtol=1e-5)
+        assert told in headings(plot.head_edges(found, layer=1, head=2, stack=stack, backend=backend))
+
+
+def headings(figure) -> str:
+    """The text of a figure, its lines joined."""
+    return " ".join(re.sub(r"</?b>", "", words_of(figure)).split())
+
+
+def test_of_several_targets_no_figure_is_drawn():
+    made = tiny.make("gpt2", tiny.KINDS[0])
+    cache = made.cache(made.tokens()[:1])
+    several = tl_norms.attribute(cache, [tl_norms.logit(5), tl_norms.logit(7)], tokens=list("abcdefg"))
+    for make in (plot.token_strip, plot.position_map, plot.head_grid, plot.contribution_graph, plot.layer_maps,
+                 plot.head_maps):  # fmt: skip
+        with pytest.raises(plot.PlotInputError, match="one target, this attribution has 2"):
+            make(several)
+    direct = tl_norms.direct_attribution(cache, [tl_norms.logit(5), tl_norms.logit(7)])
+    with pytest.raises(plot.PlotInputError, match="one target"):
+        plot.head_grid(direct)
+
+
+@both
+def test_heads_of_a_direct_attribution(backend):
+    made = tiny.make("gpt2", tiny.KINDS[0])
+    direct = tl_norms.direct_attribution(made.cache(), tl_norms.logit(5))
+    figure = plot.head_grid(direct, batch=1, backend=backend)
+    (panel,) = panels(figure)
+    np.testing.assert_allclose(panel.z, direct.heads[:, 1].sum(-1).numpy(), rtol=1e-6)
+    assert "Direct contribution" in headings(figure)
+
+
 def test_names_of_heads_stand_beside_their_lines():
     found = attribution()
     found.every.zero_()
@@ -277,3 +357,11 @@ def test_names_of_heads_stand_beside_their_lines():
             share = np.linspace(0, 1, 200)
             x, y = (np.array(ends)[0] + share * np.diff(ends) for ends in (stroke.x, stroke.y))
             assert not ((abs(x - note.x) < 10) & (abs(y - note.y) < 4)).any(), note.text
+
+
+def test_alignment_maps_say_what_they_need():
+    for other in (attribution(), block_norms(), {"a": 1}, None):
+        with pytest.raises(plot.PlotInputError, match="expected a CrossNorms, or one matrix"):
+            plot.alignment_maps(other, ["a"], ["b"])
+    with pytest.raises(plot.PlotInputError, match="pass source= and target="):
+        plot.alignment_maps(torch.ones(1, 1))

@@ -234,3 +234,12 @@ def test_circuitsvis_is_shown_without_a_network(monkeypatch):
     assert str(moved).count("L1H3") == 1
     with pytest.raises(plot.PlotInputError, match="CircuitsVis has one colour per head and no signs"):
         plot.to_circuitsvis(norms.head_norms - 0.5, TOKENS, layer=1)
+
+
+def test_many_panels_take_no_longer_each_than_few(monkeypatch):
+    """Parts are handed to plotly at once: added one by one, each is checked again with every other."""
+    go = pytest.importorskip("plotly.graph_objects")
+    for name in ("add_trace", "add_shape", "add_annotation", "update_layout"):
+        monkeypatch.setattr(go.Figure, name, None)
+    figure = plot.head_maps(block_norms(), TOKENS, scale="row")
+    assert len(figure.data) == 12 and figure.layout.xaxis12.domain

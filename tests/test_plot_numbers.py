@@ -261,6 +261,14 @@ def test_circuitsvis_gets_axes_scale_and_triangle(no_network, causal):
     scope = properties(plot.to_circuitsvis(norms, tokens, scope="attn_res", layer=0, batch=0))
     np.testing.assert_allclose(scope["attention"], norms["attn_res"][0, :1].numpy(), rtol=1e-6)
     assert scope["attentionHeadNames"] == ["attn_res"]
+    norms["attn_res"][0, 0].diagonal(dim1=-2, dim2=-1).fill_(50)
+    off = norms["attn_res"][0, :1].clone()
+    off.diagonal(dim1=-2, dim2=-1).zero_()
+    scope = properties(plot.to_circuitsvis(norms, tokens, scope="attn_res", layer=0, batch=0))
+    np.testing.assert_allclose(scope["attention"], off.numpy(), rtol=1e-6)
+    assert scope["attentionHeadNames"] == ["attn_res, without the diagonal"] and scope["maxValue"] <= 1
+    whole = properties(plot.to_circuitsvis(norms, tokens, scope="attn_res", layer=0, batch=0, diagonal=True))
+    assert whole["maxValue"] == 50
 
 
 def test_circuitsvis_is_asked_for_what_it_cannot_show(monkeypatch):

@@ -106,7 +106,7 @@ RESULTS = {
     "MixingShares": lambda: tl_norms.block_norms(encoder_decoder(), "all").mixing_shares("attn_res_ln_cross_res"),
     "CrossNorms": lambda: tl_norms.cross_norms(encoder_decoder(), source_mask=torch.ones(1, 7)),
     "Attribution": lambda: attribute(tiny.make("gpt2", KIND).cache(), TARGET),
-    "Attribution without batch axis": lambda: attribute(one_text(), TARGET, token_strings=list("abcdefg")),
+    "Attribution without batch axis": lambda: attribute(one_text(), TARGET, tokens=list("abcdefg")),
     "Attribution of several targets": lambda: attribute(tiny.make("llama_gqa", KIND).cache(), [TARGET, logit(3)]),
     "Attribution of an encoder-decoder": lambda: attribute(encoder_decoder(), TARGET),
     "Attribution without edges": lambda: attribute(tiny.make("gpt2", KIND).cache(), TARGET).without_edges(),

@@ -2,13 +2,14 @@
 
 import copy
 
+import plot_results
 import pytest
 import test_storage
 import tiny
 import torch
 
 import tl_norms
-from tl_norms import UnknownOptionError, UnknownPositionError, attribute, logit
+from tl_norms import UnknownOptionError, UnknownPositionError, attribute, logit, plot
 from tl_norms.labels import id_hook, model_name
 from tl_norms.linear.measure.measures import Onto
 
@@ -123,9 +124,109 @@ def test_padding_may_be_left_out_of_the_strings():
         )
 
 
-def test_decompose_takes_no_strings():
-    with pytest.raises(UnknownOptionError, match="tokens="):
-        tl_norms.decompose(tiny.make("gpt2", "bridge").cache(), 0, "attn", tokens=[WORDS] * 2)
+def test_a_decomposition_keeps_its_strings(speaking):
+    cache = speaking.cache()
+    found = tl_norms.decompose(cache, 0, "attn")
+    assert found.token_strings == decoded(speaking.tokens()) and found.model_name == "GPT2LMHeadModel"
+    given = [WORDS, list("abcdefg")]
+    assert tl_norms.decompose(cache, 0, "attn", tokens=given).token_strings == tuple(map(tuple, given))
+    with pytest.raises(UnknownOptionError, match="those of 2"):
+        tl_norms.decompose(cache, 0, "attn", tokens=WORDS)
+    ticks = plot.layer_maps(found, batch=0).layout.yaxis.ticktext
+    assert list(ticks) == [f"·{token}" for token in speaking.tokens()[0].tolist()]
+
+
+METHODS = {
+    "attention_rollout": tl_norms.methods.attention_rollout,
+    "norm_rollout": tl_norms.methods.norm_rollout,
+    "alti": tl_norms.methods.alti,
+    "globenc": tl_norms.methods.globenc,
+    "value_zeroing": tl_norms.methods.value_zeroing,
+    "information_flow": tl_norms.methods.information_flow,
+    "decompx": tl_norms.methods.decompx,
+    "propagate": tl_norms.propagate,
+    "direct_attribution": lambda cache: tl_norms.direct_attribution(cache, logit(7)),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_results_of_methods_keep_strings_and_model(speaking, name, tmp_path):
+    found = METHODS[name](speaking.cache())
+    assert found.token_strings == decoded(speaking.tokens()) and found.model_name == "GPT2LMHeadModel"
+    found.save(tmp_path / "kept")
+    assert tl_norms.load(tmp_path / "kept").token_strings == found.token_strings
+    if hasattr(found, "layers"):
+        ticks = plot.layer_maps(found, batch=1).layout.xaxis.ticktext
+        assert list(ticks) == [f"·{token}" for token in speaking.tokens()[1].tolist()]
+
+
+# ------------------------------------------------------------------------------------------------ two sequences
+
+
+def test_cross_norms_keep_the_strings_of_both(tmp_path):
+    pytest.importorskip("pandas")
+    cache = test_storage.encoder_decoder()
+    assert tl_norms.cross_norms(cache).token_strings is None
+    cache.model.tokenizer = Tokenizer()
+    target, source = (decoded(cache.cache_dict[name]) for name in ("decoder_embed.hook_in", "embed.hook_in"))
+    found = tl_norms.cross_norms(cache)
+    assert (found.token_strings, found.source_strings) == (target, source) and found.model_name == "MarianMTModel"
+    found.save(tmp_path / "kept")
+    for one in (found, tl_norms.load(tmp_path / "kept")):
+        table = one.to_dataframe()
+        assert len(table) == 2 * 5 * 7
+        row = table.iloc[-2]
+        assert (row["layer"], row["query"], row["key"]) == (1, 4, 5)
+        assert (row["query_token"], row["key_token"]) == (target[0][4], source[0][5])
+        assert row["norm"] == pytest.approx(float(found.norms[1, 0, 4, 5]), rel=1e-6)
+        assert row["weight"] == pytest.approx(float(found.attention[1, 0, :, 4, 5].mean()), rel=1e-6)
+        for figure in (plot.layer_maps(one), plot.head_maps(one), plot.weight_and_norm(one), plot.alignment_maps(one),
+                       plot.head_edges(one, layer=1, head=0)):  # fmt: skip
+            axes = figure.layout.to_plotly_json()
+            names = [next(list(axes[key]["ticktext"]) for key in axes if key.startswith(axis) and axes[key]["ticktext"])
+                     for axis in ("yaxis", "xaxis")]  # fmt: skip
+            assert names == [[f"·{token.strip()}" for token in row[0]] for row in (target, source)]
+            assert "MarianMTModel" in str(figure.layout)
+    own = tl_norms.cross_norms(cache, tokens=list("abcde"), source_tokens=[list("tuvwxyz")])
+    assert (own.token_strings, own.source_strings) == ((tuple("abcde"),), (tuple("tuvwxyz"),))
+    assert list(plot.layer_maps(own, list("ABCDE")).layout.yaxis.ticktext) == list("ABCDE")
+    for wrong in (dict(tokens=list("abc")), dict(source_tokens=list("abc")), dict(tokens="abc")):
+        with pytest.raises(UnknownOptionError, match="tokens"):
+            tl_norms.cross_norms(cache, **wrong)
+
+
+def test_the_table_of_cross_norms_leaves_padding_out():
+    pytest.importorskip("pandas")
+    mask, source_mask = torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    found = plot_results.cross_norms(2, mask, source_mask)
+    table = found.to_dataframe()
+    assert len(table) == 2 * (3 * 5 + 2 * 3) and "key_token" not in table
+    second = table[(table["batch"] == 1) & (table["layer"] == 3)]
+    assert sorted(set(second["key"])) == [2, 3, 4] and sorted(set(second["query"])) == [0, 1]
+    assert second["norm"].tolist() == pytest.approx(found.norms[1, 1, :2, 2:].flatten().tolist())
+    assert "batch" not in plot_results.cross_norms().to_dataframe()
+
+
+def test_token_norms_keep_the_encoders_strings():
+    pytest.importorskip("pandas")
+    cache = test_storage.encoder_decoder()
+    cache.model.tokenizer = Tokenizer()
+    found = tl_norms.propagate(cache)
+    assert found.source_strings == decoded(cache.cache_dict["embed.hook_in"])
+    table = found.to_dataframe()
+    assert set(table[table["key"] == 6]["key_token"]) == {found.source_strings[0][1]}  # 5 of the target before it
+    drawn = list(plot.layer_maps(found).layout.xaxis.ticktext)
+    assert drawn == [f"·{token.strip()}" for token in (*found.token_strings[0], *found.source_strings[0])]
+    own = tl_norms.propagate(cache, tokens=list("abcde"), source_tokens=list("tuvwxyz"))
+    assert own.token_strings == (tuple("abcde"),) and own.source_strings == (tuple("tuvwxyz"),)
+    with pytest.raises(UnknownOptionError, match="3 tokens"):
+        tl_norms.propagate(cache, tokens=list("abc"))
+    why = attribute(cache, logit(7), tokens=list("abcde"), source_tokens=list("tuvwxyz"))
+    assert why.token_strings == own.token_strings and why.source_strings == own.source_strings
+    _, run = tl_norms.run_with_propagation(
+        cache.model, torch.arange(3, 10)[None], decoder_input=torch.arange(20, 25)[None], tokens=list("abcde")
+    )
+    assert run.token_strings == own.token_strings and run.source_strings == found.source_strings
 
 
 # ------------------------------------------------------------------------------------------------ top

@@ -18,8 +18,8 @@ from .attribution_result import Attribution, DirectAttribution, shape_of
 from .backward import carry_back
 from .baseline import Baseline, references
 from .credit_checks import raise_if_off, relative_error
-from .held_run import map_of, run_keeping
-from .labels import checked_tokens, given_strings, model_name, strings_of_ids
+from .held_run import map_of, run_keeping, strings_of_map
+from .labels import Tokens, model_name
 from .linear.carry.direction import by_key, direct_through
 from .linear.edits import Edits
 from .linear.hold import Rule
@@ -41,7 +41,8 @@ def attribute(
     edits: Edits = "refuse",
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
-    token_strings: Sequence[str] | None = None,
+    tokens: Tokens | None = None,
+    source_tokens: Tokens | None = None,
     check: bool = True,
 ) -> Attribution:
     """What every input token, head, edge and feed-forward gives to a target, exactly.
@@ -70,7 +71,9 @@ def attribute(
             cache, or one of `required_hooks(model, target=..., edits=...)`. The result lists them
         mask: attention mask, [batch pos], needed if the batch is padded
         source_mask: the encoder's, of an encoder-decoder
-        token_strings: what to call the positions; by default the tokenizer's strings, if the cache holds the token ids
+        tokens: what to call the positions in tables and pictures: a list of strings, or one per text; by default the
+            tokenizer's strings, if the cache holds the token ids
+        source_tokens: the same for the encoder, of an encoder-decoder
         check: raise if a cut does not add up; False keeps the error in the result only
 
     Returns:
@@ -81,6 +84,7 @@ def attribute(
     Raises:
         DecompositionError: a cut misses the model's own value by more than rounding; nan included.
         TargetError: the target does not exist in this model or run, or is not affine.
+        UnknownOptionError: tokens or another option that does not fit.
         MissingActivationError, UnsupportedArchitectureError, MaskError, NonFiniteError, NotACacheError
 
     Example:
@@ -89,7 +93,7 @@ def attribute(
     """
     one_of("check", check, (True, False))
     model_map, targets = _held(cache, target, ff, mask, source_mask, attention, edits)
-    strings = _strings(cache, token_strings, model_map)
+    strings, source_strings = strings_of_map(cache, model_map, tokens, source_tokens)
     ending = read_targets(model_map, targets)
     credit = carry_back(model_map, ending, check, references(model_map, baseline))
     return Attribution.of(
@@ -98,7 +102,7 @@ def attribute(
         single=isinstance(target, Target),
         has_batch=model_map.activations.has_batch,
         token_strings=strings,
-        source_strings=_source_strings(cache),
+        source_strings=source_strings,
         model_name=model_name(cache.model),
         tolerance=model_map.stack.tolerance if check else float("inf"),
         edits=model_map.edits,
@@ -182,6 +186,7 @@ def direct_attribution(
     def shape(value: Tensor, before: int) -> Tensor:
         return shape_of(value, before, single, model_map.activations.has_batch)
 
+    strings, source_strings = strings_of_map(cache, model_map)
     return DirectAttribution(
         value=shape(ending.value, 0),
         embed=shape(embed.sum(-1), 0),
@@ -193,6 +198,8 @@ def direct_attribution(
         edits=model_map.edits,
         target_name=targets[0].name if single else tuple(t.name for t in targets),
         model_name=model_name(cache.model),
+        token_strings=strings,
+        source_strings=source_strings,
     )
 
 
@@ -206,6 +213,8 @@ def run_with_attribution(
     edits: Edits = "refuse",
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
+    tokens: Tokens | None = None,
+    source_tokens: Tokens | None = None,
     check: bool = True,
     **model_kwargs: Any,
 ) -> tuple[Any, Attribution]:
@@ -214,8 +223,8 @@ def run_with_attribution(
     Args:
         model: the model
         *model_args, **model_kwargs: what the model is called with
-        target, attention, baseline, ff, edits, mask, source_mask, check: as for `attribute`; the masks go to the model
-            too, unless it is given its own
+        target, attention, baseline, ff, edits, mask, source_mask, tokens, source_tokens, check: as for `attribute`; the
+            masks go to the model too, unless it is given its own
 
     Returns:
         The model's output and the Attribution, equal to that of a full cache.
@@ -236,6 +245,8 @@ def run_with_attribution(
         edits=edits,
         mask=mask,
         source_mask=source_mask,
+        tokens=tokens,
+        source_tokens=source_tokens,
         check=check,
     )
 
@@ -303,18 +314,3 @@ def _filled(rows: list[Tensor | None], value: Tensor) -> Tensor | None:
         if row is not None:
             filled[number, ..., : row.shape[-2], :] = row
     return filled
-
-
-def _strings(cache, given: Sequence[str] | None, model_map: ModelMap) -> tuple[tuple[str, ...], ...] | None:
-    """The strings of the tokens of every row; one list of them serves all rows."""
-    checked, real = checked_tokens(given), model_map.stack.real()
-    if checked is not None:
-        single = all(isinstance(one, str) for one in checked)
-        rows = [checked] * len(real) if single else checked
-        return given_strings(rows, len(real), real.shape[1], model_map.activations.mask)
-    return strings_of_ids(cache.cache_dict, cache.model)
-
-
-def _source_strings(cache) -> tuple[tuple[str, ...], ...] | None:
-    """The strings of the encoder's tokens, of an encoder-decoder."""
-    return strings_of_ids(cache.cache_dict, cache.model, "encoder") if hasattr(cache.model, "decoder_blocks") else None

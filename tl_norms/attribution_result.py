@@ -363,6 +363,7 @@ class DirectAttribution(Storable):
         error: relative to the largest part
         source_heads: [layer *batch head source_key], of cross-attention
         edits: what hooks changed during the run
+        token_strings, source_strings (of the encoder), target_name, model_name: for tables and pictures
     """
 
     value: Float[Tensor, "*batch"]
@@ -375,6 +376,8 @@ class DirectAttribution(Storable):
     target_name: str | tuple[str, ...]
     model_name: str
     edits: tuple[Edit, ...] = ()
+    token_strings: tuple[tuple[str, ...], ...] | None = None
+    source_strings: tuple[tuple[str, ...], ...] | None = None
 
     def __repr__(self) -> str:
         return (

@@ -1,6 +1,7 @@
 """Cross-attention by norms: what each encoder token moved into each decoder position."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from .blocks.activations import check_cache
 from .complete import Completed, completed
-from .errors import UnsupportedArchitectureError
+from .errors import MissingExtraError, UnsupportedArchitectureError
 from .freeze import FrozenBlock
+from .labels import Tokens, checked_tokens, model_name, strings_of_both
 from .layer_numbers import stacked
 from .linear.carry.terms import Mixture
 from .linear.measure.factors import factored, mixture_norms
@@ -17,6 +19,9 @@ from .linear.required import read
 from .options import Layers
 from .plan import Plan, chain_of, reader_of
 from .storage.storable import Storable
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +37,9 @@ class CrossNorms(Storable):
         error: relative error of Σ_s Σ_h αf(x) + b_O against the model's activation, [layer]
         mask: True where a position of the decoder is real, [batch query], or None
         source_mask: the same for the encoder, [batch key]
+        token_strings: the decoder's tokens of every text, as the tokenizer decodes them or as they were given, or None
+        source_strings: the same for the encoder
+        model_name: what the model was loaded by
     """
 
     layers: tuple[int, ...]
@@ -41,11 +49,45 @@ class CrossNorms(Storable):
     error: Float[Tensor, " layer"]
     mask: Tensor | None = None
     source_mask: Tensor | None = None
+    token_strings: tuple[tuple[str, ...], ...] | None = None
+    source_strings: tuple[tuple[str, ...], ...] | None = None
+    model_name: str = ""
 
     @property
     def head_norms(self) -> Float[Tensor, "layer *batch head query key"]:
         """‖αf(x)‖ = α ‖f(x)‖ per head, made when asked for."""
         return self.attention * self.value_norms[..., None, :]
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row per layer, text, query and key: their tokens where they are known, norm, and mean weight over heads.
+
+        Padding is left out.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+
+        Example:
+            >>> tl_norms.cross_norms(cache).to_dataframe().nlargest(5, "norm")  # doctest: +SKIP
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError("to_dataframe needs pandas: pip install 'tl_norms[plot]'") from error
+        has_batch = self.norms.ndim == 4
+        norms, weights = self.norms.float().cpu(), self.attention.float().mean(-3).cpu()
+        norms, weights = (norms, weights) if has_batch else (norms[:, None], weights[:, None])
+        n_texts, n, n_keys = norms.shape[1:]
+        real = _real(self.mask, n_texts, n)[:, :, None] & _real(self.source_mask, n_texts, n_keys)[:, None]
+        layer, batch, query, key = real.expand(len(self.layers), -1, -1, -1).nonzero().T
+        columns = {"layer": [self.layers[n] for n in layer.tolist()], "batch": batch.tolist()}
+        for name, place, strings in (("query", query, self.token_strings), ("key", key, self.source_strings)):
+            columns[name] = place.tolist()
+            if strings is not None:
+                pairs = zip(batch.tolist(), place.tolist(), strict=True)
+                columns[f"{name}_token"] = [strings[text][at] for text, at in pairs]
+        found = {"norm": norms[layer, batch, query, key].tolist(), "weight": weights[layer, batch, query, key].tolist()}
+        table = pandas.DataFrame(columns | found)
+        return table if has_batch else table.drop(columns="batch")
 
     def __repr__(self) -> str:
         axes = "layer batch query key" if self.norms.ndim == 4 else "layer query key"
@@ -63,6 +105,8 @@ def cross_norms(
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
     check: bool = True,
+    tokens: Tokens | None = None,
+    source_tokens: Tokens | None = None,
 ) -> CrossNorms:
     """The norms of cross-attention in the decoder of an encoder-decoder, per head and over all heads.
 
@@ -76,6 +120,9 @@ def cross_norms(
         mask: the decoder's attention mask, [batch target pos], True or 1 at real tokens
         source_mask: the encoder's, [batch source pos]; needed if the batch is padded
         check: raise if a layer does not add up; False keeps the error in the result only
+        tokens: what to call the decoder's positions in tables and pictures: a list of strings, or one per text; by
+            default the tokenizer's strings, where the cache holds the token ids
+        source_tokens: the same for the encoder
 
     Returns:
         CrossNorms: `.head_norms`, `.attention` [layer batch head query key], `.norms` [layer batch query key],
@@ -85,6 +132,7 @@ def cross_norms(
         UnsupportedArchitectureError: the model has no cross-attention (it is not an encoder-decoder), or one that is
             not understood.
         AttentionPatternError: the cache has no cross-attention patterns.
+        UnknownOptionError: tokens that do not fit.
         DecompositionError, MissingActivationError, UnknownLayerError, MaskError, NonFiniteError, NotACacheError
 
     Example:
@@ -92,6 +140,7 @@ def cross_norms(
         >>> tl_norms.cross_norms(cache).norms[3, 0]                             # doctest: +SKIP
     """
     check_cache(cache)
+    given = checked_tokens(tokens), checked_tokens(source_tokens)
     if not any(scope.endswith("_cross") for scope in chain_of(reader_of(cache.model))):
         raise UnsupportedArchitectureError(
             f"{_name(cache.model)} has no cross-attention: expected the cache of an encoder-decoder, such as Marian or "
@@ -109,6 +158,9 @@ def cross_norms(
         norms.append(mixture_norms(mixture, factors, causal=False))
         value_norms.append(lengths)
         errors.append(made.error)
+    n_texts, n, n_keys = norms[0].shape
+    masks = activations.mask, activations.source_mask
+    strings, source = strings_of_both(activations.tensors, cache.model, given, masks, (n_texts, n, n_keys))
     return CrossNorms(
         layers=tuple(block.layer for block in plan.blocks),
         attention=stacked(attention, activations.has_batch),
@@ -117,7 +169,15 @@ def cross_norms(
         error=torch.tensor(read(errors)),
         mask=mask,
         source_mask=source_mask,
+        token_strings=strings,
+        source_strings=source,
+        model_name=model_name(cache.model),
     )
+
+
+def _real(mask: Tensor | None, n_texts: int, n: int) -> Tensor:
+    """True at real positions, [text pos]."""
+    return torch.ones(n_texts, n).bool() if mask is None else torch.as_tensor(mask).bool().cpu().reshape(n_texts, n)
 
 
 def _mixture(made: Completed) -> Mixture:

@@ -24,11 +24,14 @@ class Decomposition:
 
     They are formed of the model's weights and the cache, not of copies. If these are written to in the meantime, every
     method raises a DecompositionError: writes are counted where torch counts them, sums are made again and compared.
+    For the same reason there is no `save`: keep what its methods return.
 
     Attributes:
         layer, scope: where
         error: relative completeness error of this layer and scope
         sources: the vectors in factored form (see `tl_norms.linear.carry.pairs`)
+        token_strings, source_strings: the tokens of every text, and the encoder's after cross-attention, or None
+        model_name: what the model was loaded by
         written: how often the tensors that they are formed of had been written to when the sums were checked
     """
 
@@ -40,6 +43,9 @@ class Decomposition:
     mask: Tensor | None
     max_memory: int | None
     source_mask: Tensor | None = None
+    token_strings: tuple[tuple[str, ...], ...] | None = None
+    source_strings: tuple[tuple[str, ...], ...] | None = None
+    model_name: str = ""
     written: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:

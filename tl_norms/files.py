@@ -14,6 +14,12 @@ def is_folder(path: str | os.PathLike) -> bool:
     return _asked(path, Path.is_dir)
 
 
+def no_file(path: object) -> str:
+    """Why what is given for a file is none: it is a folder, or nothing is there."""
+    shown = repr(str(path)[:200])
+    return f"{shown} is a folder; give a file" if is_folder(str(path)) else f"there is no file {shown}"
+
+
 def _asked(path: str | os.PathLike, question) -> bool:
     try:
         return question(Path(path).expanduser())

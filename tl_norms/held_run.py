@@ -1,5 +1,6 @@
 """From a cache to the held map of its run, and a run that keeps only what the map needs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from .blocks.activations import Activations, check_cache
 from .blocks.masks import pass_masks
-from .labels import id_hook
+from .labels import Strings, checked_tokens, id_hook, strings_of_both
 from .linear.edits import Edits
 from .model_map import ModelMap, hold_model, map_hooks
 from .plan import reader_of
@@ -55,3 +56,26 @@ def run_keeping(
     pass_masks(model, model_kwargs, mask, source_mask, decoder)
     run: Any = model.run_with_cache
     return run(*model_args, names_filter=names, **model_kwargs)
+
+
+def strings_of_map(
+    cache: Any, model_map: ModelMap, tokens: Any = None, source_tokens: Any = None
+) -> tuple[Strings | None, Strings | None]:
+    """The strings of the positions of a held run and of its encoder, as given or else as decoded.
+
+    One list of strings serves all texts.
+
+    Raises:
+        UnknownOptionError: tokens that do not fit.
+    """
+    n_texts, n = model_map.stack.real().shape
+    n_source = 0 if model_map.encoder is None else model_map.encoder.real().shape[1]
+    given = _for_all(checked_tokens(tokens), n_texts), _for_all(checked_tokens(source_tokens), n_texts)
+    activations = model_map.activations
+    masks = activations.mask, activations.source_mask
+    return strings_of_both(cache.cache_dict, cache.model, given, masks, (n_texts, n, n_source))
+
+
+def _for_all(words: tuple[Any, ...] | None, n_texts: int) -> Sequence[Any] | None:
+    single = words is not None and all(isinstance(one, str) for one in words)
+    return [words] * n_texts if single else words

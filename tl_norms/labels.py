@@ -9,9 +9,16 @@ from torch import Tensor, nn
 
 from .errors import UnknownOptionError
 
+Tokens = Sequence[str] | Sequence[Sequence[str]]
 Strings = tuple[tuple[str, ...], ...]
 _decoded: "weakref.WeakKeyDictionary[Any, tuple[int, dict[int, str]]]" = weakref.WeakKeyDictionary()
 _IDS, _DECODER_IDS = "embed.hook_in", "decoder_embed.hook_in"
+
+
+def digits(value: float, n: int, sign: str = "") -> str:
+    """A number in n digits, for tables and titles: thousands apart, an exponent from a million on; `sign` "+" or ""."""
+    short = float(f"{value:.{n}g}")
+    return f"{short:{sign},.0f}" if 10**n <= abs(short) < 1e6 else f"{value:{sign}.{n}g}"
 
 
 def model_name(model: nn.Module) -> str:
@@ -138,6 +145,35 @@ def strings_of_run(
     if n_source and all(len(row) == n + n_source for row in rows):
         source = tuple(row[n:] for row in rows)
     return tuple(row[:n] for row in rows), source
+
+
+def strings_of_both(
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    given: tuple[Sequence[Any] | None, Sequence[Any] | None],
+    masks: tuple[Tensor | None, Tensor | None],
+    shape: tuple[int, int, int],
+) -> tuple[Strings | None, Strings | None]:
+    """The strings of the positions of a decoder and of its encoder, each as given or else as decoded.
+
+    Args:
+        tensors: a cache's, by hook name
+        model: whose
+        given: the options `tokens=` and `source_tokens=`, checked
+        masks: True at real positions, [text pos], or None
+        shape: texts, positions, positions of the encoder
+
+    Raises:
+        UnknownOptionError: tokens that do not fit.
+    """
+    n_texts, *lengths = shape
+    found = []
+    for stack, words, mask, n in zip((None, "encoder"), given, masks, lengths, strict=True):
+        if words is None:
+            found.append(_fitting(strings_of_ids(tensors, model, stack), n_texts, n) if n else None)
+        else:
+            found.append(given_strings(words, n_texts, n, None if mask is None else torch.as_tensor(mask).bool()))
+    return found[0], found[1]
 
 
 def _fitting(strings: Strings | None, n_texts: int, n: int) -> Strings | None:

@@ -16,13 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .blocks.activations import check_cache
-from .complete import completed
+from .blocks.activations import Activations, check_cache
+from .complete import Completed, completed
 from .decomposition import Decomposition
 from .errors import UnknownOptionError, UnknownScopeError
 from .freeze import FrozenBlock
 from .held_run import attribution_hooks
 from .joined_layers import numbers_of_layers
+from .labels import Strings, model_name, strings_of_run
 from .layer_numbers import collected, heads_of, stacked
 from .linear.carry.terms import Mixture
 from .linear.edits import Edits
@@ -256,7 +257,7 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
         cache: an ActivationCache
         layer: its number, negative from the end
         scope: a scope of the model, or a paper's name for it
-        **options: as for `block_norms`, but layers, sketch, tokens and measure
+        **options: as for `block_norms`, but layers, sketch and measure
 
     Returns:
         Decomposition: `.vectors(query, key)` [batch query key d_model], `.remainder` and `.total()`
@@ -273,7 +274,7 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
     chain = chain_of(reader_of(cache.model, options.get("stack")))
     if not isinstance(scope, str) or scope == "all":
         raise UnknownScopeError(f"scope is {scope!r}; expected one of {', '.join(chain)}.")
-    for name in ("layers", "sketch", "tokens"):
+    for name in ("layers", "sketch"):
         if options.get(name) is not None:
             raise UnknownOptionError(f"decompose takes no {name}=: its vectors are exact, and of one layer.")
     if "measure" in options:
@@ -291,7 +292,18 @@ def decompose(cache, layer: int, scope: str, **options: Unpack[AnalysisOptions])
         activations.mask,
         plan.options.max_memory,
         activations.source_mask,
+        *_strings(plan, activations, made),
+        model_name(cache.model),
     )
+
+
+def _strings(plan: Plan, activations: Activations, made: Completed) -> tuple[Strings | None, Strings | None]:
+    """What the positions of a decomposition, and those of the encoder, are called."""
+    (n_texts, n, _), n_keys = made.sources.own.shape, made.sources.n_keys
+    n_source = 0 if made.sources.cross is None else n_keys - (0 if made.sources.past else n)
+    reader, given = plan.reader, plan.options.tokens
+    shape = (n_texts, n, n_source)
+    return strings_of_run(activations.tensors, reader.model, reader.stack, given, activations.mask, shape)
 
 
 def _only_lengths(options: Mapping[str, Any], who: str) -> None:

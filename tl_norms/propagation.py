@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UnknownLayerError
-from .held_run import map_of, run_keeping
-from .labels import model_name, strings_of_ids
+from .held_run import map_of, run_keeping, strings_of_map
+from .labels import Tokens, model_name
 from .linear.edits import Edits
 from .linear.hold import Rule
 from .linear.measure.measures import measure_of
@@ -39,6 +39,8 @@ def propagate(
     start: int = 0,
     check: bool = True,
     progress: bool | None = None,
+    tokens: Tokens | None = None,
+    source_tokens: Tokens | None = None,
 ) -> TokenNorms:
     """What every input token has become after each layer, exactly.
 
@@ -67,6 +69,9 @@ def propagate(
             shared from before it belong to the remainder; the encoder's sources still start at its input)
         check: raise if a layer does not add up; False keeps the error in the result only
         progress: show a progress bar; None: in a terminal or notebook, if it takes more than a few seconds
+        tokens: what to call the positions in tables and pictures: a list of strings, or one per text; by default the
+            tokenizer's strings, if the cache holds the token ids
+        source_tokens: the same for the encoder, of an encoder-decoder
 
     Returns:
         TokenNorms: `norms` [layer *batch query key], `remainder_norms` [layer *batch query], `error` [layer], and
@@ -76,7 +81,8 @@ def propagate(
     Raises:
         DecompositionError: the vectors miss the model's own stream by more than rounding; nan included.
         MemoryBudgetError: one source token alone does not fit.
-        UnknownLayerError, UnknownOptionError: a layer, start, measure or rule that does not exist.
+        UnknownLayerError, UnknownOptionError: a layer, start, measure or rule that does not exist, or tokens that
+            do not fit.
         UnsupportedArchitectureError: the model is not understood as a whole, or (integrated) a pattern of it cannot be
             rebuilt from queries and keys.
         MissingActivationError, MaskError, NonFiniteError, NotACacheError
@@ -89,6 +95,7 @@ def propagate(
     checked = Options.of(max_memory=max_memory, check=check, layers=layers)
     model_map = map_of(cache, mask, source_mask, attention=attention, ff=ff, edits=edits)
     first, numbers = _start_and_layers(start, checked.layers, model_map.stack.n_layers)
+    strings, source_strings = strings_of_map(cache, model_map, tokens, source_tokens)
     walk = Walk(model_map, first, max(numbers))
     found = Measuring(walk, numbers, measured, checked.max_memory, progress).done()
     error = found.error
@@ -108,7 +115,8 @@ def propagate(
         measure=measure,
         model_name=model_name(cache.model),
         boundary=None if model_map.encoder is None else walk.n_own,
-        token_strings=strings_of_ids(cache.cache_dict, cache.model),
+        token_strings=strings,
+        source_strings=source_strings,
         unattended={
             layer.layer: layer.written for layer in walk.layers if layer.attention is None and layer.crossing is None
         },
@@ -154,6 +162,8 @@ def run_with_propagation(
     start: int = 0,
     check: bool = True,
     progress: bool | None = None,
+    tokens: Tokens | None = None,
+    source_tokens: Tokens | None = None,
     **model_kwargs: Any,
 ) -> tuple[Any, TokenNorms]:
     """Run the model and propagate its input tokens, keeping only what that needs instead of a full cache.
@@ -161,8 +171,8 @@ def run_with_propagation(
     Args:
         model: the model
         *model_args, **model_kwargs: what the model is called with
-        layers, measure, attention, ff, edits, max_memory, mask, source_mask, start, check, progress: as for
-            `propagate`; the masks go to the model too, unless it is given its own
+        layers, measure, attention, ff, edits, max_memory, mask, source_mask, start, check, progress, tokens,
+            source_tokens: as for `propagate`; the masks go to the model too, unless it is given its own
 
     Returns:
         The model's output and the TokenNorms, equal to those of a full cache.
@@ -187,5 +197,7 @@ def run_with_propagation(
         start=start,
         check=check,
         progress=progress,
+        tokens=tokens,
+        source_tokens=source_tokens,
     )
     return output, found

@@ -41,7 +41,7 @@ class TokenNorms(Storable):
             to the stream
         attention: whether patterns were held, or softmaxes integrated
         edits: what hooks changed during the run
-        token_strings, model_name: for tables
+        token_strings, source_strings (of the encoder), model_name: for tables and pictures
     """
 
     norms: Float[Tensor, "layer *batch query key"]
@@ -53,6 +53,7 @@ class TokenNorms(Storable):
     model_name: str
     boundary: int | None = None
     token_strings: tuple[tuple[str, ...], ...] | None = None
+    source_strings: tuple[tuple[str, ...], ...] | None = None
     unattended: dict[int, float] = field(default_factory=dict)
     has_batch: bool = True
     attention: AttentionRule = "held"
@@ -230,12 +231,10 @@ class TokenNorms(Storable):
         return pandas.DataFrame(rows, columns=[*columns, "direction"] if onto else columns)
 
     def _label(self, at: int, row: int) -> str:
+        strings, prefix = self.token_strings, ""
         if self.boundary is not None and at >= self.boundary:
-            return f"source {at - self.boundary}"
-        if self.token_strings is None:
-            return str(at)
-        found = self.token_strings[row if row < len(self.token_strings) else 0]
-        return found[at] if at < len(found) else str(at)
+            strings, at, prefix = self.source_strings, at - self.boundary, "source "
+        return f"{prefix}{at}" if strings is None else strings[row][at]
 
     def __repr__(self) -> str:
         name = self.measure if isinstance(self.measure, str) else type(self.measure).__name__

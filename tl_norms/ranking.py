@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .errors import MissingExtraError
+from .labels import digits
 from .storage.storable import Storable
 
 
@@ -43,10 +44,12 @@ class Ranking(Storable):
         return pandas_of().DataFrame(list(self.rows), columns=list(self.columns))
 
     def _cells(self) -> list[list[str]]:
-        form = "+.4f" if self.signed else ".4g"
         return [list(self.columns)] + [
-            [format(cell, form) if isinstance(cell, float) else str(cell) for cell in row] for row in self.rows
+            [self._number(cell) if isinstance(cell, float) else str(cell) for cell in row] for row in self.rows
         ]
+
+    def _number(self, value: float) -> str:
+        return f"{value:+.4f}" if self.signed else digits(value, 4)
 
     def __repr__(self) -> str:
         cells = self._cells()

@@ -11,6 +11,7 @@ import pytest
 import study_models
 import translation_models as models
 
+import tl_norms
 from tl_norms import alignment, studies
 from tl_norms.__main__ import main
 from tl_norms.alignment import AlignmentInputError, EncodedPair, GoldLinks
@@ -259,3 +260,11 @@ def test_command_line_errors(files, capsys):
         with pytest.raises(SystemExit) as stop:
             main(given[:at] + given[at + 2 :])
         assert stop.value.code == 2 and missing in capsys.readouterr().err
+
+
+def test_error_rates_are_kept_in_a_file(wanted, tmp_path):
+    wanted.save(tmp_path / "rates.safetensors")
+    again = tl_norms.load(tmp_path / "rates.safetensors")
+    np.testing.assert_equal(again.counts, wanted.counts)
+    assert again.strongest_head() == wanted.strongest_head() and again.corpus == wanted.corpus
+    assert again.to_dataframe().equals(wanted.to_dataframe())

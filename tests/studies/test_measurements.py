@@ -1,5 +1,7 @@
 """Every study against loops over single, unpadded texts and over scipy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import study_models
@@ -7,7 +9,7 @@ import torch
 from scipy import stats
 
 import tl_norms
-from tl_norms import studies
+from tl_norms import plot, scopes, studies
 from tl_norms.metrics import cancellation, component_changes, ff_amplification
 
 
@@ -209,3 +211,38 @@ def test_own_categories_and_their_number(model, texts):
     assert np.allclose(found.weight.sum(0), 1)
     with pytest.raises(studies.StudyInputError, match="gave 1 names"):
         studies.weight_against_norm(model, texts, categories=lambda tokenizer, ids: ["one"])
+
+
+RESULTS = {
+    "AmplifiedPairs": lambda model, texts: studies.amplified_pairs(model, texts, k=2),
+    "Changes": studies.contextualization_change,
+    "Changes of cancellation": studies.cancellation,
+    "ExpansionRates": lambda model, texts: studies.expansion_rate(model),
+    "Frequency": studies.frequency,
+    "MixingRatios": studies.mixing_ratio,
+    "ValueNormDispersion": studies.value_norm_dispersion,
+    "WeightAgainstNorm": studies.weight_against_norm,
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_are_kept_in_files(model, texts, tmp_path, name):
+    found = RESULTS[name](model, texts)
+    found.save(tmp_path / "study.safetensors")
+    again = tl_norms.load(tmp_path / "study.safetensors")
+    assert type(again) is type(found) is type(again.cpu())
+    for field in dataclasses.fields(found):
+        one, other = getattr(found, field.name), getattr(again, field.name)
+        assert type(one) is type(other), field.name
+        np.testing.assert_equal(other, one, err_msg=field.name)
+    table, kept = (one.to_dataframe() for one in (found, again))
+    assert table.equals(kept) and len(table)
+
+
+def test_figures_of_both_kinds_of_changes_have_their_own_titles(model, texts):
+    pytest.importorskip("plotly")
+    change, cancelled = studies.contextualization_change(model, texts), studies.cancellation(model, texts)
+    assert change.base is None and cancelled.base in scopes(model) and cancelled.components[0] != cancelled.base
+    titles = [str(plot.changes(found).layout.to_plotly_json()) for found in (change, cancelled)]
+    assert "Change of the map by each component" in titles[0] and "since" not in titles[0]
+    assert f"Change of the map since {cancelled.base}" in titles[1] and "by each component" not in titles[1]

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ..files import is_file
+from ..files import is_file, no_file
 from .errors import AlignmentFormatError, AlignmentInputError
 
 
@@ -16,7 +16,7 @@ def text_of(path: str | os.PathLike, what: str, hint: str = "") -> str:
     """
     shown = repr(str(path)[:200])
     if not is_file(path):
-        raise AlignmentInputError(f"there is no file {shown} with {what}.{hint}")
+        raise AlignmentInputError(f"{no_file(path)} with {what}.{hint}")
     try:
         return Path(path).expanduser().read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -5,9 +5,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import is_file, is_folder
+from ..files import is_file, no_file
 from . import why_arguments
 from .help_layout import HelpLayout
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 EMBEDDED = ("all-minilm-l6-v2", "minilm", "embedded")  # names of the embedded model, in small letters
 
@@ -68,7 +70,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="player",
         help="biases in the feed-forward, see tl_norms.ffn_maps",
     )
-    add("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32", help="the model's numbers")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        metavar="DTYPE",
+        help="the model's numbers: float32 (default), float64, bfloat16 or float16",
+    )
     why_arguments.add(parser)
     add("--quiet", action="store_true", help="no tables and no notices; errors, --json and --html remain")
     found = parser.parse_args(argv)
@@ -110,10 +118,8 @@ def unreadable(file: str | None) -> str:
     """Why a file cannot be read, or "" if it can or is not wanted."""
     if file is None:
         return ""
-    if is_folder(file):
-        return f"{file!r} is a folder; give a file"
     if not is_file(file):
-        return f"there is no file {file[:200]!r}"
+        return no_file(file)
     return "" if os.access(Path(file).expanduser(), os.R_OK) else f"{file!r} cannot be read"
 
 

@@ -3,7 +3,8 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+from .arguments import unwritable
 
 TEXT = "The keys to the cabinet"
 GOOD, BAD = " are", " is"
@@ -22,9 +23,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--online", action="store_true", help="the public model from the hub instead of the installed package")
     add("--html", metavar="FILE", default="tl_norms_demo.html", help="the page; default: %(default)s")
     found = parser.parse_args(argv)
-    file = Path(found.html).expanduser()
-    if not found.html.strip() or file.is_dir() or not file.parent.is_dir():
-        parser.error(f"--html: {found.html!r} is no file in a folder that exists")
+    if problem := unwritable(found.html):
+        parser.error(f"--html: {problem}")
     return found
 
 

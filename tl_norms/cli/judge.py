@@ -6,9 +6,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import DTYPES, unreadable, unwritable
 from .help_layout import HelpLayout
 from .study import _positive, _processes, _share
 
@@ -38,7 +38,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", metavar="NAME_OR_FOLDER", help="Hugging Face name, folder or .gguf file; default: embedded MiniLM")
-    add("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        metavar="DTYPE",
+        help="the model's numbers: float32 (default), float64, bfloat16 or float16",
+    )
     add("--task", action="append", default=[], metavar="NAME", help="task of templates; may be repeated")
     add("--rows", action="append", default=[], metavar="FILE", help="csv or jsonl with columns prefix, good, bad, ...")
     add("--evidence", default="evidence", metavar="COLUMN", help="of --rows; 'none' if there is no such column")
@@ -61,10 +67,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     found = parser.parse_args(argv)
     if not found.task and not found.rows:
         parser.error("a task is needed: --task agreement, --task subjects or --rows FILE (tl-norms judge --help)")
-    for name in ("csv", "html"):
-        given = getattr(found, name)
-        if given is not None and not Path(given).expanduser().parent.is_dir():
-            parser.error(f"--{name}: there is no folder {str(Path(given).expanduser().parent)!r} to write to")
+    for name in ("csv", "html", "resume"):
+        if problem := unwritable(getattr(found, name)):
+            parser.error(f"--{name}: {problem}")
+    for name, files in (("rows", found.rows), ("parts", found.parts)):
+        for problem in filter(None, map(unreadable, files)):
+            parser.error(f"--{name}: {problem}")
     if found.replacement not in ("mean", "zero"):
         if not found.replacement.isdigit():
             parser.error(f"--replacement: expected mean, zero or a token id, not {found.replacement!r}")

@@ -54,6 +54,7 @@ def facts(model: Any, name: str, text: str, tokens: Tensor, words: list[str], dt
         "model": name,
         "architecture": getattr(cfg, "architecture", None) or getattr(cfg, "original_architecture", None),
         "class": type(model).__name__,
+        "n_layers": int(cfg.n_layers),
         "dtype": dtype,
         "bias": bias,
         "versions": {package: _version(package) for package in packages} | {"python": platform.python_version()},

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..labels import digits
 from ..results import BlockNorms
 from . import report
 
@@ -38,7 +39,7 @@ def analysis(facts: dict[str, Any], norms: BlockNorms, words: list[str], keys: l
         _strongest(console, norms, words, keys, scope, row)
     changes, pairs, missing = report.feed_forward(norms, keys)
     if missing is not None:
-        _say(console, f"What the feed-forward changes: not computed. {missing}")
+        say(console, f"What the feed-forward changes: not computed. {missing}")
     if changes:
         _changes(console, norms, changes)
     if pairs:
@@ -55,12 +56,12 @@ def check(facts: dict[str, Any], norms: BlockNorms, tolerance: float, complete: 
         table.add_row(str(layer), *(_error(cell, tolerance) for cell in cells))
     _print(console, table)
     if any(bool(norms.error[scope].isnan().any()) for scope in norms.scopes):
-        _say(console, "-: TransformerLens has no activation there to compare with")
+        say(console, "-: TransformerLens has no activation there to compare with")
     verdict = "complete" if complete else "NOT complete"
     last = f"{facts['model']}: {verdict} at every layer and scope (tolerance {tolerance:.0e} in {facts['dtype']})"
     if not complete:
         last = f"{facts['model']}: {verdict}, marked with ! (tolerance {tolerance:.0e} in {facts['dtype']})"
-    _say(console, last, "bold green" if complete else "bold red")
+    say(console, last, "bold green" if complete else "bold red")
 
 
 def printable(token: str) -> str:
@@ -117,14 +118,15 @@ def _print(console: Console, table: Table) -> None:
 
 def _heading(console: Console, facts: dict[str, Any], norms: BlockNorms) -> None:
     versions = " · ".join(f"{name}\u00a0{version}" for name, version in facts["versions"].items())
-    layers = f"{len(norms.layers)} layer{'s' if len(norms.layers) != 1 else ''}"
+    n = facts["n_layers"]
+    layers = f"{n} layer{'s' if n != 1 else ''}"
     if norms.skipped:
         layers += f" (without attention, skipped: {', '.join(map(str, norms.skipped))})"
     kind = facts["architecture"] or facts["class"]
-    _say(console, f"{printable(facts['model'])} · {kind} · {layers} · {facts['dtype']}", "bold")
-    _say(console, versions, "dim")
-    _say(console, f"chain: {' → '.join(norms.chain)}", "dim")
-    _say(console, f"weight processing: {', '.join(norms.processing) or 'none'}", "dim")
+    say(console, f"{printable(facts['model'])} · {kind} · {layers} · {facts['dtype']}", "bold")
+    say(console, versions, "dim")
+    say(console, f"chain: {' → '.join(norms.chain)}", "dim")
+    say(console, f"weight processing: {', '.join(norms.processing) or 'none'}", "dim")
 
 
 def _tokens(console: Console, words: list[str], first: int = 0) -> None:
@@ -144,10 +146,21 @@ def _placed(position: int, token: str, n: int) -> str:
     return f"{position:>{len(str(n - 1))}} {printable(token)}"
 
 
-def _say(console: Console, text: str, style: str = "") -> None:
+def say(console: Console, text: str, style: str = "") -> None:
     """A text, broken at ordinary spaces but not at hard ones."""
     for line in textwrap.wrap(text, console.width, break_long_words=False, break_on_hyphens=False):
         _line(console, Text(line.replace("\u00a0", " "), style=style))
+
+
+def trimmed(console: Console, table: Table) -> None:
+    """A table without blanks at the ends of its lines, where it goes to a file or a pipe."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        _line(console, Text(line))
 
 
 def _line(console: Console, line: Text) -> None:
@@ -165,7 +178,7 @@ def _mixing_ratios(console: Console, norms: BlockNorms) -> None:
     worst = [max((e for e in norms.error[scope].tolist() if e == e), default=math.nan) for scope in norms.scopes]
     table.add_row("error", *(_error(error) for error in worst))
     _print(console, table)
-    _say(console, "error: completeness, relative, at the worst layer and position", "dim")
+    say(console, "error: completeness, relative, at the worst layer and position", "dim")
 
 
 def _strongest(console: Console, norms: BlockNorms, words: list[str], keys: list[str], scope: str, row: int) -> None:
@@ -185,11 +198,11 @@ def _strongest(console: Console, norms: BlockNorms, words: list[str], keys: list
         drawn = [bars(seen, query, n_bars)] * (n_bars >= 8)
         cells = [_placed(query, word, n), f"{ratios[query]:.1%}"]
         if key is None:
-            table.add_row(*cells, f"{own:.4g} *", "-", "-", *drawn)
+            table.add_row(*cells, f"{digits(own, 4)} *", "-", "-", *drawn)
             continue
         other, itself = maps[query][key], own >= maps[query][key]
         marks = ("*", " ") if itself else (" ", "*")
-        found = [f"{own:.4g} {marks[0]}", _placed(key, keys[key], n), f"{other:.4g} {marks[1]}"]
+        found = [f"{digits(own, 4)} {marks[0]}", _placed(key, keys[key], n), f"{digits(other, 4)} {marks[1]}"]
         table.add_row(*cells, *found, *drawn)
     _print(console, table)
     told = "*: the strongest of all"
@@ -197,7 +210,7 @@ def _strongest(console: Console, norms: BlockNorms, words: list[str], keys: list
         together = math.ceil(n / n_bars)
         several = f", {together} sources to a bar" if together > 1 else ""
         told += f"; bars: share of the row's largest{several}; {_ITSELF}: the position itself"
-    _say(console, told, "dim")
+    say(console, told, "dim")
 
 
 def _changes(console: Console, norms: BlockNorms, changes: dict[str, list[float]]) -> None:
@@ -219,8 +232,8 @@ def _pairs(console: Console, norms: BlockNorms, pairs: list[dict]) -> None:
             str(pair["layer"]),
             _placed(pair["query"], pair["query_token"], n),
             _placed(pair["key"], pair["key_token"], n),
-            *(f"{pair[name]:.4g}" for name in ("before", "after")),
-            f"{pair['difference']:+.4g}",
+            *(digits(pair[name], 4) for name in ("before", "after")),
+            digits(pair["difference"], 4, "+"),
         )
     _print(console, table)
 
@@ -228,7 +241,7 @@ def _pairs(console: Console, norms: BlockNorms, pairs: list[dict]) -> None:
 def _table(console: Console, title: str, columns: list[str], text: tuple[int, ...] = ()) -> Table:
     """An empty table under its title, which may be wider; columns of text are on the left, numbers on the right."""
     console.print()
-    _say(console, title, "bold")
+    say(console, title, "bold")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, column in enumerate(columns):
         if number in text:

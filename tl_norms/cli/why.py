@@ -16,7 +16,7 @@ from ..held_run import attribution_hooks
 from ..model_map import AttentionRule
 from ..targets import Target, TargetError, direction, logit
 from .load import TextError, brief, tokenize
-from .tables import printable
+from .tables import printable, say, trimmed
 
 _BAR, _LEAST = 24, 6  # columns of the longest bar on either side
 _WORD = 24  # columns of a token that bars make room for
@@ -65,7 +65,7 @@ def explained(
         target = target if against is None else target - logit(_read(against), at)
     reference = None if baseline is None else _read(baseline)
     rules: dict[str, Any] = {"attention": attention, "baseline": reference}
-    found = attribute(cache, target, token_strings=words, check=check, **rules)
+    found = attribute(cache, target, tokens=words, check=check, **rules)
     return Why(text, words, like, found if name is None else replace(found, model_name=name))
 
 
@@ -137,17 +137,18 @@ def show(why: Why, console: Console | None = None, k: int = _STRONGEST) -> None:
     """The value, a signed bar per token, the strongest heads, edges and feed-forwards, and the error."""
     console = console or Console(highlight=False)
     found = why.attribution
-    console.print(Text(f"{found.target_name} = {float(found.value[0]):+.4f}   ({found.model_name})"))
-    console.print(_bars(why, console.width))
+    say(console, f"{found.target_name} = {float(found.value[0]):+.4f} ({found.model_name})")
+    trimmed(console, _bars(why, console.width))
     for title, kind in _PARTS:
         console.print()
-        console.print(_table(f"strongest {title}", found.top(k, kind)))
+        trimmed(console, _table(f"strongest {title}", found.top(k, kind)))
     console.print()
     if found.unattended:
         layers = ", ".join(f"{layer} ({size:.0%} of the stream)" for layer, size in found.unattended.items())
         console.print(Text(f"layers without attention, whose writing is in the offset: {layers}"))
-    console.print(
-        Text(f"completeness: every cut adds up to the value within {float(found.error.max()):.1e} of its largest part")
+    say(
+        console,
+        f"completeness: every cut adds up to the value within {float(found.error.max()):.1e} of its largest part",
     )
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UnknownOptionError
-from ..held_run import map_of
+from ..held_run import map_of, strings_of_map
 from ..labels import model_name
 from ..linear.hold import Rule
 from ..linear.measure.measures import Length, Measure, Share
@@ -61,7 +61,7 @@ class DecompX(Storable):
         unattended: layers without attention (what they write belongs to the remainder), with how long that is relative
             to the stream
         boundary: of an encoder-decoder: how many keys are the target's tokens; the source's come after them
-        target_name, model_name: for tables
+        token_strings, source_strings (of the encoder), target_name, model_name: for tables and pictures
     """
 
     layers: tuple[int, ...]
@@ -77,6 +77,8 @@ class DecompX(Storable):
     target_name: str | None = None
     unattended: dict[int, float] = field(default_factory=dict)
     boundary: int | None = None
+    token_strings: tuple[tuple[str, ...], ...] | None = None
+    source_strings: tuple[tuple[str, ...], ...] | None = None
 
     def __repr__(self) -> str:
         target = "" if self.target_name is None else f", scores of {self.target_name} {list(self.scores.shape)}"  # pyright: ignore[reportOptionalMemberAccess]
@@ -147,6 +149,7 @@ def decompx(
     for one in (found, *own) if check else ():
         one.raise_if_off()
     has_batch = model_map.activations.has_batch
+    strings, source_strings = strings_of_map(cache, model_map)
     scored = {} if ending is None else {"scores": found.scores, "value": ending.value[0], "offset": found.offset}
 
     def shaped(value: Tensor) -> Tensor:
@@ -165,5 +168,7 @@ def decompx(
             layer.layer: layer.written for layer in walk.layers if layer.attention is None and layer.crossing is None
         },
         boundary=None if model_map.encoder is None else walk.n_own,
+        token_strings=strings,
+        source_strings=source_strings,
         **{name: value if has_batch else value[0] for name, value in scored.items()},
     )

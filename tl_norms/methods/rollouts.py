@@ -32,8 +32,8 @@ def attention_rollout(cache, *, mask: Tensor | None = None, stack: str | None = 
         >>> tl_norms.methods.attention_rollout(cache).rollout[-1]               # doctest: +SKIP
     """
     norms, maps = _patterns(cache, mask, stack)
-    left_out = unattended(cache, mask, stack)
-    return ComposedMaps("attention_rollout", None, norms.layers, maps, composition.rollout(maps), left_out)
+    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name or ""
+    return ComposedMaps("attention_rollout", None, norms.layers, maps, composition.rollout(maps), *facts)
 
 
 def attention_flow(cache, *, mask: Tensor | None = None, stack: str | None = None) -> ComposedMaps:
@@ -55,8 +55,8 @@ def attention_flow(cache, *, mask: Tensor | None = None, stack: str | None = Non
         >>> tl_norms.methods.attention_flow(cache).rollout[-1]                  # doctest: +SKIP
     """
     norms, maps = _patterns(cache, mask, stack)
-    left_out = unattended(cache, mask, stack)
-    return ComposedMaps("attention_flow", None, norms.layers, maps, composition.attention_flow(maps), left_out)
+    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name or ""
+    return ComposedMaps("attention_flow", None, norms.layers, maps, composition.attention_flow(maps), *facts)
 
 
 def norm_rollout(
@@ -88,8 +88,8 @@ def norm_rollout(
     norms = block_norms(cache, scope, mask=mask, stack=stack)
     (found,) = norms.scopes
     maps = composition.normalized(norms[found]) if normalize else norms[found].double()
-    left_out = unattended(cache, mask, stack)
-    return ComposedMaps("norm_rollout", found, norms.layers, maps, composition.rollout(maps), left_out)
+    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name or ""
+    return ComposedMaps("norm_rollout", found, norms.layers, maps, composition.rollout(maps), *facts)
 
 
 @torch.no_grad()
@@ -123,8 +123,8 @@ def alti(
     norms = block_norms(cache, scope, measure="alti", mask=mask, stack=stack)
     (found,) = norms.scopes
     maps = composition.normalized(norms[found]) if normalize else norms[found].double()
-    left_out = unattended(cache, mask, stack)
-    return ComposedMaps("alti", found, norms.layers, maps, composition.rollout(maps), left_out)
+    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name or ""
+    return ComposedMaps("alti", found, norms.layers, maps, composition.rollout(maps), *facts)
 
 
 def globenc(
@@ -166,8 +166,8 @@ def globenc(
     if add_identity:
         maps = maps + torch.eye(maps.shape[-1], dtype=maps.dtype, device=maps.device)
     maps = composition.normalized(maps) if normalize else maps
-    left_out = unattended(cache, mask, stack)
-    return ComposedMaps("globenc", scope, norms.layers, maps, composition.rollout(maps), left_out)
+    facts = unattended(cache, mask, stack), norms.token_strings, norms.model_name or ""
+    return ComposedMaps("globenc", scope, norms.layers, maps, composition.rollout(maps), *facts)
 
 
 def _patterns(cache, mask: Tensor | None, stack: str | None) -> tuple[BlockNorms, Tensor]:

@@ -20,7 +20,7 @@ from ..linear.measure.measures import nearer
 from ..linear.pieces import pieces
 from ..plan import Plan, chain_of, reader_of
 from ..storage.storable import Storable
-from .results import unattended
+from .results import names_of, unattended
 
 Kind = Literal["attention", "bypass", "feed-forward", "bypass of the feed-forward"]
 
@@ -54,6 +54,7 @@ class InformationFlow(Storable):
         part_threshold: shares below it were set to 0 before the others were brought to sum 1
         unattended: layers without attention, left out as if nothing moved there, with how long what they write is
             relative to the stream (nan if the cache does not tell)
+        token_strings, model_name: for tables and pictures
     """
 
     layers: tuple[int, ...]
@@ -67,6 +68,8 @@ class InformationFlow(Storable):
     threshold: float
     part_threshold: float
     unattended: dict[int, float] = field(default_factory=dict)
+    token_strings: tuple[tuple[str, ...], ...] | None = None
+    model_name: str = ""
 
     def __repr__(self) -> str:
         return (
@@ -139,9 +142,10 @@ def information_flow(
     if not activations.has_batch:
         heads, bypass, ffn, maps = heads[:, 0], bypass[:, 0], ffn[:, 0], maps[:, 0]
     rollout = composition.rollout(maps)
+    names = names_of(plan, activations, found[0][3].shape)
     left_out = unattended(cache, mask, stack)
     return InformationFlow(
-        layers, heads, bypass, ffn, maps, rollout, edges, target, threshold, part_threshold, left_out
+        layers, heads, bypass, ffn, maps, rollout, edges, target, threshold, part_threshold, left_out, *names
     )
 
 

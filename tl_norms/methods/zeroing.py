@@ -14,7 +14,7 @@ from ..linear.carry.pairs import is_causal
 from ..linear.pieces import pieces
 from ..plan import Plan, chain_of, reader_of
 from ..tolerances import TOLERANCE
-from .results import ComposedMaps, unattended
+from .results import ComposedMaps, names_of, unattended
 
 
 @torch.no_grad()
@@ -61,8 +61,8 @@ def value_zeroing(
     maps = torch.stack([row.to(first) if activations.has_batch else row[0].to(first) for row in rows])
     maps = composition.normalized(maps) if normalize else maps
     layers = tuple(block.layer for block in plan.blocks)
-    left_out = unattended(cache, mask, stack)
-    return ComposedMaps("value_zeroing", scope, layers, maps, composition.rollout(maps), left_out)
+    facts = unattended(cache, mask, stack), *names_of(plan, activations, rows[0].shape)
+    return ComposedMaps("value_zeroing", scope, layers, maps, composition.rollout(maps), *facts)
 
 
 def _turned(frozen: FrozenBlock, point: int, total: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from .errors import PlotInputError
 from .layout import fitting_columns
 from .panels import ScaleOf, coloured
 from .picture import Axis, Link, Look, LookOptions, Picture
-from .select import Numbers, Tokens, chosen_heads, chosen_layers, one_text
+from .select import Numbers, Tokens, about, chosen_heads, chosen_layers, one_text
 from .subjects import NORM, WEIGHTS, is_cross
 from .words import visible
 
@@ -22,8 +22,8 @@ Links = Iterable[tuple[int, int]]
 
 def alignment_maps(
     result: Any,
-    source: Tokens,
-    target: Tokens,
+    source: Tokens | None = None,
+    target: Tokens | None = None,
     *,
     sure: Links = (),
     possible: Links = (),
@@ -40,7 +40,8 @@ def alignment_maps(
 
     Args:
         result: a CrossNorms, or one matrix [target source] of any kind, for instance with subwords merged into words
-        source, target: the words (or tokens) of the two sentences, as many as columns and rows
+        source, target: the words (or tokens) of the two sentences, as many as columns and rows; None if the result
+            keeps its tokens
         sure, possible: gold links (source, target), counted from 0; a link that is both is drawn as sure
         predicted: links (source, target) that were extracted, drawn as circles
         layers, batch, scale, columns, **look: as for `layer_maps`
@@ -58,11 +59,11 @@ def alignment_maps(
         >>> plot.alignment_maps(cross, source, target, sure={(0, 0), (2, 1)}, layers=3)  # doctest: +SKIP
     """
     if is_cross(result):
-        panels, rows, across = _of_result(result, source, target, layers, heads, weights, batch)
+        panels, rows, across, told = _of_result(result, source, target, layers, heads, weights, batch)
     else:
         if layers is not None or heads is not None or weights or batch is not None:
             raise PlotInputError("one matrix is shown as it is: layers, heads, weights and batch are for a CrossNorms.")
-        panels, rows, across = _of_matrix(result, source, target)
+        (panels, rows, across), told = _of_matrix(result, source, target), ""
     certain = set(_checked(sure, rows, across, "sure"))
     kinds = (
         ("possible", tuple(link for link in _checked(possible, rows, across, "possible") if link not in certain)),
@@ -74,14 +75,21 @@ def alignment_maps(
     signed = any(bool((value[np.isfinite(value)] < 0).any()) for _, value in panels)
     made = coloured(panels, rows, across, unit, signed, scale)
     title = f"Word alignment by cross-attention: {unit}" if is_cross(result) else "Word alignment"
+    notes = tuple(filter(None, [told, *made.notes]))
     shown = tuple(replace(panel, links=links) for panel in made.panels)
     row = min(columns or fitting_columns(len(shown), max(len(rows), len(across)), Look(**look).width), len(shown))
-    return drawn(Picture(shown, row, tuple(made.scales), title, tuple(made.notes), Look(**look)))
+    return drawn(Picture(shown, row, tuple(made.scales), title, notes, Look(**look)))
 
 
 def _of_result(
-    result: Any, source: Tokens, target: Tokens, layers: Numbers, heads: Any, weights: bool, batch: int | None
-) -> tuple[list[tuple[str, np.ndarray]], Axis, Axis]:
+    result: Any,
+    source: Tokens | None,
+    target: Tokens | None,
+    layers: Numbers,
+    heads: Any,
+    weights: bool,
+    batch: int | None,
+) -> tuple[list[tuple[str, np.ndarray]], Axis, Axis, str]:
     places = chosen_layers(result, layers)
     if heads is None:
         value = result.attention.mean(-3) if weights else result.norms
@@ -90,16 +98,26 @@ def _of_result(
     text = one_text(result, value, 3 if heads is None else 4, target, batch=batch, keys=source)
     found, across = text.map(value), text.key_axis(value.shape[-1])
     across = Axis("source", across.tokens, across.positions)
+    told = about(result, text.words)
     rows = Axis("target", text.queries.tokens, text.queries.positions)
     if heads is None:
-        return [(f"layer {result.layers[place]}", found[place]) for place in places], rows, across
+        return [(f"layer {result.layers[place]}", found[place]) for place in places], rows, across, told
     wanted = chosen_heads(value.shape[-3], None if heads == "all" else heads)
-    return [(f"L{result.layers[p]}H{head}", found[p, head]) for p in places for head in wanted], rows, across
+    return [(f"L{result.layers[p]}H{head}", found[p, head]) for p in places for head in wanted], rows, across, told
 
 
-def _of_matrix(matrix: Any, source: Tokens, target: Tokens) -> tuple[list[tuple[str, np.ndarray]], Axis, Axis]:
-    value = torch.as_tensor(matrix).detach().cpu().to(torch.float64).numpy()
+def _of_matrix(
+    matrix: Any, source: Tokens | None, target: Tokens | None
+) -> tuple[list[tuple[str, np.ndarray]], Axis, Axis]:
+    try:
+        value = torch.as_tensor(matrix).detach().cpu().to(torch.float64).numpy()
+    except (TypeError, ValueError, RuntimeError) as error:  # whatever torch says of what holds no numbers
+        raise PlotInputError(
+            f"expected a CrossNorms, or one matrix [target source], got {type(matrix).__name__}."
+        ) from error
     axes = []
+    if source is None or target is None:
+        raise PlotInputError("one matrix does not know its words: pass source= and target=, those of both sentences.")
     for name, words in (("target", target), ("source", source)):
         if any(not isinstance(word, str) for word in words):
             raise PlotInputError(f"{name} holds the words of one sentence, as strings.")

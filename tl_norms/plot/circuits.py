@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import MissingExtraError
 from .errors import PlotInputError, needed
+from .panels import without_diagonal
 from .select import Numbers, Tokens, chosen_heads, chosen_layers, one_text
 from .subjects import heads_of, is_cross, maps_of
 
@@ -23,6 +24,7 @@ def to_circuitsvis(
     heads: Numbers = None,
     batch: int | None = None,
     max_value: float | None = None,
+    diagonal: bool | None = None,
 ) -> "OfflineView":
     """One layer as a CircuitsVis view: rows are queries (destinations), columns keys (sources).
 
@@ -37,6 +39,8 @@ def to_circuitsvis(
         heads: one head, several, or None for all; not with a scope
         batch: which text, where there are several
         max_value: the end of the scale; None for the largest value shown
+        diagonal: False leaves out what a position gets from itself; None does so where it drowns the rest of a scope,
+            as for `layer_maps`. The name of the map says so
 
     Returns:
         An OfflineView, shown by a notebook; `str(view)` is its HTML, with all its code inside. Neither making nor
@@ -65,8 +69,13 @@ def to_circuitsvis(
     (place,) = chosen_layers(subject, layer)
     text = one_text(result, value, 4, tokens, batch=batch, causal=subject.causal)
     wanted = chosen_heads(value.shape[-3], heads)
-    shown = np.nan_to_num(text.map(value)[place][wanted])
+    if scope is None and diagonal is None:
+        diagonal = True  # a head's own share seldom drowns the rest
+    values, left_out = without_diagonal(text, list(text.map(value)[place][wanted]), diagonal)
+    shown = np.nan_to_num(np.stack(values))
     names = [scope] if scope else [f"L{subject.layers[place]}H{head}" for head in wanted]
+    if left_out is not None:
+        names = [f"{name}, without the diagonal" for name in names]
     top = float(shown.max()) if max_value is None else max_value
     if not top > 0:
         top = 1.0

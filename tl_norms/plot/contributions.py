@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .errors import PlotInputError
 from .select import Tokens, chosen_text, of_text, tokens_of
+from .subjects import refuse_targets
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ def one_attribution(result: Any, tokens: Tokens | None, batch: int | None) -> Si
     """The numbers of one text.
 
     Raises:
-        PlotInputError: several texts and no `batch`, or tokens that do not fit.
+        PlotInputError: several targets, several texts and no `batch`, or tokens that do not fit.
     """
+    refuse_targets(result)
     stream, offset, value = (on_cpu(part).double() for part in (result.stream, result.offset, result.value))
     text = chosen_text(stream.shape[1] if stream.ndim == 3 else None, batch)
     if text is not None:

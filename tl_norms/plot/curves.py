@@ -103,6 +103,7 @@ def changes(
     if hasattr(result, "components") and hasattr(result, "values"):
         if batch is not None:
             raise PlotInputError("a study is shown over all its texts: leave batch out.")
+        title = title if result.base is None else _since(result.base)
         lines = [_of_texts(name, result, values) for name, values in zip(result.components, result.values, strict=True)]
         note = "; ".join(filter(None, [_corpus(result), "band: the middle half of the texts" if lines[0].low is not None
                                        else ""]))  # fmt: skip
@@ -112,7 +113,7 @@ def changes(
         if not found[""]:
             raise PlotInputError("no scope of this result stands beside another: ask for them, scopes='all'.")
     elif hasattr(result, "changes") and hasattr(result, "base"):
-        found, title = result.changes, f"Change of the map from {result.base} through each step"
+        found, title = result.changes, _since(result.base)
     elif isinstance(result, Mapping) and result and all(isinstance(value, Tensor) for value in result.values()):
         found = {"": result}
     else:
@@ -130,6 +131,11 @@ def changes(
             lines.append(Line(name, numbers, curve if text is None else curve[:, text]))
         made.append(("" if len(found) == 1 else variant.replace("_", " "), tuple(lines)))
     return _changes(made, title, _told(result, batch), Look(**look))
+
+
+def _since(base: str) -> str:
+    """The title of a cancellation: its steps are cumulated."""
+    return f"Change of the map since {base}, up to each later step"
 
 
 def _layers(result: Any, layers: Sequence[int] | None, n: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import Unpack
 
+from ..labels import digits
 from ..metrics.amplification import FFAmplification, Normalize, ff_amplification
 from ..results import BlockNorms
 from .draw import Figure, drawn
@@ -80,7 +81,7 @@ def feed_forward(
         title = f"Layer {found.layers[places[0]]}: f{title[1:]}"
     if left_out is not None:
         title += ", without the diagonal"
-        notes = [f"left out: what each position gets from itself, up to {left_out:.3g}"]
+        notes = [f"left out: what each position gets from itself, up to {digits(left_out, 3)}"]
     notes = [about(result, text.words), *notes]
     style = Look(**look)
     across = side_by_side(3, style.width)

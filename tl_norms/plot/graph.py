@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import Unpack
 
+from ..labels import digits
 from .colours import NEGATIVE, POSITIVE
 from .contributions import is_attribution, on_cpu, one_attribution
 from .draw import Figure, drawn
@@ -86,8 +87,10 @@ def contribution_graph(
     share = "" if absolute is not None else f" ({threshold:.0%} of the largest)"
     notes = (
         about(result, found.words),
-        f"{len(kept):,} of {n:,} edges: at least {least:.3g}{share}; grey: skip connection",
-        "the decoder's own attention; cross-attention and the encoder: attribution.show()" if found.source else "",
+        f"{len(kept):,} of {n:,} edges: at least {digits(least, 3)}{share}; grey: skip connection",
+        "the decoder's own attention; cross-attention and the encoder: attribution.show(), or head_maps with stack="
+        if found.source
+        else "",
     )
     title = f"{contribution(result)}: edges of attention"
     return drawn(Picture((drawing,), 1, (), title, tuple(filter(None, notes)), style))

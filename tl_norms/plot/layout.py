@@ -16,6 +16,7 @@ BAR, BAR_ROOM = 10, 72  # a colour bar, and with its numbers and name
 SMALLEST = 50  # pixels of a panel below which it gets no labels
 LARGEST_CELL, SMALLEST_CELL, LONGEST_SIDE = 26.0, 1.5, 720
 NARROWEST = 260
+ROW = 28  # of a table: what plotly needs for a line of text
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _sizes(picture: Picture, room: float) -> list[tuple[float, float]]:
         elif isinstance(panel, Curves):
             found.append((max(curves, 420.0) if n == 1 and room > 420 else curves, 190.0))
         elif isinstance(panel, Table):
-            found.append((28 + 7.4 * sum(column_widths(panel)), 34 + 27.0 * len(panel.columns[0])))
+            found.append((28 + 7.4 * sum(column_widths(panel)), 34.0 + ROW * len(panel.columns[0])))
         else:
             found.append((panel.width, panel.height))
     tables = [size[0] for size, panel in zip(found, picture.panels, strict=True) if isinstance(panel, Table)]
@@ -256,6 +257,12 @@ def _legend(picture: Picture, room: float) -> float:
 def _heading(picture: Picture, width: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
     title, notes = picture.heading
     room = max(30, int((width - 2 * EDGE) / BOLD))
-    lines = textwrap.wrap(title, room) if title and "\n" not in title else title.split("\n") if title else []
+    lines = (
+        textwrap.wrap(title, room, break_on_hyphens=False)
+        if title and "\n" not in title
+        else title.split("\n")
+        if title
+        else []
+    )
     small = max(36, int((width - 2 * EDGE) / SMALL))
-    return tuple(lines), tuple(line for note in notes for line in textwrap.wrap(note, small))
+    return tuple(lines), tuple(line for note in notes for line in textwrap.wrap(note, small, break_on_hyphens=False))

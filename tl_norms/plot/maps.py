@@ -6,12 +6,14 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from ..labels import digits
 from .draw import Figure, drawn
 from .errors import PlotInputError
 from .layout import fitting_columns, side_by_side
 from .panels import ScaleOf, coloured, without_diagonal
 from .picture import Look, LookOptions, Picture
 from .select import Numbers, Text, Tokens, about, chosen_heads, chosen_layers, one_text
+from .stacks import Stack, one_stack
 from .subjects import ABOUT, NORM, WEIGHTS, Subject, head_weights, heads_of, is_cross, maps_of
 
 
@@ -26,6 +28,7 @@ def layer_maps(
     diagonal: bool | None = None,
     scale: ScaleOf | None = None,
     columns: int | None = None,
+    stack: Stack | None = None,
     **look: Unpack[LookOptions],
 ) -> Figure:
     """The map of every layer, one panel each, as in the figures of Kobayashi et al. (2020, 2021, 2024).
@@ -49,6 +52,7 @@ def layer_maps(
             query's row as a share of its largest entry (hover still shows the number itself). None for "shared", or
             for "panel" where panels differ more than fourfold
         columns: panels in a row; None for as many as can be read
+        stack: of the attribution of an encoder-decoder: "decoder" (also for None), "cross" or "encoder"
         **look: `backend`, `title`, `cmap`, `width`: see `tl_norms.plot.Look`
 
     Returns:
@@ -63,7 +67,7 @@ def layer_maps(
     Example:
         >>> plot.layer_maps(norms, model.to_str_tokens(text), "attn_res_ln")            # doctest: +SKIP
     """
-    subject = maps_of(result, scope)
+    subject = maps_of(one_stack(result, stack), scope)
     text = _text(subject, tokens, batch, keys)
     places = chosen_layers(subject, layers)
     names = [f"layer {subject.layers[place]}" for place in places]
@@ -173,6 +177,7 @@ def head_maps(
     diagonal: bool | None = None,
     scale: ScaleOf | None = None,
     columns: int | None = None,
+    stack: Stack | None = None,
     **look: Unpack[LookOptions],
 ) -> Figure:
     """A map per head, labelled L0H3: ‖αf(x)‖, what the head moves (Kobayashi et al. 2020, Eq. 4), or α.
@@ -184,6 +189,7 @@ def head_maps(
         heads: one head, several, or None for all
         weights: True for the attention weights themselves
         columns: panels in a row; None for all heads of a layer, or for a part of them if so many cannot be read
+        stack: as for `layer_maps`
 
     Returns:
         A Figure, a panel per layer and head.
@@ -195,7 +201,7 @@ def head_maps(
         >>> plot.head_maps(norms, tokens, layers=[0, 1], heads=[0, 3])                  # doctest: +SKIP
         >>> plot.head_maps(tl_norms.weighted_value_norms(cache), tokens, layers=5)      # doctest: +SKIP
     """
-    subject = heads_of(result, weights, layers)
+    subject = heads_of(one_stack(result, stack), weights, layers)
     places = chosen_layers(subject, layers)
     wanted = chosen_heads(subject.value.shape[-3], heads)
     text = _text(subject, tokens, batch, keys)
@@ -231,7 +237,7 @@ def _grid(
     notes = [about(subject.result, text.words), *made.notes]
     if left_out is not None:
         name += ", without the diagonal"
-        notes.append(f"left out: what each position gets from itself, up to {left_out:.3g}")
+        notes.append(f"left out: what each position gets from itself, up to {digits(left_out, 3)}")
     row = columns or fitting_columns(len(made.panels), len(across), look.width, group=group)
     panels, scales = tuple(made.panels), tuple(made.scales)
     return Picture(panels, min(row, len(panels)), scales, name, tuple(filter(None, notes)), look)

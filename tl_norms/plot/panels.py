@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..labels import digits
 from .errors import PlotInputError
 from .picture import Axis, Cells, Scale
 from .select import Text
@@ -60,7 +61,7 @@ def coloured(
     panels = [replace(panel, scale=n) for n, panel in enumerate(panels)]
     if bars == "own" or len(panels) <= OWN_BARS:
         return Coloured(panels, scales, [])
-    panels = [replace(p, title=f"{p.title} (to {s.limit:.3g})") for p, s in zip(panels, scales, strict=True)]
+    panels = [replace(p, title=f"{p.title} (to {digits(s.limit, 3)})") for p, s in zip(panels, scales, strict=True)]
     scales = [replace(s, bar=None if n else "common") for n, s in enumerate(scales)]
     low = "−max through 0 to max, the number" if signed else "0 to max, the number"
     return Coloured(panels, scales, [f"colours of each panel run from {low} in its title"])

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import colours
+from .parts import Parts
 from .picture import Drawing
 from .plotly_text import GREY, escaped
 
 
-def draw_shapes(figure: Any, go: Any, panel: Drawing, x: str, y: str, stops: Sequence[str]) -> None:
+def draw_shapes(figure: Parts, go: Any, panel: Drawing, x: str, y: str, stops: Sequence[str]) -> None:
     """Boxes, strokes, dots and labels on axes `x` and `y` in pixels; hover is on points that are not seen.
 
     Args:

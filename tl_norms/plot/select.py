@@ -125,11 +125,11 @@ def one_text(
         kept = np.ones(value.shape[-2], bool)
     given = of_text(tokens_of(result) if tokens is None else tokens, batch)
     others = None if keys is None else tuple(of_text(keys, batch))
-    if tokens is None and own and others is None:  # a result that keeps its tokens keeps those of the encoder too
+    if others is None:  # a result that keeps its tokens keeps those of the encoder too
         kept_keys, n = getattr(result, "source_strings", None), len(kept)
         if kept_keys:
             others = tuple(of_text(kept_keys, batch))
-        elif len(given) == value.shape[-1] > n:  # it names all keys, the queries first
+        elif tokens is None and own and len(given) == value.shape[-1] > n:  # it names all keys, the queries first
             given, others = given[:n], tuple(given[n:])
     words = _fitted(given, kept, "tokens")
     queries = Axis("query", tuple(map(visible, words)), tuple(map(str, np.flatnonzero(kept))))

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..labels import digits
 from .contributions import is_attribution, on_cpu, one_attribution
 from .draw import Figure, drawn
 from .errors import PlotInputError
@@ -59,9 +60,10 @@ def token_strip(
         if found.beside is not None and found.below is not None and found.below_offset is not None:
             source = found.below[0] if cut == 0 else found.beside[cut]
             rest = float(found.below_offset[0]) if cut == 0 else rest
-            told = f"source sentence {source.sum():+.3g}, "
+            told = f"source sentence {digits(source.sum(), 3, '+')}, "
             values, words = np.concatenate([values, source]), (*words, *found.source)
-        notes = (text, f"tokens {together:+.3g}, {told}rest (biases) {rest:+.3g}, value {found.value:+.3g}")
+        signed = [digits(number, 3, "+") for number in (together, rest, found.value)]
+        notes = (text, f"tokens {signed[0]}, {told}rest (biases) {signed[1]}, value {signed[2]}")
     else:
         values = _vector(result)
         if tokens is None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import UnknownScopeError
 from .errors import PlotInputError
+from .stacks import STACKS, OneStack
 
 NORM = "norm"
 WEIGHTS = {"Attn-W": "attention weight", "AttnRes-W": "½ (attention weight + identity)"}
@@ -72,7 +73,7 @@ def maps_of(result: Any, scope: str | None = None) -> Subject:
         PlotInputError: the result has no maps.
         UnknownScopeError: not in this result.
     """
-    if is_cross(result):
+    if is_cross(result) and not _of_stack(result):
         if scope not in (None, "cross", "Attn-W"):
             raise UnknownScopeError(f"unknown scope {scope!r} of cross-attention: it has 'cross' and 'Attn-W'.")
         weights = scope == "Attn-W"
@@ -91,8 +92,9 @@ def maps_of(result: Any, scope: str | None = None) -> Subject:
     if callable(getattr(result, "norms", None)) and hasattr(result, "layer"):  # a Decomposition
         return Subject(result, result.scope, _measure(result), result.norms()[None], (result.layer,), 3)
     if callable(getattr(result, "edges", None)):
+        refuse_targets(result)
         value = torch.stack([edges_of(result, layer).sum(-3) for layer in result.layers])
-        about = f"{contribution(result)} through attention"
+        about = f"{contribution(result)} through {_of_stack(result) or 'attention'}"
         return Subject(result, "attention", "contribution", value, tuple(result.layers), 3, about)
     for name in ("norms", "maps", "values"):
         value = getattr(result, name, None)
@@ -120,6 +122,7 @@ def heads_of(result: Any, weights: bool = False, layers: Any = None) -> Subject:
         UnknownScopeError: it was recorded without attention patterns.
     """
     if callable(getattr(result, "edges", None)):
+        refuse_targets(result)
         if weights:
             raise PlotInputError("an attribution has contributions, no weights: pass the BlockNorms of the same text.")
         wanted = result.layers if layers is None else [layers] if isinstance(layers, int) else list(layers)
@@ -127,7 +130,8 @@ def heads_of(result: Any, weights: bool = False, layers: Any = None) -> Subject:
         if not known:
             raise PlotInputError(f"layers is {layers!r}; this result has {', '.join(map(str, result.layers))}.")
         value = torch.stack([edges_of(result, layer) for layer in known])
-        about = f"{contribution(result)} through heads"
+        stack = _of_stack(result)
+        about = f"{contribution(result)} through heads{f' of {stack}' if stack else ''}"
         return Subject(result, "heads", "contribution", value, tuple(known), 4, about)
     if weights:
         if not is_cross(result) and getattr(result, "patterns", None) is None and not hasattr(result, "head_norms"):
@@ -156,7 +160,7 @@ def head_weights(result: Any) -> Tensor:
 
 def edges_of(result: Any, layer: int) -> Tensor:
     """The edges of a layer of an attribution, [*batch head query key]; zeros where the layer has no attention."""
-    if layer not in getattr(result, "unattended", ()):
+    if _of_stack(result) or layer not in getattr(result, "unattended", ()):
         return _tensor(result.edges(layer))
     *batch, n_heads = result.heads[0].shape
     n = result.stream.shape[-1]
@@ -169,9 +173,30 @@ def contribution(result: Any) -> str:
     return f"Contribution to {target}" if target else "Contribution"
 
 
+def refuse_targets(result: Any) -> None:
+    """Refuse an attribution of several targets: a figure shows one.
+
+    Raises:
+        PlotInputError: it has several.
+    """
+    names = getattr(result, "target_name", None)
+    if getattr(result, "has_targets", False) or isinstance(names, tuple):
+        raise PlotInputError(
+            f"a figure shows one target, this attribution has {len(names or ())} ({', '.join(map(str, names or ()))}): "
+            f"attribute each by itself, attribute(cache, target)."
+        )
+
+
 def is_cross(result: Any) -> bool:
     """Whether the queries of a result are the decoder's and its keys the encoder's."""
+    if isinstance(result, OneStack):
+        return result.crossing
     return all(isinstance(getattr(result, name, None), Tensor) for name in ("norms", "attention"))
+
+
+def _of_stack(result: Any) -> str:
+    """What one stack of an encoder-decoder is called, "" for any other result."""
+    return STACKS[result.stack] if isinstance(result, OneStack) else ""
 
 
 def _weights() -> tuple[str, str]:

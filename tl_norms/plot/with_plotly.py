@@ -12,7 +12,8 @@ import numpy as np
 
 from . import colours
 from .errors import needed
-from .layout import LINE, Box, Layout, column_widths, has_labels, laid_out, titled, turned
+from .layout import LINE, ROW, Box, Layout, column_widths, has_labels, laid_out, titled, turned
+from .parts import Parts
 from .picture import Axis, Cells, Curves, Picture, Scale, Table
 from .plotly_shapes import draw_shapes
 from .plotly_text import GREY, escaped
@@ -25,7 +26,7 @@ DASHES = {"sure": "solid", "possible": "dot", "predicted": "solid"}
 def draw(picture: Picture) -> Any:
     """A go.Figure."""
     go, templates = needed("plotly.graph_objects"), needed("plotly.io").templates
-    layout, figure = laid_out(picture), go.Figure()
+    layout, figure = laid_out(picture), Parts()
     dark = "dark" in str(templates.default)
     margin = _margins(layout)
     figure.update_layout(
@@ -53,7 +54,8 @@ def draw(picture: Picture) -> Any:
                 _layout_name(x): {"anchor": y, "domain": across, "range": [0, panel.width]} | hidden,
                 _layout_name(y): {"anchor": x, "domain": down, "range": [panel.height, 0]} | hidden,
             }
-            draw_shapes(figure.update_layout(axes), go, panel, x, y, _palette(picture, True, dark))
+            figure.update_layout(axes)
+            draw_shapes(figure, go, panel, x, y, _palette(picture, True, dark))
         if panel.title:
             _text(figure, layout, box.x + box.width / 2, box.y - 4, panel.title, size=12, yanchor="bottom")
     for number, scale in enumerate(picture.scales):
@@ -68,7 +70,7 @@ def draw(picture: Picture) -> Any:
         place = {"x": 10 / layout.width, "xref": "container", "xanchor": "left", "yref": "container"}
         place |= {"y": 1 - layout.heading / layout.height}
         figure.update_layout(legend={"orientation": "h", "yanchor": "top"} | place)
-    return figure
+    return figure.figure(go)
 
 
 def _margins(layout: Layout) -> tuple[float, float, float, float]:
@@ -88,7 +90,7 @@ def _domain(layout: Layout, box: Box) -> tuple[list[float], list[float]]:
 
 
 def _text(
-    figure: Any, layout: Layout, x: float, y: float, text: str, *, size: int, raw: bool = False, faint: bool = False,
+    figure: Parts, layout: Layout, x: float, y: float, text: str, *, size: int, raw: bool = False, faint: bool = False,
     xanchor: str = "center", yanchor: str,
 ) -> None:  # fmt: skip
     (px, _), (_, py) = _domain_of_point(layout, x, y)
@@ -149,7 +151,7 @@ def _palette(picture: Picture, diverging: bool, dark: bool) -> Sequence[str]:
     return colours.chosen(picture.look.cmap, diverging, dark, named)
 
 
-def _draw_cells(figure: Any, go: Any, picture: Picture, layout: Layout, number: int, panel: Cells) -> None:
+def _draw_cells(figure: Parts, go: Any, picture: Picture, layout: Layout, number: int, panel: Cells) -> None:
     x, y = _axes(number)
     domain, cell = _domain(layout, layout.panels[number]), layout.cells[number]
     heading = f"<extra>{escaped(panel.title).replace(chr(10), ', ')}</extra>" if panel.title else "<extra></extra>"
@@ -204,7 +206,7 @@ def _draw_cells(figure: Any, go: Any, picture: Picture, layout: Layout, number: 
             )  # fmt: skip
 
 
-def _fill_gaps(figure: Any, panel: Cells, x: str, y: str) -> None:
+def _fill_gaps(figure: Parts, panel: Cells, x: str, y: str) -> None:
     """One grey shape for all cells without a number."""
     missing = ~np.isfinite(panel.values)
     if not missing.any():
@@ -239,7 +241,7 @@ def _axis(axis: Axis, cell: float, labelled: bool, upwards: bool, named: bool) -
     }
 
 
-def _draw_curves(figure: Any, go: Any, picture: Picture, layout: Layout, number: int, panel: Curves) -> None:
+def _draw_curves(figure: Parts, go: Any, picture: Picture, layout: Layout, number: int, panel: Curves) -> None:
     x, y = _axes(number)
     names = list(dict.fromkeys(line.name for p in picture.panels if isinstance(p, Curves) for line in p.lines))
     seen = {line.name for p in picture.panels[:number] if isinstance(p, Curves) for line in p.lines}
@@ -290,8 +292,8 @@ def _table(go: Any, table: Table, dark: bool) -> Any:
     ]
     trace = go.Table(
         columnwidth=column_widths(table),
-        header={"values": [f"<b>{escaped(name)}</b>" for name in table.names], "align": align, "height": 27},
-        cells={"values": columns, "align": align, "height": 25},
+        header={"values": [f"<b>{escaped(name)}</b>" for name in table.names], "align": align, "height": ROW},
+        cells={"values": columns, "align": align, "height": ROW},
     )
     # Templates give tables light cells, so both are set: text and cells go together in every template.
     ink, head, paper, line = TABLE_DARK if dark else TABLE_LIGHT

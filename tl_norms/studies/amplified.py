@@ -16,6 +16,7 @@ from ..metrics.amplification import Normalize
 from ..norms import scopes
 from ..options import Layers
 from ..results import BlockNorms
+from ..storage.storable import Storable
 from .engine.executors import Model
 from .engine.options import BIASES, RunOptions, chosen, one_of, whole
 from .engine.partial import Mergeable
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AmplifiedPairs:
+class AmplifiedPairs(Storable):
     """Pairs of tokens among the k most amplified ones of a text, with counts.
 
     Attributes:

@@ -75,4 +75,4 @@ def cancellation(
     base = scopes(own)[-n - 1]
     norms = {name: found.values[n + number] for number, name in enumerate(("output_norm", "stream_norm"))}
     steps = tuple(scope.removeprefix(base + "_") for scope in found.components)
-    return replace(found, components=steps, values=found.values[:n], norms=norms)
+    return replace(found, components=steps, values=found.values[:n], norms=norms, base=base)

@@ -12,6 +12,7 @@ from ..linear.hold import Bias
 from ..metrics import component_changes
 from ..norms import scopes
 from ..options import Layers
+from ..storage.storable import Storable
 from .engine.executors import Model
 from .engine.options import BIASES, RunOptions, chosen, one_of, whole
 from .engine.partial import Mergeable, Partial
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Changes:
+class Changes(Storable):
     """Changes of maps, 1 - Spearman, 0 (same order) to 2 (opposite order), per text.
 
     Attributes:
@@ -39,6 +40,7 @@ class Changes:
         norms: of `cancellation`: "output_norm" and "stream_norm" -> mean norm of what the feed-forward adds and of
             the stream it is added to, [layer text]; else empty
         corpus: what was measured
+        base: of `cancellation`: the scope, of the attention block, that every change is measured from; else None
     """
 
     components: tuple[str, ...]
@@ -47,6 +49,7 @@ class Changes:
     values: np.ndarray
     norms: dict[str, np.ndarray]
     corpus: CorpusFacts
+    base: str | None = None
 
     @property
     def mean(self) -> np.ndarray:

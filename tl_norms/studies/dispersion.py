@@ -9,6 +9,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from ..options import Layers
+from ..storage.storable import Storable
 from .engine.executors import Model
 from .engine.moments import Moments
 from .engine.options import RunOptions, chosen
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ValueNormDispersion:
+class ValueNormDispersion(Storable):
     """‖f(x)‖ over all tokens, per head.
 
     Attributes:

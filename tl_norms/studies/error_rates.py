@@ -7,6 +7,7 @@ import numpy as np
 
 from ..alignment.error_rate import AlignmentErrorRate
 from ..alignment.extraction import METHODS, Method, Setting
+from ..storage.storable import Storable
 from .engine.correlation import spearman
 from .engine.run import CorpusFacts
 from .tables import frame, long
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Alignments:
+class Alignments(Storable):
     """Alignment error rates of every layer and head, 0 (best) to 1, from counts over all sentence pairs.
 
     Attributes:

@@ -11,6 +11,7 @@ from ..blocks.structure import Affine
 from ..errors import UnsupportedArchitectureError
 from ..options import Layers
 from ..plan import chosen_blocks, reader_of
+from ..storage.storable import Storable
 from .engine.options import chosen, made
 from .tables import frame
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ExpansionRates:
+class ExpansionRates(Storable):
     """Expansion rates per layer.
 
     Attributes:

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from ..options import Layers
 from ..results import BlockNorms
+from ..storage.storable import Storable
 from .engine.correlation import LIMIT, Pairs, Spearman
 from .engine.executors import Model
 from .engine.options import RunOptions, chosen, whole
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Frequency:
+class Frequency(Storable):
     """Spearman correlations with frequency rank (rank 1 is the most frequent token).
 
     Attributes:

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from ..options import Layers
 from ..plan import chain_of, chosen_scopes, reader_of
 from ..results import BlockNorms
+from ..storage.storable import Storable
 from .categories import Categories, category_masks, token_types
 from .engine.correlation import LIMIT, Pairs, Spearman, spearman
 from .engine.executors import Model
@@ -32,7 +33,7 @@ _PAPER_NAMES = {"attn": "Attn-N", "attn_res": "AttnRes-N", "attn_res_ln": "AttnR
 
 
 @dataclass(frozen=True)
-class MixingRatios:
+class MixingRatios(Storable):
     """Mixing ratios of a corpus, 0 to 1.
 
     Attributes:

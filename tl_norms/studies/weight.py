@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from ..options import Layers
 from ..results import BlockNorms
+from ..storage.storable import Storable
 from .categories import Categories, category_masks, token_categories
 from .engine.correlation import LIMIT, Pairs, Spearman
 from .engine.executors import Model
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class WeightAgainstNorm:
+class WeightAgainstNorm(Storable):
     """What attention weights say and what norms say about each category of source tokens.
 
     Attributes:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...errors import MissingExtraError
+from ...files import no_file
 from ..errors import TaskError
 from .task import Example, Excluded, Task
 from .wording import Wording
@@ -173,7 +174,7 @@ def _read(rows: str | os.PathLike | Iterable[Mapping[str, Any]]) -> Iterable[Map
         return rows
     path = Path(rows).expanduser()
     if not path.is_file():
-        raise TaskError(f"there is no file {str(path)!r}.")
+        raise TaskError(f"{no_file(path)}.")
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix in (".jsonl", ".json"):
         try:

@@ -55,7 +55,8 @@ def _measured(
     n_batch, n_keys, n_heads = values.shape[:3]
     n = n_batch * n_keys
     combined, sizes = combination(n_heads, n_keys, values.dtype, values.device)  # of the vectors of all keys and heads
-    combined, found = combined.repeat(n_batch, 1, 1), values.new_zeros(n_batch, mixture.sent.projection.shape[-1])
+    width = mixture.through(mixture.sent.projection.new_zeros(1, mixture.sent.projection.shape[-1])).shape[-1]
+    combined, found = combined.repeat(n_batch, 1, 1), values.new_zeros(n_batch, width)
     crossed = mixture.sent.mixed.crossed
     queries_of, keys_of = chosen_queries(pattern.shape[2], n_keys, causal=causal, crossed=crossed, device=values.device)
     chosen = pattern[:, :, queries_of.clamp_min(0), keys_of]  # the weights of the chosen pairs, [b h s k]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import MissingExtraError
-from ...files import is_file
+from ...files import is_file, no_file
 from ..errors import StudyInputError
 
 _OBJECTS = (".jsonl", ".ndjson")
@@ -57,7 +57,7 @@ class TextFile:
 
     def __init__(self, path: str | os.PathLike, field: str = "text"):
         if not is_file(path):
-            raise StudyInputError(f"there is no file {str(path)[:200]!r} to read texts from.")
+            raise StudyInputError(f"{no_file(path)} of texts.")
         self.path, self.field = Path(path).expanduser(), field
 
     def __iter__(self) -> Iterator:
