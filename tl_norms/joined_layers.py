@@ -22,7 +22,7 @@ from .linear.hold import NormWeights, hold_norm
 from .linear.joined.factored import factor_pairs, fits
 from .linear.joined.formed import few, form_pairs
 from .linear.joined.mixing import LayersMixing
-from .linear.joined.points import Point, after, attended
+from .linear.joined.points import Point, after, attended, measured
 from .linear.measure.measures import Length
 from .linear.operators import HeldNorm
 from .linear.pieces import pieces
@@ -211,10 +211,11 @@ def _by_layer(
         parts = {scope: one.chunk(n_layers) for scope, one in numbers.items()}
         return [{scope: part[layer] for scope, part in parts.items()} for layer in range(n_layers)]
 
-    rests = {scope: point.sizes[2] for scope, point in points.items()}
+    found = measured(list(points.values()))
+    rests = dict(zip(points, found.rests, strict=True))
     rests = {scope: unpadded(rest, held.activations) for scope, rest in rests.items()} if masked else rests
-    maps = split({scope: point.norms() for scope, point in points.items()})
-    ratios = split({scope: point.mixing_ratio() for scope, point in points.items()})
+    maps = split(dict(zip(points, found.maps, strict=True)))
+    ratios = split(dict(zip(points, found.ratios, strict=True)))
     remainders = split(rests)
     heads = head_norms.chunk(n_layers)
     worst = {scope: error.unbind() for scope, error in errors.items()}
