@@ -4,7 +4,7 @@ What an operation costs to start is most of what a short text costs, so layers o
 explained here: where anything is not as it must be, layers are taken one by one, which says what, and where.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,16 +50,31 @@ def numbers_of_layers(plan: Plan, activations: Activations, numbers: Sequence[in
 
 def _groups(plan: Plan, activations: Activations, numbers: Sequence[int]) -> list[list[int]]:
     """Blocks of one shape each, no more of them than patterns are copied at little cost."""
-    if not isinstance(plan.options.measure, Length) or plan.options.edits != "refuse":
+    shapes = _shapes(plan)
+    if shapes is None:
         return []
-    what = ("shapes", plan.scopes)
-    shapes = plan.reader.decided(what, lambda: {b.layer: shape_of(b, plan.scopes) for b in _all(plan.reader)})
     groups: dict[object, list[int]] = {}
     for number in numbers:
         shape = shapes[plan.blocks[number].layer]
         if shape is not None:
             groups.setdefault(shape, []).append(number)
     return [part for group in groups.values() for part in _parts(group, _at_most(plan, activations, group[0]))]
+
+
+def worth_holding(plan: Plan, tensors: Mapping[str, Tensor], number: int) -> bool:
+    """Whether a block of a run under way, which made these activations, is better taken with others like it."""
+    shapes, block = _shapes(plan), plan.blocks[number]
+    if shapes is None or shapes[block.layer] is None:
+        return False
+    return _at_most(plan, plan.activations(tensors, True), number) > 1
+
+
+def _shapes(plan: Plan) -> dict[int, Hashable | None] | None:
+    """By layer; None where every block is taken by itself."""
+    if not isinstance(plan.options.measure, Length) or plan.options.edits != "refuse":
+        return None
+    what = ("shapes", plan.scopes)
+    return plan.reader.decided(what, lambda: {b.layer: shape_of(b, plan.scopes) for b in _all(plan.reader)})
 
 
 def _parts(group: list[int], at_most: int) -> list[list[int]]:

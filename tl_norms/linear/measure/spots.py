@@ -136,7 +136,7 @@ def compare_parts(
     ratios: Float[Tensor, "*s q"],
     again: Float[Tensor, "3 *s q"],
 ) -> None:
-    """A map's diagonal, norms of what belongs to no source and mixing ratios, against the norms of others, own and rest.
+    """A map's diagonal, the norms of remainders, and mixing ratios, against the norms of others, own and rest.
 
     Raises:
         DecompositionError: one of them is another.
