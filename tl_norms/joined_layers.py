@@ -4,11 +4,13 @@ What an operation costs to start is most of what a short text costs, so layers o
 explained here: where anything is not as it must be, layers are taken one by one, which says what, and where.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from .blocks.activations import Activations
@@ -101,19 +103,19 @@ class _OneByOne(TLNormsError):
 class _HeldLayers:
     """The steps of several layers of one run, held."""
 
-    reader: Reader
+    plan: Plan
     activations: Activations
     blocks: list[Block]
 
     def mixing(self) -> LayersMixing:
         operations = [block.attention()[1] for block in self.blocks]
-        outputs = [self.reader.attention_output(operation) for operation in operations]
+        outputs = [self.plan.reader.attention_output(operation) for operation in operations]
         pattern, values = self.activations.attention(operations[0], outputs[0].weight.shape[0])
         if pattern.shape[2] != pattern.shape[3] or len({one.weight.shape for one in outputs}) > 1:
             raise _OneByOne("queries go on from a key-value cache, or projections differ")
         n_heads = pattern.shape[1]
-        weights = [rearrange(one.weight.detach().to(values), "(h e) d -> h e d", h=n_heads) for one in outputs]
-        bias = self._stacked([one.bias for one in outputs], values)
+        weights = [one.weight.detach().to(values).unflatten(0, (n_heads, -1)) for one in outputs]  # [h e d]
+        bias = self._rows(self._kept("bias", values, lambda: _stacked([one.bias for one in outputs], values)), values)
         return LayersMixing(pattern, values, tuple(weights), bias, is_causal(pattern))
 
     def step(self, number: int) -> HeldStep:
@@ -126,23 +128,29 @@ class _HeldLayers:
         return HeldStep(step.reads, None, 0, step.operation.scale, step.operation.other_scale)
 
     def _norm(self, number: int, full: Tensor) -> HeldNorm:
-        operations = [block.steps[number - 1].operation for block in self.blocks]
-        forms = [self.reader.norm(operation) for operation in operations if isinstance(operation, Norm)]
-        if len({(form.center, form.eps) for form in forms}) > 1:
-            raise _OneByOne("norms differ")
-        gain, beta = (self._stacked([getattr(form, name) for form in forms], full) for name in ("gain", "beta"))
-        return hold_norm(full, NormWeights(forms[0].center, forms[0].eps, gain, beta))
+        def read() -> NormWeights:
+            operations = [block.steps[number - 1].operation for block in self.blocks]
+            forms = [self.plan.reader.norm(operation) for operation in operations if isinstance(operation, Norm)]
+            if len({(form.center, form.eps) for form in forms}) > 1:
+                raise _OneByOne("norms differ")
+            gain, beta = (_stacked([getattr(form, name) for form in forms], full) for name in ("gain", "beta"))
+            return NormWeights(forms[0].center, forms[0].eps, gain, beta)
 
-    def _stacked(self, parts: list[Tensor | None], like: Tensor) -> Tensor | None:
-        """One row for each layer and text, [b 1 d]; None if no layer has any."""
-        there = [part for part in parts if part is not None]
-        if not there:
-            return None
-        if len(there) < len(parts) or len({part.shape for part in there}) > 1 or there[0].ndim > 1:
-            raise _OneByOne("only some layers have this bias or gain, or it is of another shape")
-        rows = torch.stack(there).detach().to(like)[:, None]
-        texts = len(like) // len(rows)
-        return rows if texts == 1 else rows.repeat_interleave(texts, dim=0)
+        weights = self._kept(number, full, read)
+        gain, beta = self._rows(weights.gain, full), self._rows(weights.beta, full)
+        return hold_norm(full, NormWeights(weights.center, weights.eps, gain, beta))
+
+    def _kept(self, what: Hashable, like: Tensor, read: Callable[[], Any]) -> Any:
+        """Small weights of all layers, stacked once as long as they stay; what has gone stale does not add up."""
+        if not self.plan.options.check:
+            return read()
+        layers = tuple(block.layer for block in self.blocks)
+        return self.plan.reader.decided(("rows", what, layers, like.dtype, like.device), read)
+
+    def _rows(self, rows: Tensor | None, like: Tensor) -> Tensor | None:
+        """One for each layer and text, [b 1 d]."""
+        texts = len(like) // len(self.blocks)
+        return rows if rows is None or texts == 1 else rows.repeat_interleave(texts, dim=0)
 
     def real(self, number: int) -> Tensor:
         """The model's activation at a point."""
@@ -160,21 +168,36 @@ class _HeldLayers:
         return self.activations.truth(truth)
 
 
+def _stacked(parts: list[Tensor | None], like: Tensor) -> Float[Tensor, "layer 1 d"] | None:
+    """One row for each layer; None if no layer has any."""
+    there = [part for part in parts if part is not None]
+    if not there:
+        return None
+    if len(there) < len(parts) or len({part.shape for part in there}) > 1 or there[0].ndim > 1:
+        raise _OneByOne("only some layers have this bias or gain, or it is of another shape")
+    return torch.stack(there).detach().to(like)[:, None]
+
+
 def _at_once(plan: Plan, activations: Activations, blocks: list[Block]) -> list[LayerNumbers]:
     """Hold the layers, carry their pairs, compare, measure."""
-    held = _HeldLayers(plan.reader, joined(activations, blocks, plan.scopes), blocks)
-    first, scopes = blocks[0], plan.scopes
+    scopes = plan.scopes
+    hooks = plan.reader.decided(("hooks", scopes), lambda: {b.layer: b.hooks(scopes) for b in _all(plan.reader)})
+    held = _HeldLayers(plan, joined(activations, [hooks[block.layer] for block in blocks]), blocks)
+    first = blocks[0]
+    needed, reads_stream = plan.reader.decided(
+        ("chain", first.layer, scopes), lambda: (first.needed(scopes), first.reads_stream(scopes))
+    )
     mixing = held.mixing()
     if not (few(mixing) or fits(mixing)):
         raise _OneByOne("head vectors are many")
-    steps = {number: held.step(number) for number in first.needed(scopes) if number > 1}
+    steps = {number: held.step(number) for number in needed if number > 1}
     norms = tuple(step.operator for step in steps.values() if isinstance(step.operator, HeldNorm))
     pairs, head_norms = (form_pairs if few(mixing) else factor_pairs)(mixing, norms)
-    stream = held.real(0) if first.reads_stream(scopes) else pairs.own
+    stream = held.real(0) if reads_stream else pairs.own
     points: dict[int, Point] = {}
     errors: dict[str, Tensor] = {}
     chosen: dict[str, Point] = {}
-    for number in first.needed(scopes):
+    for number in needed:
         step = first.steps[number - 1]
         points[number] = (
             after(steps[number], points[number - 1], stream) if steps.get(number) else attended(mixing, pairs)

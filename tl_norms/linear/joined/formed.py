@@ -3,9 +3,11 @@
 What is compared comes from the same head vectors by weights of its own, and head vectors are compared with the values.
 """
 
+from functools import lru_cache
+
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..measure.spots import chosen_heads, compare_head_norms, compare_heads
@@ -43,8 +45,7 @@ def form_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> tuple[Joine
     heads_room = by_key[0].new_empty(step, n_heads, n_texts * n, mixing.width)
     pairs_room = by_key[0].new_empty(step, n_texts * n, measured + 2, mixing.width)
     combined = by_key[0].new_empty(n_layers, n_texts, mixing.width)
-    numbers = torch.arange(n_texts * n, device=combined.device)
-    measured_twice = chosen_heads(n_heads, n, combined.device).repeat(1, n_texts)
+    twice = _rows_of_heads(n_heads, n, n_texts, combined.device)
     for first in range(0, n_layers, step):
         layers = range(first, min(first + step, n_layers))
         heads, vectors = heads_room[: len(layers)], pairs_room[: len(layers)]
@@ -54,7 +55,7 @@ def form_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> tuple[Joine
             torch.mm(values[layer], weight.flatten(0, 1), out=combined[layer])  # while the weight is in the cache
             torch.bmm(by_key[layer], sent.transpose(0, 1), out=formed)
         head_norms.append(torch.linalg.vector_norm(heads, dim=-1))
-        again.append(torch.linalg.vector_norm(heads[:, measured_twice, numbers], dim=-1))
+        again.append(torch.linalg.vector_norm(heads.flatten(1, 2).index_select(1, twice), dim=-1))
         vectors = rearrange(vectors, "l (b k) r d -> (l b) k r d", b=n_texts)
         own.append(vectors[:, :, measured].clone())
         for number, norm in enumerate((None, *norms)):
@@ -63,7 +64,8 @@ def form_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> tuple[Joine
             lengths[number].append(torch.linalg.vector_norm(vectors[:, :, :n], dim=-1))
             chosen[number].append(torch.linalg.vector_norm(vectors[:, :, n:measured], dim=-1))
             sums[number].append(vectors.sum(1))
-    of_heads, again = (rearrange(joined(parts), "l h (b k) -> (l b) h k", b=n_texts) for parts in (head_norms, again))
+    of_heads = rearrange(joined(head_norms), "l h (b k) -> (l b) h k", b=n_texts)
+    again = rearrange(joined(again), "l (s b k) -> (l b) s k", b=n_texts, k=n)
     total = [joined(parts) for parts in sums]
     compare_heads(total[0][:, measured + 1], combined.flatten(0, 1), mixing.combination[1], of_heads)
     compare_head_norms(of_heads, again)
@@ -74,6 +76,13 @@ def form_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> tuple[Joine
         chosen=mixing.chosen_pairs([joined(parts).transpose(1, 2) for parts in chosen], of_heads),
     )
     return found, of_heads
+
+
+@lru_cache(maxsize=64)
+def _rows_of_heads(n_heads: int, n: int, n_texts: int, device: torch.device) -> Int[Tensor, " sbk"]:
+    """The places of the heads measured twice among the vectors of all heads and keys."""
+    heads = chosen_heads(n_heads, n, device).repeat(1, n_texts)
+    return (heads * (n_texts * n) + torch.arange(n_texts * n, device=device)).flatten()
 
 
 def _by_key(mixing: LayersMixing) -> Float[Tensor, "b k r h"]:
