@@ -235,7 +235,7 @@ class NormRecorder:
         numbers = [self._numbers[block.layer] for block in blocks]
         try:
             if self.maps:
-                layers = numbers_of_layers(self.plan, activations, numbers)
+                layers = numbers_of_layers(self.plan, activations, numbers, afresh=True)
             else:
                 layers = [layer_numbers(self.plan, activations, number, maps=False) for number in numbers]
         except TLNormsError:

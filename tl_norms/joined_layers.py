@@ -33,8 +33,13 @@ from .plan import Plan
 from .tolerances import TOLERANCE
 
 
-def numbers_of_layers(plan: Plan, activations: Activations, numbers: Sequence[int]) -> list[LayerNumbers]:
+def numbers_of_layers(
+    plan: Plan, activations: Activations, numbers: Sequence[int], *, afresh: bool = False
+) -> list[LayerNumbers]:
     """The numbers of some blocks of the plan, every scope compared with the model.
+
+    Small weights are stacked once per model, as long as its weights stay; with `afresh` they are read again: a plan
+    made some time ago does not know whether they stayed.
 
     Raises:
         As `layer_numbers`.
@@ -43,7 +48,7 @@ def numbers_of_layers(plan: Plan, activations: Activations, numbers: Sequence[in
     for group in _groups(plan, activations, numbers):
         try:
             with together():
-                made = _at_once(plan, activations, [plan.blocks[number] for number in group])
+                made = _at_once(plan, activations, [plan.blocks[number] for number in group], afresh)
         except TLNormsError:
             continue
         found.update(zip(group, made, strict=True))  # nothing is kept before all is judged
@@ -106,6 +111,7 @@ class _HeldLayers:
     plan: Plan
     activations: Activations
     blocks: list[Block]
+    afresh: bool
 
     def mixing(self) -> LayersMixing:
         operations = [block.attention()[1] for block in self.blocks]
@@ -142,7 +148,7 @@ class _HeldLayers:
 
     def _kept(self, what: Hashable, like: Tensor, read: Callable[[], Any]) -> Any:
         """Small weights of all layers, stacked once as long as they stay; what has gone stale does not add up."""
-        if not self.plan.options.check:
+        if self.afresh or not self.plan.options.check:
             return read()
         layers = tuple(block.layer for block in self.blocks)
         return self.plan.reader.decided(("rows", what, layers, like.dtype, like.device), read)
@@ -178,11 +184,11 @@ def _stacked(parts: list[Tensor | None], like: Tensor) -> Float[Tensor, "layer 1
     return torch.stack(there).detach().to(like)[:, None]
 
 
-def _at_once(plan: Plan, activations: Activations, blocks: list[Block]) -> list[LayerNumbers]:
+def _at_once(plan: Plan, activations: Activations, blocks: list[Block], afresh: bool) -> list[LayerNumbers]:
     """Hold the layers, carry their pairs, compare, measure."""
     scopes = plan.scopes
     hooks = plan.reader.decided(("hooks", scopes), lambda: {b.layer: b.hooks(scopes) for b in _all(plan.reader)})
-    held = _HeldLayers(plan, joined(activations, [hooks[block.layer] for block in blocks]), blocks)
+    held = _HeldLayers(plan, joined(activations, [hooks[block.layer] for block in blocks]), blocks, afresh)
     first = blocks[0]
     needed, reads_stream = plan.reader.decided(
         ("chain", first.layer, scopes), lambda: (first.needed(scopes), first.reads_stream(scopes))
