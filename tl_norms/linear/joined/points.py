@@ -89,11 +89,11 @@ def measured(points: Sequence[Point]) -> Measured:
     found = Measured(maps, _stacked([p.sizes[2] for p in points]), _stacked([p.mixing_ratio() for p in points]))
     chosen = [point.chosen() for point in points]
     norms, sizes = (_stacked([getattr(one, name) for one in chosen]).flatten(0, 1) for name in ("norms", "sizes"))
-    Spots(chosen[0].queries, chosen[0].keys, norms, sizes).compare(maps.flatten(0, 1), "norms of pairs")
+    Spots(chosen[0].queries, chosen[0].keys, norms, sizes).compare(found.maps.flatten(0, 1), "norms of pairs")
     some = slice(None, None, math.ceil(own.shape[1] / _POSITIONS))
     parts = [tuple(part[:, some] for part in (point.others, point.own, point.rest)) for point in points]
     again = torch.stack([norms_of(three) for three in parts], dim=1)
-    diagonal = maps.diagonal(dim1=-2, dim2=-1)
+    diagonal = found.maps.diagonal(dim1=-2, dim2=-1)
     compare_parts(diagonal[..., some], found.rests[..., some], found.ratios[..., some], again)
     return found
 
