@@ -3,7 +3,8 @@
     python benchmarks/recorder.py                        # the curve: 2 to 32 layers
     python benchmarks/recorder.py --long 4096            # size of SmolLM2-135M-Instruct, one input of 4096 tokens
     python benchmarks/recorder.py --long 8192 --layers 2 --threads 1 --runs maps      # two of its layers
-    python benchmarks/recorder.py --overhead --n 12 --threads 1 --clock cpu   # time beyond forward and block_norms
+    python benchmarks/recorder.py --overhead --cases MiniLM GPT-2 SmolLM2 --lengths 12 32 128 --threads 1 --clock cpu
+                                                         # time beyond forward and block_norms
 
 What is compared on the same random Llama-like model:
 
@@ -19,6 +20,7 @@ import resource
 
 import torch
 from measure import CLOCKS, DTYPES, PeakMemory, begin, machine, table, timed, waited
+from models import SIZES, case
 from torch import nn
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -88,23 +90,25 @@ def recorded(model: nn.Module, tokens: torch.Tensor, keep) -> tl_norms.NormRecor
 def overhead(options: argparse.Namespace) -> list[dict[str, object]]:
     """Time of a recorder beyond the forward pass and block_norms of a cache."""
     rows = []
-    for n_layers in options.layers or [6, 30]:
-        model = model_of(options, n_layers, width=576, heads=9, groups=3, hidden=1536)
-        tokens = torch.arange(options.n, device=options.device)[None] % 1000
-        _, cache = model.run_with_cache(tokens, names_filter=tl_norms.required_hooks(model))
-        found = timed(
-            {
-                "forward": lambda m=model, t=tokens: m(t),
-                "block_norms": lambda c=cache: tl_norms.block_norms(c),
-                "recorder": lambda m=model, t=tokens: recorded(m, t, "maps").norms,
-            },
-            rounds=20,
-            clock=options.clock,
-        )
-        more = found["recorder"] - found["forward"] - found["block_norms"]
-        row: dict[str, object] = {"layers": n_layers, "n": options.n}
-        row |= {f"{name} ms": seconds * 1e3 for name, seconds in found.items()}
-        rows.append(row | {"overhead ms a layer": more * 1e3 / n_layers})
+    for name in options.cases:
+        made = case(name, SIZES[name].layers, options.device, DTYPES[options.dtype])
+        model, n_layers = made.bridge, SIZES[name].layers
+        for n in options.lengths or [options.n]:
+            tokens = made.tokens(n)
+            _, cache = model.run_with_cache(tokens, names_filter=tl_norms.required_hooks(model))
+            found = timed(
+                {
+                    "forward": lambda m=model, t=tokens: m(t),
+                    "block_norms": lambda c=cache: tl_norms.block_norms(c),
+                    "recorder": lambda m=model, t=tokens: recorded(m, t, "maps").norms,
+                },
+                rounds=options.rounds,
+                clock=options.clock,
+            )
+            more = found["recorder"] - found["forward"] - found["block_norms"]
+            row: dict[str, object] = {"model": name, "layers": n_layers, "n": n}
+            row |= {f"{what} ms": seconds * 1e3 for what, seconds in found.items()}
+            rows.append(row | {"overhead ms a layer": more * 1e3 / n_layers})
     return rows
 
 
@@ -135,6 +139,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Memory and time of norms during the forward pass.")
     parser.add_argument("--layers", nargs="+", type=int, help="2 to 32 for the curve, 30 for a long input")
     parser.add_argument("--n", type=int, default=512)
+    parser.add_argument("--cases", nargs="+", choices=list(SIZES), default=["SmolLM2"], help="models of --overhead")
+    parser.add_argument("--lengths", nargs="+", type=int, help="of --overhead, instead of --n")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of --overhead")
     parser.add_argument("--long", type=int, help="one input of this many tokens instead of the curve")
     parser.add_argument("--overhead", action="store_true", help="time beyond forward pass and block_norms instead")
     parser.add_argument(

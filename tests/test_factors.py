@@ -63,7 +63,8 @@ def test_lengths_of_all_pairs(n_heads, n_queries, n_keys, causal, dtype):
     lengths, (plain, image) = factored(mixture, causal, [function])
     close = dict(rtol=1e-10, atol=1e-12) if dtype == torch.float64 else dict(rtol=2e-4, atol=1e-6)
     for factor, wanted in ((plain, formed(mixture)), (image, formed(mixture, function))):
-        found = mixture_norms(mixture, factor, causal=causal)
+        found, spots = mixture_norms(mixture, factor, causal=causal)
+        spots.compare(found, "norms")
         torch.testing.assert_close(found.double(), wanted, **close)
     heads = torch.einsum("bkhe,hed->bhkd", mixture.values.double(), mixture.sent.projection.double())
     torch.testing.assert_close(lengths.double(), heads.norm(dim=-1), **close)
@@ -71,7 +72,7 @@ def test_lengths_of_all_pairs(n_heads, n_queries, n_keys, causal, dtype):
     mapped = mixture.mapped(function)
     torch.testing.assert_close(mapped.weight, function(mixture.sent.projection), rtol=0, atol=0)
     torch.testing.assert_close(
-        mixture_norms(mapped, factored(mapped, causal)[1][0], causal=causal).double(),
+        mixture_norms(mapped, factored(mapped, causal)[1][0], causal=causal)[0].double(),
         formed(mixture, function),
         **close,
     )
@@ -98,7 +99,7 @@ def test_formed_vectors_against_factors(n_queries, n_keys, causal):
     assert mixture.few
     for one in (mixture, replace(mixture, functions=(torch.neg,)), replace(image, functions=(image.functions[0],))):
         _, (factor,) = factored(one, causal)
-        wanted = mixture_norms(one, factor, causal=causal)
+        wanted, _ = mixture_norms(one, factor, causal=causal)
         found = formed_norms(one, plain(one, causal)[1])
         if n_queries == n_keys:
             wanted.diagonal(dim1=1, dim2=2).zero_()

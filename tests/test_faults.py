@@ -6,9 +6,11 @@ returned has changed.
 """
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 import sys
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +22,8 @@ from torch import Tensor
 
 import tl_norms
 import tl_norms.linear
+from tl_norms.linear.joined import points
+from tl_norms.linear.measure import factors, formed
 from tl_norms.linear.pieces import pieces
 
 MODULES = [m.name for m in pkgutil.walk_packages(tl_norms.linear.__path__, "tl_norms.linear.")]
@@ -140,7 +144,7 @@ def refuse_all(call, places: list[tuple], wanted: list[Tensor], last: bool) -> N
             refused += 1
             continue
         if differs(found, wanted):
-            silent.append(f"{site[0].__name__}.{site[2]}{list(site[3]) or ''} (construction {site[1]})")
+            silent.append(" ".join(str(getattr(part, "__name__", part)) for part in site))
     assert refused > len(places) // 4, "hardly any fault had an effect"
     assert not silent, f"{len(silent)} of {len(places)} faults came back as numbers: {', '.join(silent)}"
 
@@ -288,3 +292,139 @@ def test_nor_one_in_layers_taken_at_once(name, way, row, monkeypatch):
     wanted, places = call(), sites(call)
     assert len({cls for cls, *_ in places}) >= 5, "the mathematics was not seen"
     refuse_all(call, places, wanted, ROWS[row])
+
+
+# the ways to the numbers of layers taken at once, and of one by itself
+RETURNING = ("joined.points", "joined.mixing", "joined.formed", "joined.factored", "hold", "carry.pairs", "carry.terms")
+RETURNING += ("measure.formed", "measure.factors", "measure.lengths")
+# what these return has been compared, and goes into the result as it is: of a tuple, this place
+LAST = {"source_norms": None, "norms_of_heads": None, "head_norms": None}
+LAST |= {name: 0 for name in ("plain", "_measured", "factored")} | {name: 1 for name in ("form_pairs", "factor_pairs")}
+
+
+def returns_of(module) -> Iterator[tuple[object, str, object]]:
+    """What returns something in a module: functions, methods, properties, by their owner and name."""
+    for name, thing in list(vars(module).items()):
+        if isinstance(thing, types.FunctionType) and thing.__module__ == module.__name__:
+            yield module, name, thing
+        elif isinstance(thing, type) and thing.__module__ == module.__name__:
+            for inner, held in list(vars(thing).items()):
+                if isinstance(held, types.FunctionType | property | functools.cached_property) and inner[:2] != "__":
+                    yield thing, inner, held
+
+
+@contextmanager
+def returning(visit):
+    """`visit(name, value)` may change what every function of these modules returns; a piece of a name's site."""
+    patched: list[tuple[object, str, object]] = []
+
+    def wrapped(name, function):
+        @functools.wraps(function)
+        def call(*args, **options):
+            return visit(name, function(*args, **options))
+
+        return call
+
+    def put(owner, name, old, new):
+        patched.append((owner, name, old))
+        setattr(owner, name, new)
+
+    for module in (importlib.import_module(f"tl_norms.linear.{name}") for name in RETURNING):
+        for owner, name, held in list(returns_of(module)):
+            site = f"{getattr(owner, '__qualname__', module.__name__)}.{name}"
+            if isinstance(held, property):
+                put(owner, name, held, property(wrapped(site, held.fget)))
+            elif isinstance(held, functools.cached_property):
+                new = functools.cached_property(wrapped(site, held.func))
+                new.__set_name__(owner, name)
+                put(owner, name, held, new)
+            elif isinstance(owner, type):
+                put(owner, name, held, wrapped(site, held))
+            else:
+                new = wrapped(site, held)
+                for other in [one for key, one in sys.modules.items() if key.startswith("tl_norms")]:
+                    if vars(other).get(name) is held:
+                        put(other, name, held, new)
+    try:
+        yield
+    finally:
+        for owner, name, old in reversed(patched):
+            setattr(owner, name, old)
+
+
+def returned_sites(call) -> list[tuple]:
+    """Every tensor of everything returned: name, its how-manieth return, place in a tuple."""
+    counts: dict[str, int] = {}
+    found: dict[tuple, list] = {}
+
+    def visit(name, value):
+        counts[name] = counts.get(name, 0) + 1
+        last = LAST.get(name.rpartition(".")[2], -1)
+        for path, tensor in tensors_of(value):
+            if tensor.is_floating_point() and tensor.numel() and last is not None and path != (last,):
+                found.setdefault((name, path), []).append((name, counts[name], path))
+        return value
+
+    with returning(visit):
+        call()
+    return [site for group in found.values() for site in _some(group)]
+
+
+def with_returned_fault(call, site: tuple, last: bool):
+    wanted, number, path = site
+    count = 0
+
+    def visit(name, value):
+        nonlocal count
+        if name == wanted:
+            count += 1
+            if count == number:
+                return changed(value, path, last)
+        return value
+
+    with returning(visit):
+        return call()
+
+
+@pytest.mark.parametrize("joined", [True, False], ids=["layers at once", "one by one"])
+@pytest.mark.parametrize("name, way", [("bert", "formed"), ("llama_gqa", "factored")])
+def test_nor_one_in_what_a_function_returns(name, way, joined, monkeypatch):
+    """A scale that is applied after the comparison, and lost, is such a fault."""
+    cache = make(name, KINDS[0], torch.float32).cache()
+    cut_into(way, monkeypatch)
+    if joined:
+        monkeypatch.setattr("tl_norms.joined_layers.layer_numbers", one_by_one)
+    else:
+        monkeypatch.setattr("tl_norms.joined_layers._groups", lambda *args: [])
+
+    def call() -> list[Tensor]:
+        return numbers(tl_norms.block_norms(cache, layers=None if joined else -1))
+
+    wanted, places = call(), returned_sites(call)
+    assert len(places) > 20, "the mathematics was not seen"
+    monkeypatch.setattr(sys.modules[__name__], "with_fault", with_returned_fault)
+    refuse_all(call, places, wanted, last=False)
+
+
+@pytest.mark.parametrize("way", ["formed", "factored"])
+@pytest.mark.parametrize("joined", [True, False], ids=["layers at once", "one by one"])
+def test_nor_a_map_without_the_scale_of_its_norm(joined, way, monkeypatch):
+    cache = make("bert", KINDS[0], torch.float32).cache()
+    cut_into(way, monkeypatch)
+    if joined:
+        monkeypatch.setattr("tl_norms.joined_layers.layer_numbers", one_by_one)
+        norms = points.Point.norms
+        lost = lambda self, out: norms(dataclasses.replace(self, scale=None), out)  # noqa: E731
+        monkeypatch.setattr(points.Point, "norms", lost)
+    else:
+        monkeypatch.setattr("tl_norms.joined_layers._groups", lambda *args: [])
+        module = {"formed": formed, "factored": factors}[way]
+        norms = module.mixture_norms
+
+        def unscaled(mixture, made, **options):
+            found, spots = norms(mixture, made, **options)
+            return found if mixture.scale is None else found / mixture.scale[..., None].abs(), spots
+
+        monkeypatch.setattr(module, "mixture_norms", unscaled)
+    with pytest.raises(tl_norms.DecompositionError):
+        tl_norms.block_norms(cache)

@@ -1,11 +1,15 @@
 """Norms during the forward pass: the numbers of a cache, of the run as it was, and nothing left behind."""
 
+import dataclasses
+
 import pytest
 import tiny
 import torch
 from tiny import same
 
 import tl_norms
+import tl_norms.hooks
+from tl_norms.linear.pieces import pieces
 
 FEW = [case for case in tiny.CASES if case[0] in ("gpt2", "llama_gqa", "bert")]
 
@@ -188,3 +192,108 @@ def test_activations_of_finished_blocks_are_let_go(name, kind):
     counts, finished = held[0]
     assert finished == {0} and counts[0] == 0 and counts[1] > 0
     assert all(layer.pattern is None and not layer.maps for layer in recorder._layers.values())
+
+
+def counted(monkeypatch) -> list[list[int]]:
+    """The layers that are taken together, as a recorder asks for them."""
+    asked: list[list[int]] = []
+    numbers_of_layers = tl_norms.hooks.numbers_of_layers
+
+    def count(plan, activations, numbers, **options):
+        asked.append(list(numbers))
+        return numbers_of_layers(plan, activations, numbers, **options)
+
+    monkeypatch.setattr("tl_norms.hooks.numbers_of_layers", count)
+    return asked
+
+
+@pytest.mark.parametrize(("name", "kind"), FEW)
+def test_blocks_of_short_texts_are_taken_at_once(name, kind, monkeypatch):
+    made = tiny.make(name, kind)
+    expected = tl_norms.block_norms(made.cache())
+    asked = counted(monkeypatch)
+    seen = []
+    for sizes in ({}, {"held": 1}, {"copied": 1}):
+        cut = dataclasses.replace(pieces(torch.device("cpu")), **sizes)
+        for module in ("hooks", "joined_layers"):
+            monkeypatch.setattr(f"tl_norms.{module}.pieces", lambda device, cut=cut: cut)
+        recorder = tl_norms.NormRecorder(made.model)
+        with torch.no_grad(), recorder:
+            made.model(made.tokens())
+            assert not recorder._held and not any(recorder._tensors.values()), "the last block takes all that wait"
+        assert equal(recorder.norms, expected)
+        seen.append([asked.pop(0) for _ in list(asked)])
+    assert seen == [[[0, 1]], [[0], [1]], [[0], [1]]]
+
+
+@pytest.mark.parametrize(("name", "kind"), FEW)
+def test_what_waits_is_taken_when_it_is_asked_for(name, kind):
+    """In the middle of a run, and where the last block has not run; each layer's numbers are given once, in order."""
+    made = tiny.make(name, kind)
+    cache = made.cache()
+    calls, early = [], []
+
+    def keep(norms):
+        calls.append(norms.layers)
+        return norms[norms.scopes[-1]]
+
+    recorder = tl_norms.NormRecorder(made.model, keep=keep)
+
+    def look(tensor, hook):
+        early.append(sorted(recorder.kept))
+
+    with torch.no_grad(), recorder:
+        made.model.run_with_hooks(made.tokens(), fwd_hooks=[("blocks.1.attn.hook_pattern", look)])
+    assert early == [[0]] and calls == [(0,), (1,)]
+    expected = tl_norms.block_norms(cache)
+    for layer in expected.layers:
+        assert same(recorder.kept[layer], expected[expected.scopes[-1]][layer : layer + 1])
+
+    partial = tl_norms.NormRecorder(made.model, keep=keep)
+    for hook_name, listener in partial.fwd_hooks:
+        if not hook_name.startswith("blocks.1."):
+            made.model.add_hook(hook_name, listener)
+    with torch.no_grad():
+        made.model(made.tokens())
+    made.model.reset_hooks()
+    assert partial._held and calls == [(0,), (1,)]
+    assert sorted(partial.kept) == [0] and not partial._held
+
+
+def test_memory_that_is_written_to_after_a_block_has_run():
+    """A hook changes what it is given in place, which is what the block has written: it was what it was."""
+    made = tiny.make("bert", tiny.KINDS[0])
+
+    def write(tensor, hook):
+        tensor[:, 0] = 7.0
+
+    recorder = tl_norms.NormRecorder(made.model)
+    with torch.no_grad(), recorder:
+        made.model.run_with_hooks(made.tokens(), fwd_hooks=[("blocks.0.mlp.hook_in", write)])
+    plain = tl_norms.block_norms(made.cache())
+    assert same(recorder.norms["attn_res_ln", 0], plain["attn_res_ln", 0])
+    assert not same(recorder.norms["attn_res_ln", 1], plain["attn_res_ln", 1])
+
+
+def test_an_error_of_one_of_the_blocks_that_wait_names_it_and_keeps_those_before():
+    made = tiny.make("gpt2", tiny.KINDS[0])
+    recorder = tl_norms.NormRecorder(made.model, keep=lambda norms: norms.layers)
+    edit = ("blocks.1.attn.hook_z", lambda tensor, hook: tensor * 0)
+    hooks = [edit, *recorder.fwd_hooks]
+    with torch.no_grad(), pytest.raises(tl_norms.DecompositionError, match="layer 1, scope 'attn'"):
+        made.model.run_with_hooks(made.tokens(), fwd_hooks=hooks)
+    made.model.reset_hooks()
+    assert recorder.kept == {0: (0,)}
+
+
+def test_weights_that_change_between_runs_of_one_recorder():
+    made = tiny.make("bert", tiny.KINDS[0])
+    recorder = tl_norms.NormRecorder(made.model)
+    with torch.no_grad():
+        for _ in range(2):
+            recorder.reset()
+            with recorder:
+                made.model(made.tokens())
+            assert equal(recorder.norms, tl_norms.block_norms(made.cache()))
+            for parameter in made.model.parameters():
+                parameter.mul_(1.0001)

@@ -155,7 +155,9 @@ def cross_norms(
         mixture = _mixture(made)
         lengths, (factors,) = factored(mixture, causal=False)
         attention.append(mixture.pattern)
-        norms.append(mixture_norms(mixture, factors, causal=False))
+        found, spots = mixture_norms(mixture, factors, causal=False)
+        spots.compare(found, f"layer {block.layer}: the norms of pairs")
+        norms.append(found)
         value_norms.append(lengths)
         errors.append(made.error)
     n_texts, n, n_keys = norms[0].shape

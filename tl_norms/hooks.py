@@ -4,7 +4,11 @@ A cache of all layers does not fit for long inputs. A recorder listens at the ho
 block has run, its norms are computed, its activations let go, and only what was asked for is kept. Numbers are those of
 a cache of the same run, made by the same code.
 
-Memory: the activations of one block, whatever the number of layers, plus what is kept.
+What an operation costs to start is most of what a short text costs: there, copies of a few blocks' activations wait
+until blocks of one shape are taken at once, at the latest when the last one has run or something is asked for.
+
+Memory: the activations of one block, or up to `pieces.held` bytes of several, whatever the number of layers, plus what
+is kept.
 """
 
 from collections.abc import Callable
@@ -17,10 +21,11 @@ from .blocks.activations import Activations
 from .blocks.compat import attach, detach
 from .blocks.masks import pass_masks
 from .blocks.structure import Block
-from .errors import RecorderError
-from .joined_layers import numbers_of_layers
+from .errors import RecorderError, TLNormsError
+from .joined_layers import numbers_of_layers, worth_holding
 from .labels import id_hook
 from .layer_numbers import LayerNumbers, collected, layer_numbers
+from .linear.pieces import pieces
 from .options import AnalysisOptions, Layers, Scopes
 from .plan import Plan
 from .results import BlockNorms
@@ -45,12 +50,14 @@ class NormRecorder:
         scopes, layers, **options: as for `block_norms`
         keep: "maps" keeps what `block_norms` returns, except the attention patterns (Attn-W stays);
             "mixing_ratio" computes no maps at all; a function of one layer's BlockNorms keeps what it returns, in
-            `recorder.kept[layer]`, and nothing else
+            `recorder.kept[layer]`, and nothing else. It is called layer by layer; on short texts for some layers one
+            after the other, when the last of them has run
         maps: False if the function needs no maps, which are then not computed
 
     Raises:
         RecorderError: a second run through the same recorder, or results asked for before a run is complete.
-        Otherwise as `block_norms`, from inside the forward pass.
+        Otherwise as `block_norms`, from inside the forward pass (of blocks that wait: when they are taken, at the end
+        of the pass or of the `with` block, or where results are asked for).
 
     Example:
         >>> recorder = tl_norms.NormRecorder(model, keep="mixing_ratio")        # doctest: +SKIP
@@ -102,7 +109,15 @@ class NormRecorder:
         self._attention_ratio: dict[int, Tensor] = {}
         self._activations: Activations | None = None
         self._ids: dict[str, Tensor] = {}
-        self.kept: dict[int, Any] = {}
+        self._held: list[Block] = []
+        self._held_bytes = 0
+        self._kept: dict[int, Any] = {}
+
+    @property
+    def kept(self) -> dict[int, Any]:
+        """What the function returned, by layer, of all blocks that have run."""
+        self._take()
+        return self._kept
 
     @property
     def fwd_hooks(self) -> list[tuple[str, Callable[..., None]]]:
@@ -115,6 +130,7 @@ class NormRecorder:
         """The recorded run as one result; without maps if `keep="mixing_ratio"`."""
         if callable(self.keep):
             raise RecorderError("this recorder keeps what its function returned, in recorder.kept[layer].")
+        self._take()
         missing = [block.layer for block in self.plan.blocks if block.layer not in self._layers]
         if missing or self._activations is None:
             names = [n for n, blocks in self._waiting.items() if any(b.layer in missing for b in blocks)]
@@ -157,6 +173,12 @@ class NormRecorder:
         self._detach()
         if exception[0] is not None:
             self.reset()
+            return
+        try:
+            self._take()
+        except BaseException:
+            self.reset()
+            raise
 
     def _detach(self) -> None:
         for attached in self._handles:
@@ -174,7 +196,7 @@ class NormRecorder:
 
     def _hear(self, block: Block, name: str, tensor: Tensor) -> None:
         heard = self._tensors[block.layer]
-        if block.layer in self._layers or block.layer in self.kept or name in heard:
+        if block.layer in self._layers or block.layer in self._kept or name in heard:
             raise RecorderError(
                 f"{name} fired a second time: this recorder holds a run already, and two runs cannot be mixed. Call "
                 f"recorder.reset() between runs. (A model that runs its blocks several times per forward cannot be "
@@ -182,27 +204,60 @@ class NormRecorder:
             )
         heard[name] = tensor.detach()
         if len(heard) == len(self._needed[block.layer]):
-            with torch.no_grad():
-                self._finish(block)
+            self._ran(block)
 
-    def _finish(self, block: Block) -> None:
-        """All activations of a block are here: compute, keep what was asked, let them go."""
-        activations = self.plan.activations(self._tensors[block.layer], True)
-        number = self._numbers[block.layer]
-        if self.maps:
-            (numbers,) = numbers_of_layers(self.plan, activations, [number])
-        else:
-            numbers = layer_numbers(self.plan, activations, number, maps=False)
-        whole = collected(self.plan, [numbers], activations)
-        if callable(self.keep):
-            self.kept[block.layer] = self.keep(whole)
-        else:
-            self._attention_ratio[block.layer] = whole.attention_mixing_ratio()[0]
-            if self.keep == "maps":
-                self._attention[block.layer] = whole.attention[0]
-            self._layers[block.layer] = numbers.without_pattern()
+    def _ran(self, block: Block) -> None:
+        """All activations of a block are here: compute, or hold them until others like it are here."""
+        heard, waits = self._tensors[block.layer], self.maps and len(self.plan.blocks) > 1
+        if not (waits and worth_holding(self.plan, heard, self._numbers[block.layer])):
+            self._take()  # so that layers come in their order
+            self._finish([block])
+            return
+        for name, tensor in heard.items():  # copies: the model, or a hook, may go on in the same memory
+            heard[name] = tensor.clone()
+            self._held_bytes += tensor.numel() * tensor.element_size()
+        self._held.append(block)
+        done = len(self._held) + len(self._layers) + len(self._kept)
+        if done == len(self.plan.blocks) or self._held_bytes >= pieces(tensor.device).held:
+            self._take()
+
+    def _take(self) -> None:
+        """Compute what waits."""
+        held, self._held, self._held_bytes = self._held, [], 0
+        if held:
+            self._finish(held)
+
+    @torch.no_grad()
+    def _finish(self, blocks: list[Block]) -> None:
+        """All activations of these blocks are here: compute, keep what was asked, let them go."""
+        tensors = {name: one for block in blocks for name, one in self._tensors[block.layer].items()}
+        activations = self.plan.activations(tensors, True)
+        numbers = [self._numbers[block.layer] for block in blocks]
+        try:
+            if self.maps:
+                layers = numbers_of_layers(self.plan, activations, numbers, afresh=True)
+            else:
+                layers = [layer_numbers(self.plan, activations, number, maps=False) for number in numbers]
+        except TLNormsError:
+            if len(blocks) == 1:
+                raise
+            for block in blocks:  # what comes before the one that is wrong is kept
+                self._finish([block])
+            return
+        for block in blocks:
+            self._tensors[block.layer] = {}
         self._activations = activations.emptied(self._ids)
-        self._tensors[block.layer] = {}
+        if callable(self.keep):
+            for layer in layers:
+                self._kept[layer.layer] = self.keep(collected(self.plan, [layer], activations))
+            return
+        whole = collected(self.plan, layers, activations)
+        ratios, weights = whole.attention_mixing_ratio(), whole.attention if self.keep == "maps" else None
+        for row, layer in enumerate(layers):
+            self._attention_ratio[layer.layer] = ratios[row]
+            if weights is not None:
+                self._attention[layer.layer] = weights[row]
+            self._layers[layer.layer] = layer.without_pattern()
 
 
 def run_with_norms(

@@ -4,11 +4,13 @@ What an operation costs to start is most of what a short text costs, so layers o
 explained here: where anything is not as it must be, layers are taken one by one, which says what, and where.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from .blocks.activations import Activations
@@ -22,7 +24,7 @@ from .linear.hold import NormWeights, hold_norm
 from .linear.joined.factored import factor_pairs, fits
 from .linear.joined.formed import few, form_pairs
 from .linear.joined.mixing import LayersMixing
-from .linear.joined.points import Point, after, attended
+from .linear.joined.points import Point, after, attended, measured
 from .linear.measure.measures import Length
 from .linear.operators import HeldNorm
 from .linear.pieces import pieces
@@ -31,8 +33,13 @@ from .plan import Plan
 from .tolerances import TOLERANCE
 
 
-def numbers_of_layers(plan: Plan, activations: Activations, numbers: Sequence[int]) -> list[LayerNumbers]:
+def numbers_of_layers(
+    plan: Plan, activations: Activations, numbers: Sequence[int], *, afresh: bool = False
+) -> list[LayerNumbers]:
     """The numbers of some blocks of the plan, every scope compared with the model.
+
+    Small weights are stacked once per model, as long as its weights stay; with `afresh` they are read again: a plan
+    made some time ago does not know whether they stayed.
 
     Raises:
         As `layer_numbers`.
@@ -41,7 +48,7 @@ def numbers_of_layers(plan: Plan, activations: Activations, numbers: Sequence[in
     for group in _groups(plan, activations, numbers):
         try:
             with together():
-                made = _at_once(plan, activations, [plan.blocks[number] for number in group])
+                made = _at_once(plan, activations, [plan.blocks[number] for number in group], afresh)
         except TLNormsError:
             continue
         found.update(zip(group, made, strict=True))  # nothing is kept before all is judged
@@ -50,16 +57,31 @@ def numbers_of_layers(plan: Plan, activations: Activations, numbers: Sequence[in
 
 def _groups(plan: Plan, activations: Activations, numbers: Sequence[int]) -> list[list[int]]:
     """Blocks of one shape each, no more of them than patterns are copied at little cost."""
-    if not isinstance(plan.options.measure, Length) or plan.options.edits != "refuse":
+    shapes = _shapes(plan)
+    if shapes is None:
         return []
-    what = ("shapes", plan.scopes)
-    shapes = plan.reader.decided(what, lambda: {b.layer: shape_of(b, plan.scopes) for b in _all(plan.reader)})
     groups: dict[object, list[int]] = {}
     for number in numbers:
         shape = shapes[plan.blocks[number].layer]
         if shape is not None:
             groups.setdefault(shape, []).append(number)
     return [part for group in groups.values() for part in _parts(group, _at_most(plan, activations, group[0]))]
+
+
+def worth_holding(plan: Plan, tensors: Mapping[str, Tensor], number: int) -> bool:
+    """Whether a block of a run under way, which made these activations, is better taken with others like it."""
+    shapes, block = _shapes(plan), plan.blocks[number]
+    if shapes is None or shapes[block.layer] is None:
+        return False
+    return _at_most(plan, plan.activations(tensors, True), number) > 1
+
+
+def _shapes(plan: Plan) -> dict[int, Hashable | None] | None:
+    """By layer; None where every block is taken by itself."""
+    if not isinstance(plan.options.measure, Length) or plan.options.edits != "refuse":
+        return None
+    what = ("shapes", plan.scopes)
+    return plan.reader.decided(what, lambda: {b.layer: shape_of(b, plan.scopes) for b in _all(plan.reader)})
 
 
 def _parts(group: list[int], at_most: int) -> list[list[int]]:
@@ -86,19 +108,20 @@ class _OneByOne(TLNormsError):
 class _HeldLayers:
     """The steps of several layers of one run, held."""
 
-    reader: Reader
+    plan: Plan
     activations: Activations
     blocks: list[Block]
+    afresh: bool
 
     def mixing(self) -> LayersMixing:
         operations = [block.attention()[1] for block in self.blocks]
-        outputs = [self.reader.attention_output(operation) for operation in operations]
+        outputs = [self.plan.reader.attention_output(operation) for operation in operations]
         pattern, values = self.activations.attention(operations[0], outputs[0].weight.shape[0])
         if pattern.shape[2] != pattern.shape[3] or len({one.weight.shape for one in outputs}) > 1:
             raise _OneByOne("queries go on from a key-value cache, or projections differ")
         n_heads = pattern.shape[1]
-        weights = [rearrange(one.weight.detach().to(values), "(h e) d -> h e d", h=n_heads) for one in outputs]
-        bias = self._stacked([one.bias for one in outputs], values)
+        weights = [one.weight.detach().to(values).unflatten(0, (n_heads, -1)) for one in outputs]  # [h e d]
+        bias = self._rows(self._kept("bias", values, lambda: _stacked([one.bias for one in outputs], values)), values)
         return LayersMixing(pattern, values, tuple(weights), bias, is_causal(pattern))
 
     def step(self, number: int) -> HeldStep:
@@ -111,23 +134,29 @@ class _HeldLayers:
         return HeldStep(step.reads, None, 0, step.operation.scale, step.operation.other_scale)
 
     def _norm(self, number: int, full: Tensor) -> HeldNorm:
-        operations = [block.steps[number - 1].operation for block in self.blocks]
-        forms = [self.reader.norm(operation) for operation in operations if isinstance(operation, Norm)]
-        if len({(form.center, form.eps) for form in forms}) > 1:
-            raise _OneByOne("norms differ")
-        gain, beta = (self._stacked([getattr(form, name) for form in forms], full) for name in ("gain", "beta"))
-        return hold_norm(full, NormWeights(forms[0].center, forms[0].eps, gain, beta))
+        def read() -> NormWeights:
+            operations = [block.steps[number - 1].operation for block in self.blocks]
+            forms = [self.plan.reader.norm(operation) for operation in operations if isinstance(operation, Norm)]
+            if len({(form.center, form.eps) for form in forms}) > 1:
+                raise _OneByOne("norms differ")
+            gain, beta = (_stacked([getattr(form, name) for form in forms], full) for name in ("gain", "beta"))
+            return NormWeights(forms[0].center, forms[0].eps, gain, beta)
 
-    def _stacked(self, parts: list[Tensor | None], like: Tensor) -> Tensor | None:
-        """One row for each layer and text, [b 1 d]; None if no layer has any."""
-        there = [part for part in parts if part is not None]
-        if not there:
-            return None
-        if len(there) < len(parts) or len({part.shape for part in there}) > 1 or there[0].ndim > 1:
-            raise _OneByOne("only some layers have this bias or gain, or it is of another shape")
-        rows = torch.stack(there).detach().to(like)[:, None]
-        texts = len(like) // len(rows)
-        return rows if texts == 1 else rows.repeat_interleave(texts, dim=0)
+        weights = self._kept(number, full, read)
+        gain, beta = self._rows(weights.gain, full), self._rows(weights.beta, full)
+        return hold_norm(full, NormWeights(weights.center, weights.eps, gain, beta))
+
+    def _kept(self, what: Hashable, like: Tensor, read: Callable[[], Any]) -> Any:
+        """Small weights of all layers, stacked once as long as they stay; what has gone stale does not add up."""
+        if self.afresh or not self.plan.options.check:
+            return read()
+        layers = tuple(block.layer for block in self.blocks)
+        return self.plan.reader.decided(("rows", what, layers, like.dtype, like.device), read)
+
+    def _rows(self, rows: Tensor | None, like: Tensor) -> Tensor | None:
+        """One for each layer and text, [b 1 d]."""
+        texts = len(like) // len(self.blocks)
+        return rows if rows is None or texts == 1 else rows.repeat_interleave(texts, dim=0)
 
     def real(self, number: int) -> Tensor:
         """The model's activation at a point."""
@@ -145,21 +174,36 @@ class _HeldLayers:
         return self.activations.truth(truth)
 
 
-def _at_once(plan: Plan, activations: Activations, blocks: list[Block]) -> list[LayerNumbers]:
+def _stacked(parts: list[Tensor | None], like: Tensor) -> Float[Tensor, "layer 1 d"] | None:
+    """One row for each layer; None if no layer has any."""
+    there = [part for part in parts if part is not None]
+    if not there:
+        return None
+    if len(there) < len(parts) or len({part.shape for part in there}) > 1 or there[0].ndim > 1:
+        raise _OneByOne("only some layers have this bias or gain, or it is of another shape")
+    return torch.stack(there).detach().to(like)[:, None]
+
+
+def _at_once(plan: Plan, activations: Activations, blocks: list[Block], afresh: bool) -> list[LayerNumbers]:
     """Hold the layers, carry their pairs, compare, measure."""
-    held = _HeldLayers(plan.reader, joined(activations, blocks, plan.scopes), blocks)
-    first, scopes = blocks[0], plan.scopes
+    scopes = plan.scopes
+    hooks = plan.reader.decided(("hooks", scopes), lambda: {b.layer: b.hooks(scopes) for b in _all(plan.reader)})
+    held = _HeldLayers(plan, joined(activations, [hooks[block.layer] for block in blocks]), blocks, afresh)
+    first = blocks[0]
+    needed, reads_stream = plan.reader.decided(
+        ("chain", first.layer, scopes), lambda: (first.needed(scopes), first.reads_stream(scopes))
+    )
     mixing = held.mixing()
     if not (few(mixing) or fits(mixing)):
         raise _OneByOne("head vectors are many")
-    steps = {number: held.step(number) for number in first.needed(scopes) if number > 1}
+    steps = {number: held.step(number) for number in needed if number > 1}
     norms = tuple(step.operator for step in steps.values() if isinstance(step.operator, HeldNorm))
     pairs, head_norms = (form_pairs if few(mixing) else factor_pairs)(mixing, norms)
-    stream = held.real(0) if first.reads_stream(scopes) else pairs.own
+    stream = held.real(0) if reads_stream else pairs.own
     points: dict[int, Point] = {}
     errors: dict[str, Tensor] = {}
     chosen: dict[str, Point] = {}
-    for number in first.needed(scopes):
+    for number in needed:
         step = first.steps[number - 1]
         points[number] = (
             after(steps[number], points[number - 1], stream) if steps.get(number) else attended(mixing, pairs)
@@ -211,10 +255,11 @@ def _by_layer(
         parts = {scope: one.chunk(n_layers) for scope, one in numbers.items()}
         return [{scope: part[layer] for scope, part in parts.items()} for layer in range(n_layers)]
 
-    rests = {scope: point.sizes[2] for scope, point in points.items()}
+    found = measured(list(points.values()))
+    rests = dict(zip(points, found.rests, strict=True))
     rests = {scope: unpadded(rest, held.activations) for scope, rest in rests.items()} if masked else rests
-    maps = split({scope: point.norms() for scope, point in points.items()})
-    ratios = split({scope: point.mixing_ratio() for scope, point in points.items()})
+    maps = split(dict(zip(points, found.maps, strict=True)))
+    ratios = split(dict(zip(points, found.ratios, strict=True)))
     remainders = split(rests)
     heads = head_norms.chunk(n_layers)
     worst = {scope: error.unbind() for scope, error in errors.items()}

@@ -17,7 +17,7 @@ from .linear.measure.factors import head_norms
 from .linear.measure.lengths import Shared, needs_vectors, source_norms
 from .linear.measure.measures import Length
 from .linear.measure.spots import agree
-from .linear.measure.values import check_sum, source_values
+from .linear.measure.values import check_sum, compare_own, compare_ratios, source_values
 from .linear.required import read, together
 from .plan import Plan
 from .results import BlockNorms, HeadNorms, RunFacts, ScopeNorms
@@ -71,18 +71,21 @@ def _measured(plan: Plan, activations: Activations, block_number: int, maps: boo
             if options.check:
                 check_sum(sources, measure, found, rest, f"layer {block.layer}, scope {one.scope!r}")
         lengths[one.scope] = found
+        if options.check:
+            compare_own(sources, measure, found, rest, f"layer {block.layer}, scope {one.scope!r}")
         exact = options.sketch is None or not needs_vectors(sources)
         if options.check and exact:
             compare_pairs(frozen, one, found, measure, formed)
+    ratios = {one.scope: one.sources.mixing_ratio() for one in made}
+    crossed = [one for one in made if one.sources.cross is not None and not one.sources.cross.before]
+    shares = {one.scope: one.sources.shares() for one in crossed}
+    for one in made if options.check else ():
+        compare_ratios(one.sources, ratios[one.scope], shares.get(one.scope), f"layer {block.layer}")
     return LayerNumbers(
         layer=block.layer,
         maps=lengths,
-        ratios={one.scope: one.sources.mixing_ratio() for one in made},
-        shares={
-            one.scope: one.sources.shares()
-            for one in made
-            if one.sources.cross is not None and not one.sources.cross.before
-        },
+        ratios=ratios,
+        shares=shares,
         errors={one.scope: one.error for one in made},
         value_norms=values,
         pattern=activations.tensor(block.attention()[1].pattern),

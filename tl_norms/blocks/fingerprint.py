@@ -19,8 +19,11 @@ def fingerprint(module: nn.Module) -> Hashable:
     for tensor in _tensors(module):
         dtype, device = tensor.dtype, tensor.device
         facts.append((id(tensor), _version(tensor), dtype, device, tensor.shape))
-        if tensor.layout is torch.strided and not tensor.is_meta and tensor.numel():
-            samples.setdefault((dtype, str(device)), []).append(_few(tensor))
+        if tensor.layout is torch.strided and not tensor.is_meta and (size := tensor.numel()):
+            key = dtype, device.type, device.index
+            if key not in samples:
+                samples[key] = []
+            samples[key].append(_few(tensor, size))
     # bytes: equal where the numbers are, NaN included
     numbers = tuple(torch.cat(parts).cpu().view(torch.uint8).numpy().tobytes() for parts in samples.values())
     return tuple(facts), numbers
@@ -37,19 +40,22 @@ def _tensors(module: nn.Module) -> list[Tensor]:
             continue
         seen.add(one)
         inside = one.__dict__
-        for held in (inside["_parameters"], inside["_buffers"]):
-            if held:
-                found.update((id(tensor), tensor) for tensor in held.values() if tensor is not None)
-        if inside["_modules"]:
-            waiting.extend(inside["_modules"].values())
+        if held := inside["_parameters"]:
+            found.update((id(tensor), tensor) for tensor in held.values() if tensor is not None)
+        if held := inside["_buffers"]:
+            found.update((id(tensor), tensor) for tensor in held.values() if tensor is not None)
+        if modules := inside["_modules"]:
+            waiting.extend(modules.values())
     return list(found.values())
 
 
-def _few(tensor: Tensor) -> Tensor:
+def _few(tensor: Tensor, size: int) -> Tensor:
     if not tensor.is_contiguous():
         tensor = tensor[(slice(0, _SAMPLES),) * tensor.ndim].reshape(-1)
-    count = min(_SAMPLES, tensor.numel())
-    return tensor.as_strided((count,), (max(1, tensor.numel() // _SAMPLES),))
+        size = tensor.numel()
+    if size < _SAMPLES:
+        return tensor.as_strided((size,), (1,))
+    return tensor.as_strided((_SAMPLES,), (size // _SAMPLES,))
 
 
 def _version(tensor: Tensor) -> int:

@@ -44,18 +44,18 @@ def _kind(step: Step, number: int) -> Hashable | None:
     return None
 
 
-def joined(activations: Activations, blocks: Sequence[Block], scopes: tuple[str, ...]) -> Activations:
-    """The activations of these layers under the names of the first, one layer's texts after the other's.
+def joined(activations: Activations, hooks: Sequence[tuple[str, ...]]) -> Activations:
+    """The activations of layers with these hooks under the names of the first, one layer's texts after the other's.
 
     Raises:
         CacheShapeError: they are of several shapes, dtypes or devices. MissingActivationError.
     """
-    tensors, hooks = {}, [block.hooks(scopes) for block in blocks]
+    tensors = {}
     if len({len(names) for names in hooks}) > 1:
-        raise CacheShapeError(f"layer {blocks[0].layer} has more hooks than others, or less.")
+        raise CacheShapeError(f"the layer of {hooks[0][0]} has more hooks than others, or less.")
     for names in zip(*hooks, strict=True):
         found = [activations.tensor(name) for name in names]
         if len({(one.shape, one.dtype, one.device) for one in found}) > 1:
             raise CacheShapeError(f"{names[0]} is not of one shape with that of other layers.")
         tensors[names[0]] = torch.cat(found) if len(found) > 1 else found[0]
-    return activations.of_layers(tensors, len(blocks))
+    return activations.of_layers(tensors, len(hooks))

@@ -20,6 +20,7 @@ class Pieces:
         head_vectors: head vectors, before their triangles are made
         kept: head vectors of all keys, up to which they are made once for a layer
         copied: attention weights copied, with their diagonals emptied or beside those of other layers
+        held: activations of blocks that a recorder holds until they are taken at once
         tile: attention weights transposed for a batched product
         pair_vectors: pair vectors, unless `max_memory` says less
         pairs: the fewest and the most pairs in such a chunk: fewer make products slower, more do not help
@@ -35,6 +36,7 @@ class Pieces:
     head_vectors: int
     kept: int
     copied: int
+    held: int
     tile: int
     pair_vectors: int
     pairs: tuple[int, int]
@@ -54,6 +56,7 @@ def pieces(device: torch.device) -> Pieces:
             head_vectors=8 * _MiB,
             kept=48 * _MiB,
             copied=2 * _MiB,
+            held=8 * _MiB,
             tile=8 * _MiB,
             pair_vectors=24 * _MiB,
             pairs=(512, 4096),
@@ -69,6 +72,7 @@ def pieces(device: torch.device) -> Pieces:
         head_vectors=part,
         kept=part,
         copied=part,
+        held=min(part, 256 * _MiB),
         tile=part,
         pair_vectors=part,
         pairs=(4096, 1 << 20),

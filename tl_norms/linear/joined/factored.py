@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..carry.terms import MixedHeads
 from ..measure.factors import squares, triangles
+from ..measure.spots import chosen_heads, compare_head_norms, compare_heads
 from ..operators import HeldNorm
 from ..pieces import pieces
-from .mixing import ChosenPairs, JoinedPairs, LayersMixing, image, joined
+from .mixing import JoinedPairs, LayersMixing, image, joined
 
 
 def fits(mixing: LayersMixing) -> bool:
@@ -26,11 +27,13 @@ def factor_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> tuple[Joi
     """Norms of all pairs and of their images under one norm after the other, their sums, and norms of head vectors.
 
     Raises:
-        DecompositionError: norms are not those of vectors formed on their own.
+        DecompositionError: head vectors are not those that the values give.
     """
     n_texts, (n_batch, n_heads, n, _) = mixing.n_texts, mixing.pattern.shape
     probes = _probes(mixing)
-    made, head_norms = [], []
+    made, head_norms, again = [], [], []
+    numbers = torch.arange(n, device=probes.device)
+    measured_twice = chosen_heads(n_heads, n, probes.device)
     factors: list[list[Tensor]] = [[] for _ in (None, *norms)]
     lengths: list[list[Tensor]] = [[] for _ in factors]
     at_once = max(1, pieces(mixing.pattern.device).head_vectors // (n_heads * mixing.width * probes.element_size()))
@@ -42,6 +45,8 @@ def factor_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> tuple[Joi
             values = mixing.by_layer[layer][:, first_key + keys.start : first_key + keys.stop]
             heads = torch.bmm(values, mixing.weights[layer])  # [h k d]
             head_norms.append(torch.linalg.vector_norm(heads, dim=-1))
+            few = heads[measured_twice[:, keys], numbers[: heads.shape[1]]]
+            again.append(torch.linalg.vector_norm(few, dim=-1))
             vectors = heads.transpose(0, 1)
             some = torch.bmm(probes[text, keys], vectors)  # [k r d]: own, combination, chosen
             made.append(some[:, :2].clone() if norms else some[:, :2])
@@ -57,15 +62,17 @@ def factor_pairs(mixing: LayersMixing, norms: tuple[HeldNorm, ...]) -> tuple[Joi
     others = [sent[:, :-1]]
     for norm in norms:
         others.append(image(others[-1].clone()[:, None], norm)[:, 0])
+    of_heads = rearrange(joined(head_norms, 1), "h (b k) -> b h k", b=n_batch).contiguous()
+    compare_heads(made[:, :, 1].sum(1), sent[:, -1], mixing.combination[1], of_heads)
+    compare_head_norms(of_heads, rearrange(joined(again, 1), "s (b k) -> b s k", b=n_batch))
     found = JoinedPairs(
         norms=tuple(_norms(mixing, joined(parts)) for parts in factors),
         others=tuple(others),
         own=made[:, :, 0],
-        combined=made[:, :, 1].sum(1),
+        chosen=mixing.chosen_pairs(
+            [rearrange(joined(parts), "(b k) s -> b s k", b=n_batch) for parts in lengths], of_heads
+        ),
     )
-    of_heads = rearrange(joined(head_norms, 1), "h (b k) -> b h k", b=n_batch).contiguous()
-    plain = tuple(rearrange(joined(parts), "(b k) s -> b s k", b=n_batch) for parts in lengths)
-    found.compare(mixing, ChosenPairs(plain, sent[:, -1]), of_heads)
     return found, of_heads
 
 

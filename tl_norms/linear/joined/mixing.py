@@ -5,11 +5,12 @@ b = (layer text), and only output projections are applied layer by layer.
 
     LayersMixing    attention of the layers, cut at the values
     JoinedPairs     what their pairs give: norms and sums, for the vectors and for each image of them under norms
-    ChosenPairs     norms of a pair for every key and query, and a combination of what heads send, to compare with
+    ChosenPairs     norms of a pair for every key and query, to compare with what is returned
 
 Axes: b layer and text, h head, q query, k key, e d_head, d d_model, s chosen pairs of a key.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..measure.spots import Spots, chosen_queries, combination, compare_heads
+from ..measure.spots import chosen_queries, combination
 from ..operators import HeldNorm
 
 
@@ -59,6 +60,13 @@ class LayersMixing:
         n = self.pattern.shape[-1]
         return chosen_queries(n, n, causal=self.causal, crossed=False, device=self.pattern.device)
 
+    def chosen_pairs(
+        self, norms: Sequence[Float[Tensor, "b s k"]], head_norms: Float[Tensor, "b h k"]
+    ) -> "ChosenPairs":
+        """The chosen pairs, whose vectors have these norms."""
+        sizes = (self.chosen_weights.abs() * head_norms[:, :, None]).sum(1)
+        return ChosenPairs(*self.chosen, tuple(norms), sizes)
+
     @cached_property
     def chosen_weights(self) -> Float[Tensor, "b h s k"]:
         """The weights of the chosen pairs."""
@@ -87,15 +95,18 @@ class LayersMixing:
 
 @dataclass(frozen=True)
 class ChosenPairs:
-    """What `JoinedPairs` is compared with.
+    """Vectors of a pair for every key and query, summed up apart from all others.
 
     Attributes:
-        norms: of the vectors of chosen pairs, of each image
-        combined: a combination of the values of all heads and keys, mapped once
+        queries, keys: of the pairs, -1 for none
+        norms: of their vectors, and of each image of them, without the scales of norms
+        sizes: what rounding is relative to: the norms of what each vector is the sum of
     """
 
+    queries: Int[Tensor, "s k"]
+    keys: Int[Tensor, "s k"]
     norms: tuple[Float[Tensor, "b s k"], ...]
-    combined: Float[Tensor, "b d"]
+    sizes: Float[Tensor, "b s k"]
 
 
 @dataclass(frozen=True)
@@ -106,24 +117,13 @@ class JoinedPairs:
         norms: without the scales of norms; the diagonal is not valid
         others: the sums over j != i, likewise
         own: v_ii, of attention alone
-        combined: the combination of what all heads send
+        chosen: what norms are compared with once they are what is returned
     """
 
     norms: tuple[Float[Tensor, "b q k"], ...]
     others: tuple[Float[Tensor, "b q d"], ...]
     own: Float[Tensor, "b q d"]
-    combined: Float[Tensor, "b d"]
-
-    def compare(self, mixing: LayersMixing, chosen: ChosenPairs, head_norms: Float[Tensor, "b h k"]) -> None:
-        """Norms of pairs, and the vectors that heads send, against those made another way.
-
-        Raises:
-            DecompositionError: one of them is another.
-        """
-        compare_heads(self.combined, chosen.combined, mixing.combination[1], head_norms)
-        size = (mixing.chosen_weights.abs() * head_norms[:, :, None]).sum(1)
-        for found, plain in zip(self.norms, chosen.norms, strict=True):
-            Spots(*mixing.chosen, plain, size).compare(found, "norms of pairs")
+    chosen: ChosenPairs
 
 
 def image(vectors: Float[Tensor, "b s r d"], norm: HeldNorm, rows: slice = slice(None)) -> Float[Tensor, "b s r d"]:

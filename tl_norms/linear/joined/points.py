@@ -1,5 +1,10 @@
-"""Source vectors of joined layers at the points of their chain: attention, then norms and sums with the stream."""
+"""Source vectors of joined layers at the points of their chain: attention, then norms and sums with the stream.
 
+What is compared with vectors found another way are the very numbers that are returned.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -7,10 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..carry.pairs import Summed
+from ..carry.pairs import Summed, norms_of
 from ..graph import HeldStep
+from ..measure.spots import Spots, compare_parts
 from ..operators import HeldNorm
 from .mixing import JoinedPairs, LayersMixing
+
+_POSITIONS = 32  # at most, whose own vectors and sums are measured twice
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,61 @@ class Point(Summed):
         others = self.pairs.others[self.image]
         return others if self.scale is None else others * self.scale[..., None]
 
-    def norms(self) -> Float[Tensor, "b q k"]:
-        """|v_ij| for all pairs."""
+    def norms(self, out: Float[Tensor, "b q k"]) -> None:
+        """|v_ij| for all pairs, into `out`."""
         norms = self.pairs.norms[self.image]
-        scaled = norms.clone() if self.scale is None else norms * self.scale[..., None].abs()
-        scaled.diagonal(dim1=-2, dim2=-1).copy_(self.sizes[1])
-        return scaled
+        if self.scale is None:
+            out.copy_(norms)
+        else:
+            torch.mul(norms, self.scale[..., None].abs(), out=out)
+        out.diagonal(dim1=-2, dim2=-1).copy_(self.sizes[1])
+
+    def chosen(self) -> Spots:
+        """The norms of chosen pairs, as they are returned."""
+        chosen = self.pairs.chosen
+        spots = Spots(chosen.queries, chosen.keys, chosen.norms[self.image], chosen.sizes)
+        return spots if self.scale is None else spots.scaled(self.scale)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The numbers of several points, one after the other, as they are returned.
+
+    Attributes:
+        maps: |v_ij|
+        rests: the norms of what belongs to no source
+        ratios: |others| / (|others| + |own|)
+    """
+
+    maps: Float[Tensor, "p b q k"]
+    rests: Float[Tensor, "p b q"]
+    ratios: Float[Tensor, "p b q"]
+
+
+def measured(points: Sequence[Point]) -> Measured:
+    """All numbers of some points, compared with what their vectors give once more.
+
+    Raises:
+        DecompositionError: a number is another.
+    """
+    own = points[0].own
+    maps = own.new_empty(len(points), *own.shape[:2], own.shape[1])
+    for point, out in zip(points, maps.unbind(), strict=True):
+        point.norms(out)
+    found = Measured(maps, _stacked([p.sizes[2] for p in points]), _stacked([p.mixing_ratio() for p in points]))
+    chosen = [point.chosen() for point in points]
+    norms, sizes = (_stacked([getattr(one, name) for one in chosen]).flatten(0, 1) for name in ("norms", "sizes"))
+    Spots(chosen[0].queries, chosen[0].keys, norms, sizes).compare(found.maps.flatten(0, 1), "norms of pairs")
+    some = slice(None, None, math.ceil(own.shape[1] / _POSITIONS))
+    parts = [tuple(part[:, some] for part in (point.others, point.own, point.rest)) for point in points]
+    again = torch.stack([norms_of(three) for three in parts], dim=1)
+    diagonal = found.maps.diagonal(dim1=-2, dim2=-1)
+    compare_parts(diagonal[..., some], found.rests[..., some], found.ratios[..., some], again)
+    return found
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
 
 
 def attended(mixing: LayersMixing, pairs: JoinedPairs) -> Point:

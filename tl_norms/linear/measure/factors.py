@@ -21,7 +21,15 @@ from torch import Tensor
 from ..carry.terms import Linear, Mixture
 from ..pieces import pieces
 from . import formed
-from .spots import Spots, chosen_queries, combination, compare_heads, weighed
+from .spots import (
+    Spots,
+    chosen_heads,
+    chosen_queries,
+    combination,
+    compare_head_norms,
+    compare_heads,
+    weighed,
+)
 
 _APART = 1 / 16  # a head's squared norm outside the span of the heads before it: float32 is enough above this share
 _FEW_KEYS = 64  # up to here, and two more per head, a batched matrix product beats H^2 / 2 planes
@@ -62,7 +70,9 @@ def _measured(
     chosen = pattern[:, :, queries_of.clamp_min(0), keys_of]  # the weights of the chosen pairs, [b h s k]
     weights = rearrange(chosen, "b h s k -> (b k) s h").contiguous()
     images: list[Linear | None] = [] if functions is None else [None, *functions]
+    twice = rearrange(chosen_heads(n_heads, n_keys, values.device).repeat(1, n_batch), "s k -> k s")
     norms: list[Tensor] = []
+    again: list[Tensor] = []
     made: list[list[Tensor]] = [[] for _ in images]
     plain: list[list[Tensor]] = [[] for _ in images]
     chunk = max(1, pieces(values.device).head_vectors // (n_heads * found.shape[-1] * values.element_size()))
@@ -70,6 +80,8 @@ def _measured(
         keys = slice(first, min(first + chunk, n))
         vectors = mixture.vectors_of(keys)  # [k h d]
         norms.append(torch.linalg.vector_norm(vectors, dim=-1))
+        few = vectors[torch.arange(len(vectors), device=vectors.device)[:, None], twice[keys]]
+        again.append(torch.linalg.vector_norm(few, dim=-1))
         _add_up(found, combined[keys], vectors, first, n_keys)
         some = torch.bmm(weights[keys], vectors) if images else vectors  # [k s d]
         for number, function in enumerate(images):
@@ -79,6 +91,7 @@ def _measured(
     heads = rearrange(torch.cat(norms), "(b k) h -> b h k", b=n_batch).contiguous()
     sent = (combined.view(n_batch, n_keys, n_heads, 1) * values).sum(1).flatten(1)
     compare_heads(found, mixture.through(sent @ mixture.sent.projection.flatten(0, 1)), sizes, heads)
+    compare_head_norms(heads, rearrange(torch.cat(again), "(b k) s -> b s k", b=n_batch))
     size = (chosen.abs() * heads[:, :, None]).sum(1)  # what rounding is relative to where heads cancel
     factors = []
     for triangle, lengths in zip(made, plain, strict=True):
@@ -126,19 +139,16 @@ def _orthogonal_triangle(vectors: Tensor) -> Tensor:
     return torch.nn.functional.pad(triangle, (0, 0, 0, missing)) if missing else triangle
 
 
-def mixture_norms(mixture: Mixture, factors: Factors, *, causal: bool, rows: int = 512) -> Tensor:
-    """|sum_h a^h_ij t^h_j| for all pairs (the diagonal included, without any residual): [b q k].
-
-    Raises:
-        DecompositionError: a norm of a pair whose vector was formed is another.
-    """
+def mixture_norms(
+    mixture: Mixture, factors: Factors, *, causal: bool, rows: int = 512
+) -> tuple[Float[Tensor, "b q k"], Spots]:
+    """|sum_h a^h_ij t^h_j| for all pairs (the diagonal included, without any residual), and norms to compare with."""
     out = factors.triangle.new_zeros(len(mixture.pattern), *mixture.pattern.shape[2:])
     squares(mixture.pattern, factors.triangle, out, causal=causal, rows=rows)
     out.sqrt_()
-    factors.spots.compare(out, "the norms from factors")
-    if mixture.scale is not None:
-        out *= mixture.scale[..., None].abs()
-    return out
+    if mixture.scale is None:
+        return out, factors.spots
+    return out.mul_(mixture.scale[..., None].abs()), factors.spots.scaled(mixture.scale)
 
 
 def squares(

@@ -14,7 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..carry.terms import Mixture
-from .spots import Spots, chosen_queries, combination, compare_heads, weighed
+from .spots import (
+    Spots,
+    chosen_heads,
+    chosen_queries,
+    combination,
+    compare_head_norms,
+    compare_heads,
+    weighed,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,9 @@ def head_norms(mixture: Mixture) -> Float[Tensor, "b h k"]:
     weights, sizes = combination(*norms.shape[1:], norms.dtype, norms.device)
     sent = (weights * values).sum(1).flatten(1) @ mixture.sent.projection.flatten(0, 1)
     compare_heads(torch.stack([weighed(weights, one) for one in heads]), sent, sizes, norms)
+    twice = chosen_heads(*norms.shape[1:], norms.device)
+    few = heads[:, torch.arange(heads.shape[1], device=heads.device), twice]
+    compare_head_norms(norms, torch.linalg.vector_norm(few, dim=-1))
     return norms
 
 
@@ -56,14 +67,12 @@ def plain(mixture: Mixture, causal: bool) -> tuple[Float[Tensor, "b h k"], Plain
     return heads, Plain(queries, keys, vectors, sizes)
 
 
-def mixture_norms(mixture: Mixture, beside: Plain) -> Float[Tensor, "b q k"]:
-    """|v_ij| for all pairs j != i.
-
-    Raises:
-        DecompositionError: a norm is not that of a vector formed on its own.
-    """
+def mixture_norms(mixture: Mixture, beside: Plain) -> tuple[Float[Tensor, "b q k"], Spots]:
+    """|v_ij| for all pairs j != i, and norms of vectors formed on their own to compare them with."""
     norms = torch.linalg.vector_norm(mixture.formed, dim=-1).transpose(1, 2)
     vectors = reduce(lambda x, function: function(x), mixture.functions, beside.vectors)
     found = torch.linalg.vector_norm(vectors, dim=-1)
-    Spots(beside.queries, beside.keys, found, beside.sizes).compare(norms, "the norms of formed vectors")
-    return norms.contiguous() if mixture.scale is None else norms * mixture.scale[..., None].abs()
+    spots = Spots(beside.queries, beside.keys, found, beside.sizes)
+    if mixture.scale is None:
+        return norms.contiguous(), spots
+    return norms * mixture.scale[..., None].abs(), spots.scaled(mixture.scale)

@@ -19,6 +19,7 @@ from ..pieces import free_memory, pieces
 from . import factors, formed
 from .factors import Factors
 from .formed import Plain
+from .spots import Spots
 
 Side = Sources | CrossSources  # keys of one sequence
 
@@ -34,6 +35,7 @@ class Shared:
     factors: dict[int, Factors] = field(default_factory=dict)
     head_norms: dict[int, Tensor] = field(default_factory=dict)
     lengths: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    spots: dict[tuple[int, ...], Spots] = field(default_factory=dict)
     plain: dict[int, Plain] = field(default_factory=dict)
     cross: "Shared | None" = None  # the same for the keys of another sequence
 
@@ -73,14 +75,26 @@ def source_norms(
     """|v_ij|, the keys of another sequence last, those of the own past first.
 
     Where vectors have to be formed they take up to max_memory bytes at a time, None for half of what is free; there,
-    with `sketch`, norms are estimates, except on the diagonal.
+    with `sketch`, norms are estimates, except on the diagonal. What comes from a mixture is compared here.
+
+    Raises:
+        DecompositionError: a norm is not that of a vector formed on its own. MemoryBudgetError.
     """
     shared = shared or Shared.of((sources,))
     lengths = _side_norms(sources, shared, max_memory, sketch).clone()
     lengths.diagonal(dim1=-2, dim2=-1).copy_(sources.sizes[1])
+    _compare(sources, shared, lengths)
     if sources.cross is None or shared.cross is None:
         return lengths
-    return sources.in_order(lengths, _side_norms(sources.cross, shared.cross, max_memory, sketch), dim=-1)
+    across = _side_norms(sources.cross, shared.cross, max_memory, sketch)
+    _compare(sources.cross, shared.cross, across)
+    return sources.in_order(lengths, across, dim=-1)
+
+
+def _compare(sources: Side, shared: Shared, lengths: Float[Tensor, "b q k"]) -> None:
+    spots = shared.spots.get(_key(sources))
+    if spots is not None:
+        spots.compare(lengths, "the norms of pairs")
 
 
 def _side_norms(sources: Side, shared: Shared, max_memory: int | None, sketch: int | None) -> Tensor:
@@ -91,10 +105,11 @@ def _side_norms(sources: Side, shared: Shared, max_memory: int | None, sketch: i
             shared.lengths[key] = _nothing(sources)
         elif (mixture := _only(sources)) is not None:
             if mixture.few:
-                shared.lengths[key] = formed.mixture_norms(mixture, shared.plain_of(mixture, sources.causal))
+                found = formed.mixture_norms(mixture, shared.plain_of(mixture, sources.causal))
             else:
                 factor = shared.factors_of(mixture, sources.causal)
-                shared.lengths[key] = factors.mixture_norms(mixture, factor, causal=sources.causal)
+                found = factors.mixture_norms(mixture, factor, causal=sources.causal)
+            shared.lengths[key], shared.spots[key] = found
         else:
             family = shared.family if any(member is sources for member in shared.family) else (sources,)
             chosen = {_key(member): member for member in family if needs_vectors(member) or member is sources}

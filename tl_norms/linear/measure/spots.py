@@ -5,7 +5,7 @@ index gone wrong) is caught here: which pairs are compared is a fixed rule, so t
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -75,6 +75,11 @@ class Spots:
         there = there.reshape(*there.shape, *[1] * (mapped.ndim - 3))
         agree(mapped, self.norms, self.sizes, what, there)
 
+    def scaled(self, scale: Float[Tensor, "b q"]) -> "Spots":
+        """Those of the same vectors times one number per query."""
+        at_pairs = scale.abs()[:, self.queries.clamp_min(0)]
+        return replace(self, norms=self.norms * at_pairs, sizes=self.sizes * at_pairs)
+
 
 def agree(found: Tensor, plain: Tensor, size: Tensor, what: str, there: Tensor | None = None) -> None:
     """Raise a DecompositionError where two ways to the same numbers differ by more than rounding of `size`.
@@ -105,6 +110,41 @@ def compare_heads(
     """A `combination` of the vectors that all heads send from all keys, against that of the values, mapped once."""
     size = (sizes * norms).sum((1, 2)) + norms.amax((1, 2))
     agree(found, sent, size[:, None], "the vectors that heads send")
+
+
+@lru_cache(maxsize=64)
+def chosen_heads(n_heads: int, n_keys: int, device: torch.device) -> Int[Tensor, "s k"]:
+    """Heads whose vectors are measured a second time for each key, s rows of them; every head is in some row."""
+    rows = math.ceil(n_heads / n_keys)
+    return (torch.arange(rows * n_keys, device=device) % n_heads).view(rows, n_keys)
+
+
+def compare_head_norms(norms: Float[Tensor, "b h k"], again: Float[Tensor, "b s k"]) -> None:
+    """Norms of head vectors, against those of `chosen_heads` alone.
+
+    Raises:
+        DecompositionError: one of them is another.
+    """
+    heads = chosen_heads(*norms.shape[1:], norms.device)
+    found = norms.gather(1, heads.expand_as(again))
+    agree(found, again, again, "norms of the vectors that heads send")
+
+
+def compare_parts(
+    diagonal: Float[Tensor, "*s q"],
+    rests: Float[Tensor, "*s q"],
+    ratios: Float[Tensor, "*s q"],
+    again: Float[Tensor, "3 *s q"],
+) -> None:
+    """A map's diagonal, the norms of remainders, and mixing ratios, against the norms of others, own and rest.
+
+    Raises:
+        DecompositionError: one of them is another.
+    """
+    others, own, rest = again
+    ratio = others / (others + own).clamp_min(torch.finfo(own.dtype).tiny)
+    plain = torch.stack([own, rest, ratio])
+    agree(torch.stack([diagonal, rests, ratios]), plain, plain, "norms of parts, and mixing ratios,")
 
 
 def weighed(weights: Float[Tensor, "k h 1"], vectors: Float[Tensor, "k h d"]) -> Float[Tensor, " d"]:

@@ -64,6 +64,31 @@ def check_sum(
     )
 
 
+def compare_own(
+    sources: Sources, measure: Measure, values: Float[Tensor, "b q k *r"], rest: Float[Tensor, "b q *r"], what: str
+) -> None:
+    """Raise a DecompositionError unless diagonal and remainder are the measures of own vectors and of `rest`."""
+    numbers = torch.arange(values.shape[1], device=values.device)
+    found = torch.stack([values[:, numbers, numbers + sources.past], rest])
+    again = torch.stack([measure.of(one, sources.total) for one in (sources.own, sources.rest)])
+    lengths = torch.stack([torch.linalg.vector_norm(one, dim=-1) for one in (sources.own, sources.rest)])
+    agree(found, again, measure.sizes(lengths, sources.total), f"{what}: the diagonal and the remainder")
+
+
+def compare_ratios(
+    sources: Sources, ratio: Float[Tensor, "b q"], shares: Float[Tensor, "3 b q"] | None, what: str
+) -> None:
+    """Raise a DecompositionError unless mixing ratios, and shares, are those of the sums over sources."""
+    tiny = torch.finfo(ratio.dtype).tiny
+    others, own = (torch.linalg.vector_norm(one, dim=-1) for one in (sources.others, sources.own))
+    found, again = ratio[None], (others / (others + own).clamp_min(tiny))[None]
+    if shares is not None:
+        cross = torch.zeros_like(own) if sources.cross is None else sources.cross.others.norm(dim=-1)
+        parts = torch.stack([own, sources.context.norm(dim=-1), cross])
+        found, again = torch.cat([found, shares]), torch.cat([again, parts / parts.sum(0).clamp_min(tiny)])
+    agree(found, again, again, f"{what}: mixing ratios")
+
+
 def _empty(side: Sources | CrossSources, *more: int) -> Tensor:
     like = side.like
     n_keys = side.terms[0].n_keys if side.terms else like.shape[1]
