@@ -125,7 +125,7 @@ OPTIONS = {
     "baseline": ["no tokenizer", -1, 10**6, 1.5, True, b"a", torch.ones(D + 1), torch.full((D,), math.nan), [1]],
     "check": ["no", 2, None],
     "mask": [torch.zeros(2, N), torch.ones(N), "yes", 1, torch.full((2, N), 0.5)],
-    "token_strings": [5, [1, 2], ["a"], [["a"] * N] * 3],
+    "tokens": [5, [1, 2], ["a"], [["a"] * N] * 3],
 }
 
 

@@ -100,7 +100,8 @@ def test_formed_vectors_against_factors(n_queries, n_keys, causal):
     for one in (mixture, replace(mixture, functions=(torch.neg,)), replace(image, functions=(image.functions[0],))):
         _, (factor,) = factored(one, causal)
         wanted, _ = mixture_norms(one, factor, causal=causal)
-        found = formed_norms(one, plain(one, causal)[1])
+        found, spots = formed_norms(one, plain(one, causal)[1])
+        spots.compare(found, "norms")
         if n_queries == n_keys:
             wanted.diagonal(dim1=1, dim2=2).zero_()
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
@@ -111,5 +112,6 @@ def test_a_wrong_formed_vector_is_refused():
     mixture = made(4, 9, 9, False, torch.float64)
     beside = plain(mixture, False)[1]
     mixture.formed[0, 3, 7 % 9] *= 1.01  # query (3 + 4) % 9 of key 3
+    found, spots = formed_norms(mixture, beside)
     with pytest.raises(DecompositionError, match="norms of formed vectors"):
-        formed_norms(mixture, beside)
+        spots.compare(found, "norms of formed vectors")

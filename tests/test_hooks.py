@@ -289,11 +289,16 @@ def test_an_error_of_one_of_the_blocks_that_wait_names_it_and_keeps_those_before
 def test_weights_that_change_between_runs_of_one_recorder():
     made = tiny.make("bert", tiny.KINDS[0])
     recorder = tl_norms.NormRecorder(made.model)
+    own = [parameter.detach().clone() for parameter in made.model.parameters()]
     with torch.no_grad():
-        for _ in range(2):
-            recorder.reset()
-            with recorder:
-                made.model(made.tokens())
-            assert equal(recorder.norms, tl_norms.block_norms(made.cache()))
-            for parameter in made.model.parameters():
-                parameter.mul_(1.0001)
+        try:
+            for _ in range(2):
+                recorder.reset()
+                with recorder:
+                    made.model(made.tokens())
+                assert equal(recorder.norms, tl_norms.block_norms(made.cache()))
+                for parameter in made.model.parameters():
+                    parameter.mul_(1.0001)
+        finally:  # the model is shared with other tests
+            for parameter, kept in zip(made.model.parameters(), own, strict=True):
+                parameter.copy_(kept)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import is_file
+from ..files import is_file, no_file
 from .engine.correlation import Pairs, Spearman, spearman
 from .engine.options import whole
 from .errors import StudyInputError
@@ -34,7 +34,7 @@ def loaded(ranks: Ranks) -> Mapping[int, int] | None:
 def read_ranks(path: str | os.PathLike) -> dict[int, int]:
     """Token id -> rank from a file with lines `rank count token_id`, as the papers' authors use it."""
     if not is_file(path):
-        raise StudyInputError(f"there is no file {str(path)[:200]!r} with ranks; give a file, a mapping, or 'corpus'.")
+        raise StudyInputError(f"{no_file(path)} with ranks, a mapping, or 'corpus'.")
     found: dict[int, int] = {}
     text = Path(path).expanduser().read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
