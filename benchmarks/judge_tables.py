@@ -45,7 +45,8 @@ def groups(report: Report, apart: list[str] | None) -> list[tuple[str, Report]]:
 def heading(report: Report) -> str:
     """What was measured, in a paragraph."""
     each = [int((report.right & (report.task == number)).sum()) for number in range(len(report.tasks))]
-    counts = ", ".join(f"{task} {n}" for task, n in zip(report.tasks, each, strict=True))
+    measured = set(report.task.tolist())
+    counts = ", ".join(f"{report.tasks[number]} {n}" for number, n in enumerate(each) if number in measured)
     wrong = int((~report.right).sum())
     about = "; ".join(f"{name}: {value}" for name, value in dict(report.about).items())
     refused = f" Refused: {', '.join(dict(report.refused))}." if report.refused else ""
