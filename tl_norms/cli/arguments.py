@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..files import is_file, no_file
@@ -35,6 +35,12 @@ examples:
 
 exit status: 0, or 1 if --check finds a scope that is not complete or a model that is refused, or 2 for bad input.
 """
+
+
+def add_dtype(add: Callable[..., object]) -> None:
+    """The option --dtype of every command."""
+    told = "the model's numbers: float32 (default), float64, bfloat16 or float16"
+    add("--dtype", choices=DTYPES, default="float32", metavar="DTYPE", help=told)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -70,13 +76,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="player",
         help="biases in the feed-forward, see tl_norms.ffn_maps",
     )
-    add(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        metavar="DTYPE",
-        help="the model's numbers: float32 (default), float64, bfloat16 or float16",
-    )
+    add_dtype(add)
     why_arguments.add(parser)
     add("--quiet", action="store_true", help="no tables and no notices; errors, --json and --html remain")
     found = parser.parse_args(argv)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DTYPES, unreadable, unwritable
+from .arguments import add_dtype, unreadable, unwritable
 from .help_layout import HelpLayout
 from .study import _positive, _processes, _share
 
@@ -38,13 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", metavar="NAME_OR_FOLDER", help="Hugging Face name, folder or .gguf file; default: embedded MiniLM")
-    add(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        metavar="DTYPE",
-        help="the model's numbers: float32 (default), float64, bfloat16 or float16",
-    )
+    add_dtype(add)
     add("--task", action="append", default=[], metavar="NAME", help="task of templates; may be repeated")
     add("--rows", action="append", default=[], metavar="FILE", help="csv or jsonl with columns prefix, good, bad, ...")
     add("--evidence", default="evidence", metavar="COLUMN", help="of --rows; 'none' if there is no such column")

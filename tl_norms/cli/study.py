@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DTYPES, unreadable, unwritable
+from .arguments import add_dtype, unreadable, unwritable
 from .help_layout import HelpLayout
 
 if TYPE_CHECKING:
@@ -68,13 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             add("--model", required=True, metavar="NAME_OR_FOLDER", help="Hugging Face name or folder of a translator")
         else:
             add("--model", metavar="NAME_OR_FOLDER", help="Hugging Face name, folder or .gguf file; default: MiniLM")
-        add(
-            "--dtype",
-            choices=DTYPES,
-            default="float32",
-            metavar="DTYPE",
-            help="the model's numbers: float32 (default), float64, bfloat16 or float16",
-        )
+        add_dtype(add)
         add("--layer", type=_number, action="append", metavar="N", help="layer, may be repeated; default: all")
         add("--table", choices=tuple(tables), default=next(iter(tables)), help="which table of the result")
         add("--csv", metavar="FILE", help="write the whole table there")
