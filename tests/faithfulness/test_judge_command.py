@@ -33,6 +33,14 @@ def test_a_table_a_csv_and_a_page(folder, tmp_path, capsys):
     assert "| erasure |" in out and "SRG (cut) ↑" in out and "examples that the model gets" in out
     report = Report.from_csv(csv)
     assert len(report.full) == 8 and report.tasks == ("agreement", "polarity") and page.exists()
+    assert dict(report.about)["positions removed"] == "(0.25, 0.5, 0.75)"
+
+
+def test_every_number_of_positions_is_removed_if_asked_for(folder, tmp_path):
+    csv = tmp_path / "all.csv"
+    given = ["--model", folder, "--task", "agreement", "--limit", "2", "--method", "recency", "--metric", "SRG"]
+    assert judge(*given, "--fraction", "all", "--csv", str(csv), "--draws", "2", "--quiet") == 0
+    assert "0.25" not in dict(Report.from_csv(csv).about).get("positions removed", "")
 
 
 def test_rows_of_ones_own(folder, tmp_path, capsys):

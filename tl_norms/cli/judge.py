@@ -47,7 +47,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--metric", action="append", metavar="NAME", help="may be repeated; default: those that cost little")
     add("--removal", action="append", choices=("cut", "replace", "swap"), help="may be repeated; default: cut, replace")
     add("--replacement", default="mean", metavar="WHAT", help="what 'replace' puts in: mean, zero or a token id")
-    add("--fraction", action="append", type=_fraction, metavar="F", help="shares removed; default: 1, 2, ... positions")
+    shares = "shares of positions removed; default: 0.25, 0.5, 0.75; 'all': 1, 2, ... positions"
+    add("--fraction", action="append", type=_fraction, metavar="F", help=shares)
     add("--draws", type=_positive, default=10, metavar="N", help="of random scores, 10")
     add("--seed", type=int, default=0)
     add("--relative", action="store_true", help="differences of targets as shares of the target")
@@ -93,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
             options.metric,
             tuple(dict.fromkeys(options.removal or ("cut", "replace"))),
             replacement=options.replacement,
-            fractions=options.fraction,
+            fractions=_fractions(options.fraction),
             limit=options.limit,
             draws=options.draws,
             seed=options.seed,
@@ -136,11 +137,20 @@ def _print(report: "Report", options: argparse.Namespace) -> None:
             print(f"... {len(entries)} in all")
 
 
-def _fraction(value: str) -> float:
+def _fraction(value: str) -> float | str:
+    if value == "all":
+        return value
     try:
         found = float(value)
     except ValueError:
         found = 0.0
     if not 0 < found <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share in (0, 1], not {value!r}")
+        raise argparse.ArgumentTypeError(f"expected a share in (0, 1] or 'all', not {value!r}")
     return found
+
+
+def _fractions(given: list[float | str] | None) -> tuple[float, ...] | None:
+    """What `evaluate` takes: None is every number of positions, which costs minutes per long example."""
+    if given is None:
+        return (0.25, 0.5, 0.75)
+    return None if "all" in given else tuple(share for share in given if isinstance(share, float))
