@@ -168,7 +168,7 @@ def test_amplified_pairs(model, texts, each, largest):
     }
     for _, row in table.iterrows():
         assert row["mean"] == pytest.approx(np.mean(seen[row["layer"], row["query"], row["key"]]), abs=1e-9)
-        assert row["query_token"] == model.tokenizer.convert_ids_to_tokens(row["query"])
+        assert row["query_token"] == model.tokenizer.decode([row["query"]])
     for layer in found.layers:
         counts = table[table["layer"] == layer]["count"].tolist()
         assert counts == sorted(counts, reverse=True)

@@ -153,9 +153,8 @@ def amplified_pairs(
     tokenizer = getattr(own, "tokenizer", None)
 
     def words(ids: np.ndarray) -> tuple[str, ...]:
-        return tuple(
-            "" if tokenizer is None else str(tokenizer.convert_ids_to_tokens(number)) for number in ids.tolist()
-        )
+        known = {number: "" if tokenizer is None else tokenizer.decode([number]) for number in set(ids.tolist())}
+        return tuple(known[number] for number in ids.tolist())
 
     count = found.count[order]
     return AmplifiedPairs(
