@@ -76,9 +76,9 @@ def test_the_norms_example_runs_and_prints_what_is_shown(source, capsys, monkeyp
     expected = norms.mixing_ratio("attn_res")
     assert torch.allclose(names["recorder"].norms.mixing_ratio("attn_res"), expected, rtol=1e-5)
     assert capsys.readouterr().out.strip() == str(expected.mean())
+    monkeypatch.chdir(tmp_path)  # these write files
     run(block_with("studies.mixing_ratio(", page("corpus")), names, "corpus")
     assert names["result"].corpus.n_texts == 2 and "mean" in capsys.readouterr().out
-    monkeypatch.chdir(tmp_path)  # it writes a file
     run(block_with("plot.weight_and_norm(", text), names, source)
     drawn = [torch.as_tensor(trace.z) for trace in names["figure"].data]
     maps = [norms[name][3, 0] for name in ("Attn-W", "attn", "attn_res_ln")]
