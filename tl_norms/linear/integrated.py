@@ -22,17 +22,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .pieces import pieces
+
 Activation = Callable[[Tensor], Tensor]
 
 _SMALL = 0.05  # below this |d| the quotients give way to Gauss-Legendre: 10 points leave an error near 1e-15
-_AT_ONCE = 1 << 14  # numbers whose integrals are taken together
 _PANEL, _REACH, _NODES = 0.5, 48.0, 16  # the antiderivative: panels of this width on [-reach, reach], this degree
 
 
 def slope(g: Activation, start: Tensor, step: Tensor) -> Tensor:
     """Mean slope of g from `start` to `start + step` (float64); g'(start) where step = 0."""
     rise = g(start + step) - g(start)
-    return _mean_slope(step, rise, _of_small_steps(g, start, step, rise))
+    small, mean, _ = _of_small_steps(g, start, step, rise)
+    found = rise / torch.where(step == 0, torch.ones_like(step), step)
+    found[small] = mean
+    return found
 
 
 def gated(g: Activation, start: Tensor, step: Tensor, up_start: Tensor, up_step: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,10 +47,11 @@ def gated(g: Activation, start: Tensor, step: Tensor, up_start: Tensor, up_step:
     if bool(start.any()):  # it is zero at zero
         area = area - antiderivative(g, start)
     rise = end - g(start)
-    small = _of_small_steps(g, start, step, rise)
-    ramp = _put_in((end - area / safe) / safe, small, 2)  # int t g'(a + t d) dt
+    small, of_small_mean, of_small_ramp = _of_small_steps(g, start, step, rise)
+    mean, ramp = rise / safe, (end - area / safe) / safe  # int g'(a + t d) dt, int t g'(a + t d) dt
+    mean[small], ramp[small] = of_small_mean, of_small_ramp
     up = end - step * ramp
-    return up_start * _mean_slope(step, rise, small) + up_step * ramp, up
+    return up_start * mean + up_step * ramp, up
 
 
 def clipped_gated(
@@ -85,26 +90,15 @@ def derivative(g: Activation, x: Tensor) -> Tensor:
     return gradient
 
 
-def _of_small_steps(g: Activation, start: Tensor, step: Tensor, rise: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def _of_small_steps(g: Activation, start: Tensor, step: Tensor, rise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where |step| is small, and the two integrals there, but where g has a kink in between that the nodes miss."""
     small = step.abs() < _SMALL
     if not small.any():
-        return None
+        return small, step[small], step[small]
     plain, ramp = _gauss(g, start[small], step[small])
     smooth = (plain * step[small] - rise[small]).abs() <= 1e-12 * (1 + g(start[small]).abs())
     small[small.clone()] = smooth
     return small, plain[smooth], ramp[smooth]
-
-
-def _put_in(quotient: Tensor, small: tuple[Tensor, Tensor, Tensor] | None, which: int) -> Tensor:
-    """`quotient`, but one of the integrals of g' where the steps are small."""
-    if small is not None:
-        quotient[small[0]] = small[which]
-    return quotient
-
-
-def _mean_slope(step: Tensor, rise: Tensor, small: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
-    return _put_in(rise / torch.where(step == 0, torch.ones_like(step), step), small, 1)
 
 
 def _gauss(g: Activation, start: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,8 +107,11 @@ def _gauss(g: Activation, start: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     split = split.clamp(0, 1)
     nodes, weights = (start.new_tensor(one)[:, None] for one in _legendre(10))
     plain, ramp = torch.empty_like(step), torch.empty_like(step)
-    at_once = zip(*(one.split(_AT_ONCE) for one in (start, step, split, plain, ramp)), strict=True)
-    for a, d, middle, to_plain, to_ramp in at_once:  # one derivative for all nodes on both sides: [node number]
+    at_once = pieces(start.device).nodes // (2 * len(nodes))
+    parts = (one.split(at_once) for one in (start, step, split, plain, ramp))
+    for a, d, middle, to_plain, to_ramp in zip(
+        *parts, strict=True
+    ):  # one derivative for all nodes on both sides: [node number]
         t = torch.cat([middle * nodes, middle + (1 - middle) * nodes])
         width = torch.cat([middle * weights, (1 - middle) * weights])
         value = derivative(g, a + t * d) * width

@@ -1,15 +1,14 @@
 """The words of a page: which text, its tokens, the name of the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..labels import Tokens
 from .errors import PageInputError
-
-Tokens = Sequence[str] | Sequence[Sequence[str]]
 
 
 def chosen_text(n_texts: int | None, batch: int | None) -> int | None:

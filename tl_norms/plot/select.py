@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UnknownLayerError
+from ..labels import Tokens
 from ..results import check_whole
 from .errors import PlotInputError
 from .picture import Axis
 from .subjects import is_cross
 from .words import sentence, visible
 
-Tokens = Sequence[str] | Sequence[Sequence[str]]
 Numbers = int | Sequence[int] | None
 
 

@@ -142,9 +142,13 @@ def compare_parts(
         DecompositionError: one of them is another.
     """
     others, own, rest = again
-    ratio = others / (others + own).clamp_min(torch.finfo(own.dtype).tiny)
-    plain = torch.stack([own, rest, ratio])
+    plain = torch.stack([own, rest, ratio_again(others, own)])
     agree(torch.stack([diagonal, rests, ratios]), plain, plain, "norms of parts, and mixing ratios,")
+
+
+def ratio_again(others: Tensor, own: Tensor) -> Tensor:
+    """A mixing ratio by itself, for those that are returned to be compared with."""
+    return others / (others + own).clamp_min(torch.finfo(own.dtype).tiny)
 
 
 def weighed(weights: Float[Tensor, "k h 1"], vectors: Float[Tensor, "k h d"]) -> Float[Tensor, " d"]:

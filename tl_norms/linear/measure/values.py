@@ -15,7 +15,7 @@ from ..carry.pairs import CrossSources, Sources
 from ..carry.terms import Heads, Mixture, Neurons, Term, pairs
 from .lengths import pairs_at_once, source_norms
 from .measures import Length, Measure, mixture_onto, mixture_toward
-from .spots import agree
+from .spots import agree, ratio_again
 
 
 def source_values(sources: Sources, measure: Measure, *, max_memory: int | None) -> Float[Tensor, "b q k *r"]:
@@ -79,13 +79,15 @@ def compare_ratios(
     sources: Sources, ratio: Float[Tensor, "b q"], shares: Float[Tensor, "3 b q"] | None, what: str
 ) -> None:
     """Raise a DecompositionError unless mixing ratios, and shares, are those of the sums over sources."""
-    tiny = torch.finfo(ratio.dtype).tiny
     others, own = (torch.linalg.vector_norm(one, dim=-1) for one in (sources.others, sources.own))
-    found, again = ratio[None], (others / (others + own).clamp_min(tiny))[None]
+    found, again = ratio[None], ratio_again(others, own)[None]
     if shares is not None:
         cross = torch.zeros_like(own) if sources.cross is None else sources.cross.others.norm(dim=-1)
         parts = torch.stack([own, sources.context.norm(dim=-1), cross])
-        found, again = torch.cat([found, shares]), torch.cat([again, parts / parts.sum(0).clamp_min(tiny)])
+        found, again = (
+            torch.cat([found, shares]),
+            torch.cat([again, parts / parts.sum(0).clamp_min(torch.finfo(ratio.dtype).tiny)]),
+        )
     agree(found, again, again, f"{what}: mixing ratios")
 
 
