@@ -1,5 +1,7 @@
 """Maps of all layers composed into one: products and maximum flows, of any maps [layer *batch query key]."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -49,8 +51,8 @@ def rollout(
 
 
 def attention_flow(
-    maps: Float[Tensor, "layer *batch query key"], *, last_only: bool = False
-) -> Float[Tensor, "layer *batch query key"]:
+    maps: Float[Tensor, "layer *batch query key"], *, last_only: bool = False, queries: Sequence[int] | None = None
+) -> Float[Tensor, "layer *batch from key"]:
     """Maximum flow from every output position down to every input position (Abnar & Zuidema 2020).
 
     The graph has an edge from position i above layer l to position j below it with capacity maps[l, i, j]; for the
@@ -60,13 +62,15 @@ def attention_flow(
     Args:
         maps: [layer *batch query key] >= 0, layer 0 first, as many queries as keys
         last_only: flows from above the last layer only; the layer axis of the result has length 1
+        queries: flows from these positions only, in this order (negative ones from the end); None for all
 
     Returns:
-        [layer *batch query key] in the dtype of `maps`, from above each layer to the input; rows sum to 1. Capacities
-        are rounded to 1e-7 of the largest sum of a row.
+        [layer *batch query key], or `queries` in place of query, in the dtype of `maps`, from above each layer to the
+        input; rows sum to 1. Capacities are rounded to 1e-7 of the largest sum of a row.
 
     Raises:
-        MapError: the maps are not square or hold a negative number, or nothing flows from a position (padding).
+        MapError: the maps are not square or hold a negative number, nothing flows from a position (padding), or there
+            is no such position.
         NonFiniteError: a map holds nan or infinity.
         MissingExtraError: scipy is not installed.
 
@@ -84,14 +88,15 @@ def attention_flow(
         )
     n_layers, n = len(steps), steps.shape[-1]
     tops = [n_layers - 1] if last_only else list(range(n_layers))
+    starts = list(range(n)) if queries is None else [_position(query, n) for query in queries]
     batch = steps.reshape(n_layers, -1, n, n)
-    flows = batch.new_zeros(len(tops), *batch.shape[1:])
+    flows = batch.new_zeros(len(tops), batch.shape[1], len(starts), n)
     for b in range(batch.shape[1]):
         widest = float(batch[:, b].sum(-1).max()) or 1.0
         capacities = (batch[:, b] * (_CAPACITY / widest)).round().int()
         for row, top in enumerate(tops):
             if top == 0:
-                flows[row, b] = capacities[0]
+                flows[row, b] = capacities[0, starts]
                 continue
             nodes = n * (top + 2)  # position j below layer l is node l n + j
             layer, query, key = capacities[: top + 1].nonzero(as_tuple=True)
@@ -100,10 +105,16 @@ def attention_flow(
                 ((layer * n + n + query).numpy(), (layer * n + key).numpy()),
             )
             graph = csr_matrix(edges, shape=(nodes, nodes))
-            for query in range(n):
+            for place, query in enumerate(starts):
                 for key in range(n):
-                    flows[row, b, query, key] = maximum_flow(graph, nodes - n + query, key).flow_value
-    return normalized(flows).reshape(len(tops), *steps.shape[1:]).to(maps)
+                    flows[row, b, place, key] = maximum_flow(graph, nodes - n + query, key).flow_value
+    return normalized(flows).reshape(len(tops), *steps.shape[1:-2], len(starts), n).to(maps)
+
+
+def _position(query: int, n: int) -> int:
+    if isinstance(query, bool) or not isinstance(query, int) or not -n <= query < n:
+        raise MapError(f"there is no position {query!r} to flow from: these maps have positions 0 to {n - 1}.")
+    return query % n
 
 
 def normalized(maps: Float[Tensor, "*batch query key"]) -> Float[Tensor, "*batch query key"]:

@@ -19,8 +19,9 @@ from .methods import Method, Methods, chosen, explained
 from .metrics import chosen as chosen_metrics
 from .removals import Replacement, check_removals
 from .report import Report
-from .running import device_of
+from .running import device_of, shared_runs
 from .study import Judge
+from .subsets import shared_subsets
 from .tasks import Task, named
 
 
@@ -104,8 +105,9 @@ def evaluate(
     source: Model = model if options.get("executor") is not None else own
     _, partial, facts = run(source, judge, _Examples(given), **{"chunk": 16, **options})  # type: ignore[arg-type]
     found: Any = partial.values
-    order = np.argsort(found["facts"].index[:, 0])  # a batch holds the shortest first
-    index, table = found["facts"].index[order, 0], found["facts"].values[order]
+    numbers = _Examples(given).numbers[found["facts"].index[:, 0]]
+    order = np.lexsort((numbers, found["facts"].values[:, 0]))  # the shortest were measured first
+    table = found["facts"].values[order]
     return Report(
         tasks=tuple(task.name for task in given),
         methods=tuple(method.name for method in working),
@@ -113,7 +115,7 @@ def evaluate(
         cells=judge.cells,
         values=found["values"].values[order],
         task=table[:, 0].astype(np.int64),
-        example=_Examples(given).numbers[index],
+        example=numbers[order],
         full=table[:, 1],
         right=table[:, 2] > 0,
         removable=table[:, 3].astype(np.int64),
@@ -144,23 +146,23 @@ def _check_numbers(fractions: object, *, limit: object, draws: object, seed: obj
 
 
 class _Examples:
-    """All examples one after another, as the engine takes them."""
+    """All examples as the engine takes them, the shortest first: those of one length go through the model together."""
 
     def __init__(self, tasks: Sequence[Task]):
-        self._tasks = tasks
+        rows = [(task.name, number, example) for task in tasks for number, example in enumerate(task.examples)]
+        self._rows = sorted(rows, key=lambda row: len(row[2].tokens))
 
     @property
     def numbers(self) -> np.ndarray:
         """The number of each example within its task."""
-        return np.concatenate([np.arange(len(task)) for task in self._tasks])
+        return np.array([number for _, number, _ in self._rows])
 
     def __len__(self) -> int:
-        return sum(map(len, self._tasks))
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[Made]:
-        for task in self._tasks:
-            for number, example in enumerate(task.examples):
-                yield Made(f"{task.name} {number}", (task.name, example))
+        for task, number, example in self._rows:
+            yield Made(f"{task} {number}", (task, example))
 
 
 def _tasks(model: nn.Module, given: str | Task | Sequence[str | Task], limit: int | None, seed: int) -> list[Task]:
@@ -191,20 +193,20 @@ def _working(
     """
     working, refused, known = [], [], _known.setdefault(model, set())
     kinds = {repr(task.probe): task for task in reversed(tasks)}
-    for method in methods:
-        key = repr(method), *kinds
-        try:
-            if not (method.own and key in known):
-                for task in kinds.values():
-                    example = task.examples[0]
-                    tokens = torch.tensor([example.tokens], device=device_of(model))
-                    explained(method, model, tokens, [task.target(example)])
-            known.add(key)
-            working.append(method)
-        except TLNormsError as error:
-            if strict:
-                raise
-            refused.append((method.name, " ".join(str(error).split())))
+    first = [(task.examples[0].tokens, task.target(task.examples[0])) for task in kinds.values()]
+    with shared_runs(), shared_subsets():
+        for method in methods:
+            key = repr(method), *kinds
+            try:
+                if not (method.own and key in known):
+                    for tokens, target in first:
+                        explained(method, model, torch.tensor([tokens], device=device_of(model)), [target])
+                known.add(key)
+                working.append(method)
+            except TLNormsError as error:
+                if strict:
+                    raise
+                refused.append((method.name, " ".join(str(error).split())))
     if not [method for method in working if method.draws == 1]:
         raise FaithfulnessInputError(f"no method works on this model: {refused}.")
     return tuple(working), tuple(refused)

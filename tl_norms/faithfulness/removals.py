@@ -9,7 +9,8 @@ Hooks live for one run, and the first use on a model proves the removal: what is
 
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedArchitectureError
 from .errors import FaithfulnessInputError, RemovalError
 from .running import Edit, device_of, edited, embedding_hook, embeddings, is_causal, output
+from .targets import Target
 
 _IN_FRONT_OF_HEADS = ("unembed.hook_in", "ln_final.hook_normalized")  # bridge, HookedTransformer
 REMOVALS = ("cut", "replace", "swap")
@@ -55,17 +57,65 @@ def removed(
     if removal == "replace" and isinstance(replacement, int):
         return output(model, tokens.masked_fill(~kept, replacement), at=at)
     if removal == "replace":
-        filling = replacing(model, replacement)
-        return output(model, tokens, {embedding_hook(model): _filled(kept, filling)}, at=at)
+        return output(model, tokens, {embedding_hook(model): embedding_filled(model, kept, replacement)}, at=at)
     way = _way_of_cutting(model)
     return output(model, tokens, *_cut(model, kept, way), at=at)
 
 
-def narrowed(model: nn.Module, at: int) -> dict[str, Edit]:
-    """Only the position that predicts goes on to the head, which is the largest matrix of a small model."""
+def head_input(model: nn.Module) -> str | None:
+    """Where positions can be left out in front of the head, which is the largest matrix of a small model."""
     points: Any = model.hook_dict
-    hook = next((name for name in _IN_FRONT_OF_HEADS if name in points), None)
+    return next((name for name in _IN_FRONT_OF_HEADS if name in points), None)
+
+
+def narrowed(model: nn.Module, at: int) -> dict[str, Edit]:
+    """Only the position that predicts goes on to the head."""
+    hook = head_input(model)
     return {} if hook is None else {hook: lambda x: x[:, [at]]}
+
+
+def predicted(
+    model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target, edits: Mapping[str, Edit]
+) -> Float[Tensor, " batch"]:
+    """The target of a run with edits; the head makes the logits of one position only."""
+    at = target.hook(model)
+    with edited(model, {} if at or not by_position(model) else narrowed(model, target.at)):
+        found = output(model, tokens, edits, at=at)
+    return (replace(target, at=0) if found.shape[1] == 1 and not at else target).value(found)
+
+
+def by_position(model: nn.Module) -> bool:
+    """Whether what follows the last block goes position by position, as far as `narrowed` needs it: tried once."""
+    known = _proved.setdefault(model, {})
+    if ("narrow",) not in known:
+        known[("narrow",)] = "" if _narrowing_changes(model) else "proved"
+    return bool(known[("narrow",)])
+
+
+def embedding_filled(model: nn.Module, kept: Bool[Tensor, "batch pos"], replacement: Replacement) -> Edit:
+    """The edit of embeddings that replaces those that are not kept."""
+    return _filled(kept, replacing(model, replacement))
+
+
+def cutting(model: nn.Module) -> tuple[str, ...]:
+    """Where attention scores can be masked in front of the softmax, a name for every layer.
+
+    Raises:
+        UnsupportedArchitectureError: this model is cut in another way, or not at all.
+    """
+    if _way_of_cutting(model) != "scores":
+        raise UnsupportedArchitectureError(f"{type(model).__name__} has no attention scores to mask.")
+    return tuple(_each_once(model, ".hook_attn_scores"))
+
+
+def _each_once(model: nn.Module, ending: str) -> list[str]:
+    """Hook points by their ending; a point has several names on a bridge."""
+    points: Any = model.hook_dict
+    found: dict[int, str] = {}
+    for name, point in points.items():
+        if name.endswith(ending):
+            found.setdefault(id(point), name)
+    return list(found.values())
 
 
 def replacing(model: nn.Module, replacement: Replacement) -> Float[Tensor, " d_model"]:
@@ -116,12 +166,7 @@ def _cut(model: nn.Module, kept: Bool[Tensor, "batch pos"], way: str) -> tuple[d
         return left / (left.sum(-1, keepdim=True) + sink)
 
     edit, ending = (scores, ".hook_attn_scores") if way == "scores" else (pattern, ".hook_pattern")
-    points: Any = model.hook_dict
-    seen_points: dict[int, str] = {}
-    for name, point in points.items():  # a point has several names on a bridge
-        if name.endswith(ending):
-            seen_points.setdefault(id(point), name)
-    return {name: edit for name in seen_points.values()}, None
+    return dict.fromkeys(_each_once(model, ending), edit), None
 
 
 def _way_of_cutting(model: nn.Module) -> str:
@@ -184,11 +229,8 @@ def _influence(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> str
     size = plain.abs().max()
     if (run(both, kept).float() - plain).abs().max() > 1e-4 * size:
         return "removing nothing changes the output"
-    with edited(model, narrowed(model, 2)):
-        narrow = output(model, both).float()
-        narrow = narrow[:, 2] if narrow.shape[1] == n else narrow[:, 0]
-        if not torch.allclose(narrow, plain[:, 2], rtol=1e-3, atol=1e-4 * float(size)):
-            return "what follows the last block does not go position by position"
+    if not by_position(model):
+        return "what follows the last block does not go position by position"
     if (plain[0, -1] - plain[1, -1]).abs().max() < 1e-4 * size:
         return "the output does not depend on the input"
     kept[:, [1, 3]] = False
@@ -198,3 +240,13 @@ def _influence(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> str
     if (found[0] - found[1]).abs().max() > 1e-5 * size:
         return "the token of a removed position changes the output"
     return ""
+
+
+@torch.no_grad()
+def _narrowing_changes(model: nn.Module) -> bool:
+    ids = ((torch.arange(6) * 7 + 5) % max(int(getattr(model.cfg, "d_vocab", 12) or 12) - 3, 9) + 3)[None]
+    plain = output(model, ids).float()
+    with edited(model, narrowed(model, 2)):
+        narrow = output(model, ids).float()
+    narrow = narrow[:, 2] if narrow.shape[1] == plain.shape[1] else narrow[:, 0]
+    return not torch.allclose(narrow, plain[:, 2], rtol=1e-3, atol=1e-4 * float(plain.abs().max()))

@@ -3,7 +3,7 @@
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +51,7 @@ def output(
     edits: Mapping[str, Edit] | None = None,
     mask: Tensor | None = None,
     at: str | None = None,
+    positions: Int[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_out"]:
     """What the model returns (logits, or the last hidden state of a model without a head), or has at a hook point.
 
@@ -68,6 +69,8 @@ def output(
     if mask is not None:
         encoder = type(model).__name__ == "HookedEncoder"
         options["one_zero_attention_mask" if encoder else "attention_mask"] = mask
+    if positions is not None:
+        options["position_ids"] = positions
     with edited(model, edits or {}), suppress(_Reached):
         found = model(tokens.to(device_of(model)), **options)
     if caught:
@@ -111,9 +114,7 @@ def embedding_hook(model: nn.Module) -> str:
 @torch.no_grad()
 def embeddings(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
     """The token embeddings, as they pass the hook: scaled where the model scales them."""
-    caught: list[Tensor] = []
-    output(model, tokens, {embedding_hook(model): lambda x: caught.append(x.detach().clone())})
-    return caught[0]
+    return output(model, tokens, at=embedding_hook(model)).detach().clone()
 
 
 def is_causal(model: nn.Module) -> bool:
@@ -136,6 +137,7 @@ class Passes:
 
 
 _counting: "ContextVar[Passes | None]" = ContextVar("passes", default=None)
+_uncounted: "ContextVar[bool]" = ContextVar("uncounted", default=False)
 
 
 @contextmanager
@@ -145,7 +147,8 @@ def counted(model: nn.Module) -> Iterator[Passes]:
     outer = _counting.set(passes)
 
     def count(x: Tensor) -> None:
-        passes.forward += len(x)
+        if not _uncounted.get():
+            passes.forward += len(x)
         if x.requires_grad:
             x.register_hook(lambda gradient: _add_backward(passes, len(gradient)))
 
@@ -158,11 +161,22 @@ def counted(model: nn.Module) -> Iterator[Passes]:
     passes.seconds += time.perf_counter() - started
 
 
-def pass_on(forward: int, seconds: float) -> None:
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """While this lasts, rows are not counted: of runs that do the work of another number of rows (`pass_on`)."""
+    token = _uncounted.set(True)
+    try:
+        yield
+    finally:
+        _uncounted.reset(token)
+
+
+def pass_on(forward: int, seconds: float, backward: int = 0) -> None:
     """Count a run that was made for another method and is read again: every method is charged for all it needs."""
     passes = _counting.get()
     if passes is not None:
         passes.forward += forward
+        passes.backward += backward
         passes.seconds += seconds
 
 
@@ -178,3 +192,36 @@ def remembering(store: "ContextVar[dict | None]") -> Iterator[None]:
         yield
     finally:
         store.reset(token)
+
+
+_shared: "ContextVar[dict | None]" = ContextVar("shared runs", default=None)
+
+
+def shared_runs() -> AbstractContextManager[None]:
+    """While this lasts, methods that need the same run share it; nobody may change the model meanwhile."""
+    return remembering(_shared)
+
+
+def shared_run(key: tuple, run: Callable[[], Any], forward: int, backward: int = 0) -> Any:
+    """What a run gives, made once where runs are shared; every method is charged for all of it."""
+    known = _shared.get()
+    if known is not None and key in known:
+        found, seconds = known[key]
+        pass_on(forward, seconds, backward)
+        return found
+    started = time.perf_counter()
+    found = run()
+    if known is not None:
+        known[key] = (found, time.perf_counter() - started)
+    return found
+
+
+def cache_of(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> Any:
+    """The activations of a run, shared where runs are."""
+    whole: Any = model
+
+    def run() -> Any:
+        with torch.no_grad():
+            return whole.run_with_cache(tokens.to(device_of(model)))[1]
+
+    return shared_run(("cache", id(model), *tokens.shape, *tokens.flatten().tolist()), run, len(tokens))

@@ -13,10 +13,9 @@ from ..errors import TLNormsError
 from .engine import Batch, Item, Mergeable, Reading, Rows, Study, UnfitTextError, Window, special_ids
 from .errors import MethodOutputError
 from .methods import Method, explained
-from .methods.package import shared_runs
 from .metrics import METRICS, Metric, Scored
 from .removals import Replacement
-from .running import counted, device_of, is_causal
+from .running import counted, device_of, is_causal, shared_runs
 from .soft import SoftSubsets
 from .subsets import Subsets, run_asked, shared_subsets, subsets_of
 from .targets import Probe, Target

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from . import forest
 from .errors import FaithfulnessInputError
 from .removals import Replacement, check_removals, narrowed, prove, removed
 from .running import device_of, edited, remembering
@@ -111,12 +112,34 @@ def run_asked(inputs: Sequence[Subsets]) -> None:
         rows = [(one, key, row) for one in together.values() for key, row in one._asked.items()]
         for one in together.values():
             one._asked.clear()
+        if rows and _in_trees(rows):
+            continue
         step = max(1, inputs[0].batch_tokens // length)
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
             found = _run([one for one, _, _ in part], torch.from_numpy(np.stack([row for _, _, row in part])))
             for (one, key, _), value in zip(part, found.tolist(), strict=True):
                 one._known[key] = value
+
+
+def _in_trees(rows: Sequence[tuple[Subsets, bytes, np.ndarray]]) -> bool:
+    """Sets that share their beginnings, each beginning run once; False if this model or target is not made for it."""
+    first = rows[0][0]
+    model, removal, way = first.model, first.removal, first.replacement
+    if any(one.target.probe is not None or one.target.at != -1 for one, _, _ in rows) or not forest.fits(model):
+        return False
+    paths = []
+    for one, _, row in rows:
+        other = None if one.counterfactual is None else one.counterfactual.tolist()
+        paths.append(forest.path_of(one.tokens.tolist(), row.tolist(), removal, way, other))
+    try:
+        logits = forest.run_paths(model, [id(one) for one, _, _ in rows], paths, way, first.batch_tokens)
+    except forest.HiddenError:
+        return False
+    values = joined([one.target for one, _, _ in rows]).value(logits[:, None])
+    for (one, key, _), value in zip(rows, values.double().tolist(), strict=True):
+        one._known[key] = value
+    return True
 
 
 def _run(inputs: Sequence[Subsets], kept: Bool[Tensor, "sets pos"]) -> Float[Tensor, " sets"]:

@@ -109,7 +109,7 @@ _REFERENCE: dict[str, Function] = {
 }
 
 
-_ONE_BY_ONE = ("attention-flow", "erasure", "erasure-replace", "recency")
+_ONE_BY_ONE = ("erasure", "erasure-replace", "recency")
 
 
 def available(draws: int = 10, seed: int = 0) -> dict[str, Method]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...errors import AttentionPatternError
-from ..running import output, pass_on
+from ..running import cache_of, pass_on
 from ..subsets import subsets_of
 from ..targets import Target
 from .reading import row
@@ -35,14 +35,11 @@ def attention_last(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: T
     Raises:
         AttentionPatternError: the model never forms them.
     """
-    caught: list[Tensor] = []
     hook = f"blocks.{int(model.cfg.n_layers) - 1}.attn.hook_pattern"  # type: ignore[union-attr]
-    if hook in model.hook_dict:  # type: ignore[operator]
-        with torch.no_grad():
-            output(model, tokens, {hook: caught.append})
-    if not caught:
+    cache = cache_of(model, tokens)
+    if hook not in cache.cache_dict:
         raise AttentionPatternError(f"{type(model).__name__} has no {hook}: load it with eager attention.")
-    return row(caught[0].mean(1), target)
+    return row(cache.cache_dict[hook].mean(1), target)
 
 
 def erasure(

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...errors import MissingExtraError
-from ..running import Edit, embedding_hook, embeddings, output
+from ..removals import predicted
+from ..running import Edit, embedding_hook, embeddings, shared_run
 from ..targets import Target, joined
 
 
@@ -23,23 +24,30 @@ def input_gradient(
         caught.append(x.detach().clone().requires_grad_())
         return caught[-1]
 
-    own = dict(edits or {})
-    hook = embedding_hook(model)
+    own = {**(edits or {}), embedding_hook(model): leaf}
     with torch.enable_grad():
-        value = target.value(output(model, tokens, {**own, hook: leaf}, at=target.hook(model)))
-        (gradient,) = torch.autograd.grad(value.sum(), caught[0])
+        (gradient,) = torch.autograd.grad(predicted(model, tokens, target, own).sum(), caught[0])
     return caught[0].detach(), gradient
+
+
+def plain_gradient(
+    model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target
+) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]]:
+    """`input_gradient` without edits, shared by the methods that read it."""
+    what = (target.good, target.bad, target.at, id(target.probe))
+    key = ("gradient", id(model), *tokens.shape, *tokens.flatten().tolist(), *what)
+    return shared_run(key, lambda: input_gradient(model, tokens, target), len(tokens), len(tokens))
 
 
 def gradient_x_input(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """<gradient, embedding> of every token."""
-    x, gradient = input_gradient(model, tokens, target)
+    x, gradient = plain_gradient(model, tokens, target)
     return (x * gradient).sum(-1)
 
 
 def gradient_norm(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """Length of the gradient at the embedding of every token: no sign."""
-    return input_gradient(model, tokens, target)[1].norm(dim=-1)
+    return plain_gradient(model, tokens, target)[1].norm(dim=-1)
 
 
 def integrated_gradients(
@@ -54,11 +62,11 @@ def integrated_gradients(
         from captum.attr import IntegratedGradients
     except ImportError as error:
         raise MissingExtraError("integrated gradients need captum: pip install 'tl_norms[judge]'") from error
-    hook, at = embedding_hook(model), target.hook(model)
+    hook = embedding_hook(model)
 
     def value(x: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:  # some steps of some rows
         own = joined([replace(target, **{name: ids[row] for name, ids in each.items()}) for row in rows.tolist()])
-        return own.value(output(model, tokens, {hook: lambda _: x}, at=at))
+        return predicted(model, tokens, own, {hook: lambda _: x})
 
     each = {name: ids for name in ("good", "bad") if isinstance(ids := getattr(target, name), tuple)}
     x = embeddings(model, tokens)

@@ -5,20 +5,16 @@ Everything is looked up when it is used: what this version of the package does n
 
 import importlib
 import inspect
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..running import device_of, pass_on, remembering
+from ..running import cache_of, device_of
 from ..targets import Target
-from .reading import row
+from .reading import row, rows
 from .reference import Baseline, reference_token
 
 MAPS = (
@@ -30,9 +26,6 @@ MAPS = (
     "value_zeroing",
     "information_flow",
 )
-
-
-_shared: ContextVar[dict | None] = ContextVar("shared runs", default=None)
 
 
 def has(name: str, module: str = "tl_norms", option: str | None = None) -> bool:
@@ -56,12 +49,12 @@ def attribute(
     reference = None if baseline is None else reference_token(model, baseline)
     given = {"ff": (ff, "ig"), "attention": (attention, "held"), "baseline": (reference, None)}
     options: dict[str, Any] = {name: value for name, (value, default) in given.items() if value != default}
-    return _function("attribute")(_cache(model, tokens), target.exact(tokens.shape[1]), **options).tokens
+    return _function("attribute")(cache_of(model, tokens), target.exact(tokens.shape[1]), **options).tokens
 
 
 def direct(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """`tl_norms.direct_attribution`: heads by source token, summed over layers; the rest at the target's position."""
-    found = _function("direct_attribution")(_cache(model, tokens), target.exact(tokens.shape[1]))
+    found = _function("direct_attribution")(cache_of(model, tokens), target.exact(tokens.shape[1]))
     scores = found.heads.sum((0, 2)).clone()
     scores[:, target.at] += found.embed + found.ffn.sum(0)
     return scores
@@ -70,25 +63,32 @@ def direct(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -
 def lengths(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """`tl_norms.propagate(...).norms`: how long each token's part of the last state is."""
     last = int(model.cfg.n_layers) - 1  # type: ignore[union-attr]
-    return row(_function("propagate")(_cache(model, tokens), layers=last, progress=False).norms[-1], target)
+    return row(_function("propagate")(cache_of(model, tokens), layers=last, progress=False).norms[-1], target)
 
 
 def rolled_out(
     model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target, name: str
 ) -> Float[Tensor, "batch pos"]:
     """A method of `tl_norms.methods`, composed over all layers."""
-    return row(_function(name, "tl_norms.methods")(_cache(model, tokens)).rollout[-1], target)
+    return row(_function(name, "tl_norms.methods")(cache_of(model, tokens)).rollout[-1], target)
+
+
+def attention_flow(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
+    """`tl_norms.methods.attention_flow` from above the last layer, and from the positions that are read only."""
+    maps = _function("attention_rollout", "tl_norms.methods")(cache_of(model, tokens)).maps
+    flows = _function("attention_flow")(maps, last_only=True, queries=rows(target, tokens.shape[1]))[-1]
+    return flows.mean(-2).to(device_of(model))
 
 
 def alti_logit(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """`tl_norms.methods.alti_logit`, summed over layers."""
-    return _function("alti_logit", "tl_norms.methods")(_cache(model, tokens), target.exact(tokens.shape[1])).sum(0)
+    return _function("alti_logit", "tl_norms.methods")(cache_of(model, tokens), target.exact(tokens.shape[1])).sum(0)
 
 
 def decompx(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """`tl_norms.methods.decompx`, read at the target."""
     exact = target.exact(tokens.shape[1])
-    return _function("decompx", "tl_norms.methods")(_cache(model, tokens), exact, progress=False).scores
+    return _function("decompx", "tl_norms.methods")(cache_of(model, tokens), exact, progress=False).scores
 
 
 def variants() -> dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]]:
@@ -105,7 +105,8 @@ def variants() -> dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]]:
     found["direct"] = (direct, partial(has, "direct_attribution"))
     found["lengths"] = (lengths, partial(has, "propagate"))
     for name in MAPS:
-        found[name.replace("_", "-")] = (partial(rolled_out, name=name), partial(has, name, "tl_norms.methods"))
+        function = attention_flow if name == "attention_flow" else partial(rolled_out, name=name)
+        found[name.replace("_", "-")] = (function, partial(has, name, "tl_norms.methods"))
     found["decompx"] = (decompx, partial(has, "decompx", "tl_norms.methods"))
     found["alti-logit"] = (alti_logit, partial(has, "alti_logit", "tl_norms.methods"))
     return found
@@ -113,23 +114,3 @@ def variants() -> dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]]:
 
 def _function(name: str, module: str = "tl_norms") -> Any:
     return getattr(importlib.import_module(module), name)
-
-
-def shared_runs() -> AbstractContextManager[None]:
-    """While this lasts, methods that read a cache share one run per input; nobody may change the model meanwhile."""
-    return remembering(_shared)
-
-
-def _cache(model: Any, tokens: Tensor) -> Any:
-    """The activations of a run; one that was shared costs every method what it cost."""
-    known, key = _shared.get(), (id(model), *tokens.shape, *tokens.flatten().tolist())
-    if known is not None and key in known:
-        cache, seconds = known[key]
-        pass_on(forward=len(tokens), seconds=seconds)
-        return cache
-    started = time.perf_counter()
-    with torch.no_grad():
-        cache = model.run_with_cache(tokens.to(device_of(model)))[1]
-    if known is not None:
-        known[key] = (cache, time.perf_counter() - started)
-    return cache
