@@ -124,3 +124,10 @@ def joined(targets: Sequence[Target]) -> Target:
     good = tuple(int(one.good) for one in targets)  # type: ignore[arg-type]
     bad = None if first.bad is None else tuple(int(one.bad) for one in targets)  # type: ignore[arg-type]
     return replace(first, good=good, bad=bad)
+
+
+def separate(target: Target, n: int) -> list[Target]:
+    """The targets of n inputs that were `joined`."""
+    rows = [{name: ids[row] for name in ("good", "bad") if isinstance(ids := getattr(target, name), tuple)}
+            for row in range(n)]  # fmt: skip
+    return [replace(target, **own) for own in rows]

@@ -172,3 +172,15 @@ def decompx(
         source_strings=source_strings,
         **{name: value if has_batch else value[0] for name, value in scored.items()},
     )
+
+
+@torch.no_grad()
+def scores_alone(cache, target: Target, *, progress: bool | None = None) -> Float[Tensor, "*batch key"]:
+    """`decompx(cache, target).scores` without maps and lengths of every layer, which cost more than the scores."""
+    model_map = map_of(cache)
+    ending = read_targets(model_map, [target])
+    layers = tuple(sorted(cut - 1 for cut in ending.covectors if cut > 0))
+    walk = Walk(model_map, 0, max(layers, default=0), True)
+    found = Measuring(walk, layers, _READINGS["norm"], Options.of().max_memory, progress, ending).done()
+    found.raise_if_off()
+    return found.scores if model_map.activations.has_batch else found.scores[0]

@@ -109,15 +109,12 @@ _REFERENCE: dict[str, Function] = {
 }
 
 
-_ONE_BY_ONE = ("erasure", "erasure-replace", "recency")
-
-
 def available(draws: int = 10, seed: int = 0) -> dict[str, Method]:
     """All methods that this installation has, in the order of tables."""
     found = {name: function for name, (function, there) in variants().items() if there()}
     skipped = set() if has("IntegratedGradients", "captum.attr") else {"integrated-gradients"}
     found |= {name: function for name, function in _REFERENCE.items() if name not in skipped}
-    methods = {name: Method(name, function, batched=name not in _ONE_BY_ONE) for name, function in found.items()}
+    methods = {name: Method(name, function, batched=True) for name, function in found.items()}
     return methods | {"random": Method("random", partial(random, draws=draws, seed=seed), draws)}
 
 

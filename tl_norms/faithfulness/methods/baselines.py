@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ...errors import AttentionPatternError
 from ..running import cache_of, pass_on
-from ..subsets import subsets_of
-from ..targets import Target
+from ..subsets import run_asked, subsets_of
+from ..targets import Target, separate
 from .reading import row
 
 
@@ -24,9 +24,9 @@ def random(
     return torch.rand(draws, tokens.shape[1], generator=generator)
 
 
-def recency(model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target) -> Float[Tensor, " pos"]:
+def recency(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """The later, the higher."""
-    return torch.arange(tokens.shape[1], dtype=torch.float32)
+    return torch.arange(tokens.shape[1], dtype=torch.float32).expand(tokens.shape)
 
 
 def attention_last(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
@@ -43,16 +43,18 @@ def attention_last(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: T
 
 
 def erasure(
-    model: nn.Module, tokens: Int[Tensor, "1 pos"], target: Target, removal: str = "cut"
-) -> Float[Tensor, " pos"]:
+    model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target, removal: str = "cut"
+) -> Float[Tensor, "batch pos"]:
     """f(all) - f(all but j) for every position: the costly reference, n + 1 forward passes."""
-    f, n = subsets_of(model, tokens[0].cpu(), target, removal), tokens.shape[1]
+    n, targets = tokens.shape[1], separate(target, len(tokens))
+    inputs = [subsets_of(model, row.cpu(), own, removal) for row, own in zip(tokens, targets, strict=True)]
     last = np.zeros(n, bool)
     last[-1] = True  # predicts, and cannot be removed from a decoder
-    kept = ~np.eye(n, dtype=bool) | last
-    sets = np.concatenate([np.ones((1, n), bool), kept])
-    before, started, different = f.runs, time.perf_counter(), len(set(f.ask(sets)))
-    values = f(sets)
-    new, seconds = f.runs - before, time.perf_counter() - started
+    sets = np.concatenate([np.ones((1, n), bool), ~np.eye(n, dtype=bool) | last])
+    before, started = sum(f.runs for f in inputs), time.perf_counter()
+    different = sum(len(set(f.ask(sets))) for f in inputs)
+    run_asked(inputs)
+    new, seconds = sum(f.runs for f in inputs) - before, time.perf_counter() - started
     pass_on(different - new, seconds * (different - new) / max(new, 1))  # sets that another method has had run
-    return torch.from_numpy(values[0] - values[1:])
+    values = np.stack([f(sets) for f in inputs])
+    return torch.from_numpy(values[:, :1] - values[:, 1:])

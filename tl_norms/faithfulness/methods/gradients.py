@@ -1,7 +1,6 @@
 """Gradients at the token embeddings: times input, their length, and integrated along the way from zero."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from ...errors import MissingExtraError
 from ..removals import predicted
 from ..running import Edit, embedding_hook, embeddings, shared_run
-from ..targets import Target, joined
+from ..targets import Target, joined, separate
 
 
 def input_gradient(
@@ -65,11 +64,10 @@ def integrated_gradients(
     hook = embedding_hook(model)
 
     def value(x: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:  # some steps of some rows
-        own = joined([replace(target, **{name: ids[row] for name, ids in each.items()}) for row in rows.tolist()])
+        own = joined([each[row] for row in rows.tolist()])
         return predicted(model, tokens, own, {hook: lambda _: x})
 
-    each = {name: ids for name in ("good", "bad") if isinstance(ids := getattr(target, name), tuple)}
-    x = embeddings(model, tokens)
+    each, x = separate(target, len(tokens)), embeddings(model, tokens)
     with torch.enable_grad():
         found: Any = IntegratedGradients(value).attribute(
             x,

@@ -88,7 +88,7 @@ def alti_logit(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Targe
 def decompx(model: nn.Module, tokens: Int[Tensor, "batch pos"], target: Target) -> Float[Tensor, "batch pos"]:
     """`tl_norms.methods.decompx`, read at the target."""
     exact = target.exact(tokens.shape[1])
-    return _function("decompx", "tl_norms.methods")(cache_of(model, tokens), exact, progress=False).scores
+    return _function("scores_alone", "tl_norms.methods.decompx")(cache_of(model, tokens), exact, progress=False)
 
 
 def variants() -> dict[str, tuple[Callable[..., Tensor], Callable[[], bool]]]:
