@@ -1,11 +1,16 @@
 """`tl-norms judge`."""
 
+import io
+
 import judge_models
 import pytest
 import tiny
+from rich.console import Console
 
 from tl_norms.__main__ import main
+from tl_norms.cli import judge_table
 from tl_norms.faithfulness import Report
+from tl_norms.faithfulness.study import Judge
 
 if "bridge" not in tiny.KINDS:
     pytest.skip("these models are bridges", allow_module_level=True)
@@ -64,3 +69,39 @@ def test_bad_input(folder, tmp_path, capsys):
         with pytest.raises(SystemExit) as caught:
             judge(*arguments)
         assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_terminal_of_80_columns_holds_the_table(folder, tmp_path, capsys):
+    csv = tmp_path / "all.csv"
+    given = ["--model", folder, "--task", "agreement", "--limit", "4", "--method", "attribute integrated baseline"]
+    assert judge(*given, "--method", "erasure", "--csv", str(csv), "--draws", "2", "--quiet") == 0
+    report = Report.from_csv(csv)
+    drawn = io.StringIO()
+    which = "right" if report.right.any() else "wrong"
+    judge_table.printed(report, which, False, Console(file=drawn, width=80, force_terminal=False))
+    lines = drawn.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line or "**" in line for line in lines)
+    assert sum("attribute integrated baseline" in line for line in lines) == 3  # evidence, cut, replace
+    means = report.to_dataframe(which).set_index(["method", "metric"])["value"]
+    found = [line for line in lines if line.startswith("erasure")][-1].split()[1:]
+    assert found == [f"{means['erasure', label]:.2f}" for label in report.labels if "(replace)" in label]
+
+
+def test_what_is_stopped_goes_on(folder, tmp_path, capsys, monkeypatch):
+    """Ctrl-C in the second chunk: the first is kept, and not measured again."""
+    state, csv = tmp_path / "state.npz", tmp_path / "all.csv"
+    given = ["--model", folder, "--task", "agreement", "--limit", "20", "--method", "recency", "--metric", "SRG"]
+    given += ["--draws", "2", "--resume", str(state), "--csv", str(csv), "--quiet"]
+    measure, sizes = Judge.measure, []
+
+    def stopped(study, model, batch):
+        sizes.append(len(batch.windows))
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        return measure(study, model, batch)
+
+    monkeypatch.setattr(Judge, "measure", stopped)
+    assert judge(*given) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert judge(*given) == 0
+    assert sum(sizes) == 20 + sizes[1] and len(Report.from_csv(csv).full) == 20

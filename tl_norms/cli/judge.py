@@ -123,13 +123,24 @@ def _tables(options: argparse.Namespace, model: Any) -> "list[Task]":
 
 
 def _print(report: "Report", options: argparse.Namespace) -> None:
-    """Tables of all examples together, right and wrong apart, and what is missing from them."""
+    """Tables of all examples together, right and wrong apart, and what is missing from them.
+
+    In a terminal one table per removal; markdown where the output goes to a file or a pipe.
+    """
+    from rich.console import Console
+
+    from . import judge_table
+
+    console = Console(highlight=False)
     print("; ".join(f"{name}: {value}" for name, value in report.about))
     for examples in ("right", "wrong"):
         n = int((report.right == (examples == "right")).sum())
         if n:
             print(f"\n{n} examples that the model gets {examples}:\n")
-            print(report.markdown(examples=examples, relative=options.relative), end="")
+            if console.is_terminal:
+                judge_table.printed(report, examples, options.relative, console)
+            else:
+                print(report.markdown(examples=examples, relative=options.relative), end="")
     for called, entries in (("method refused", report.refused), ("example excluded", report.excluded)):
         for name, reason in entries[:5]:
             print(f"{called}: {name}: {reason}")
