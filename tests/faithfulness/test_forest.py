@@ -57,7 +57,7 @@ def test_trees_give_what_whole_inputs_give(decoder, options, whole, monkeypatch)
     assert np.ptp(wanted) > 1e-1 and np.allclose(found, wanted, rtol=0, atol=2e-6)  # rotations are float32
 
 
-def test_inputs_share_a_run_but_no_nodes(llama):
+def test_inputs_share_a_run(llama):
     inputs = [Subsets(llama, tokens, Target(11, 12), "cut") for tokens in (TOKENS, TOKENS.flip(0))]
     alone = [Subsets(llama, one.tokens, one.target, "cut")(SETS) for one in inputs]
     for one in inputs:
@@ -77,17 +77,16 @@ def test_a_row_is_counted_for_every_set(llama):
 def test_every_node_has_the_path_that_leads_to_it():
     random = np.random.default_rng(2)
     paths = [tuple((at, int(random.integers(2)), False) for at in range(random.integers(1, 6))) for _ in range(60)]
-    roots = [int(random.integers(2)) for _ in paths]
-    found = forest.planted(roots, paths, 10**6)
+    found = forest.planted(paths, 10**6)
     assert len(found) == 1
     trees, numbers = found[0]
     assert sorted(numbers) == list(range(60))
-    assert len(trees) == len({(root, path[: n + 1]) for root, path in zip(roots, paths) for n in range(len(path))})  # noqa: B905
+    assert len(trees) == len({path[: n + 1] for path in paths for n in range(len(path))})
     seen = trees.ancestors(len(trees) + 3)
     for number, end in zip(numbers, trees.ends, strict=True):
         assert tuple(trees.steps[node] for node in seen[end].nonzero()[0]) == paths[number]
     assert seen[len(trees) :].sum() == 3
-    small = forest.planted(roots, paths, 7)
+    small = forest.planted(paths, 7)
     assert max(len(trees) for trees, _ in small) <= 7 and sorted(n for _, own in small for n in own) == list(range(60))
 
 
@@ -116,9 +115,9 @@ def test_a_window_of_attention_is_seen(whole):
     given = (model, TOKENS, Target(11, 12), "replace")
     wanted = whole(*given)
     assert np.allclose(Subsets(*given)(SETS), wanted, rtol=0, atol=2e-6)
-    roots, paths = zip(*[(root, ((0, root, False),)) for root in range(5, 115)], strict=True)
+    paths = [((0, token, False),) for token in range(5, 115)]
     with pytest.raises(forest.HiddenError), torch.no_grad():
-        forest.run_paths(model, roots, paths, "zero", 1024)
+        forest.run_paths(model, paths, "zero", 1024)
 
 
 def test_encoders_and_probes_are_run_whole(bert, llama):

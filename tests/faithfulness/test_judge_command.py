@@ -102,6 +102,6 @@ def test_what_is_stopped_goes_on(folder, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(Judge, "measure", stopped)
     assert judge(*given) == 130
-    assert "--resume" in capsys.readouterr().err
+    assert f"goes on from --resume {state}" in capsys.readouterr().err
     assert judge(*given) == 0
     assert sum(sizes) == 20 + sizes[1] and len(Report.from_csv(csv).full) == 20

@@ -77,6 +77,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Judge, print a table, write files."""
+    try:
+        return _judged(options)
+    except KeyboardInterrupt:
+        if options.resume is not None:
+            print(f"tl-norms: the same command goes on from --resume {options.resume}", file=sys.stderr)
+        else:
+            print("tl-norms: nothing is kept: with --resume FILE a run can be stopped and goes on", file=sys.stderr)
+        raise
+
+
+def _judged(options: argparse.Namespace) -> int:
     from .. import faithfulness
     from ..faithfulness.engine import ExcludedTextWarning
     from . import load, study

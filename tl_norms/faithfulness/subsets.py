@@ -133,7 +133,7 @@ def _in_trees(rows: Sequence[tuple[Subsets, bytes, np.ndarray]]) -> bool:
         other = None if one.counterfactual is None else one.counterfactual.tolist()
         paths.append(forest.path_of(one.tokens.tolist(), row.tolist(), removal, way, other))
     try:
-        logits = forest.run_paths(model, [id(one) for one, _, _ in rows], paths, way, first.batch_tokens)
+        logits = forest.run_paths(model, paths, way, first.batch_tokens)
     except forest.HiddenError:
         return False
     values = joined([one.target for one, _, _ in rows]).value(logits[:, None])
