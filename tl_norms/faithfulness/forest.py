@@ -81,7 +81,7 @@ class Trees:
 def planted(paths: Sequence[Sequence[Step]], nodes: int) -> list[tuple[Trees, list[int]]]:
     """Paths in sequences of at most so many nodes (a longer path has one of its own), with the numbers of the paths."""
     found: list[tuple[Trees, list[int]]] = []
-    for number in sorted(range(len(paths)), key=lambda number: paths[number]):
+    for number in sorted(range(len(paths)), key=lambda number: tuple(paths[number])):
         path = paths[number]
         if not found or len(found[-1][0]) + len(path) - found[-1][0].shared(path) > nodes:
             found.append((Trees(), []))
