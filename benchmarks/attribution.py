@@ -13,8 +13,10 @@ gradients     integrated gradients of the embeddings, by autograd, 20 steps, one
 memory        the peak of what `attribute` makes, over the activations that it reads
 """
 
+import math
+
 import torch
-from measure import DTYPES, PeakMemory, begin, parser, report, timed
+from measure import DTYPES, begin, parser, peak, report, timed
 from models import SIZES, case
 from torch import nn
 
@@ -58,10 +60,10 @@ def measure(name: str, options) -> list[dict[str, object]]:
         if n > options.slowest:
             del contenders["gradients"]
         seconds = timed(contenders, rounds=options.rounds, clock=options.clock, budget=options.budget)
-        with PeakMemory() as memory:
-            tl_norms.attribute(cache, target)
-        with PeakMemory() as more:
-            tl_norms.attribute(cache, target, attention="integrated")
+        memory = peak(lambda c=cache: tl_norms.attribute(c, target), options.device)
+        more = math.nan
+        if math.isfinite(seconds["integrated"]):
+            more = peak(lambda c=cache: tl_norms.attribute(c, target, attention="integrated"), options.device)
         forward = seconds["forward"]
         rows.append(
             {
@@ -74,8 +76,9 @@ def measure(name: str, options) -> list[dict[str, object]]:
                 "16 targets / forward": seconds["16 targets"] / forward,
                 "edges / attention": seconds["edges"] / seconds["attention"],
                 "gradients / forward": seconds.get("gradients", float("nan")) / forward,
-                "memory / cache": memory.peak / kept,
-                "integrated memory / cache": more.peak / kept,
+                "memory MB": memory / 1e6,
+                "memory / cache": memory / kept,
+                "integrated memory / cache": more / kept,
                 "error": float(found.error.max()),
             }
         )
@@ -95,7 +98,9 @@ def attention_of(layer: nn.Module, tokens: torch.Tensor, model):
 
 
 def main() -> None:
-    options = parser("Time and memory of attributions.", ["GPT-2", "SmolLM2", "BERT-base"], [32, 128, 512, 1024])
+    options = parser(
+        "Time and memory of attributions.", ["GPT-2", "SmolLM2", "BERT-base"], [32, 128, 512, 1024], ["Llama-8B"]
+    )
     options.add_argument("--layers", type=int, default=4, help="0: as many as the model has")
     options.add_argument("--slowest", type=int, default=1024, help="longest sequence for integrated gradients")
     options.add_argument("--budget", type=float, default=60.0, help="seconds for each contender")

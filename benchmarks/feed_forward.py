@@ -15,8 +15,8 @@ needed     W_out, and what makes the neurons: every head's output weights throug
 from dataclasses import dataclass
 
 import torch
-from measure import DTYPES, PeakMemory, begin, matrix_rate, parser, report, timed
-from models import CASES, SIZES, Case, case
+from measure import DTYPES, begin, matrix_rate, parser, peak, report, timed
+from models import SIZES, Case, case
 from torch import Tensor, nn
 
 import tl_norms
@@ -107,8 +107,7 @@ def measure(name: str, options) -> list[dict[str, object]]:
         rate = matrix_rate(clock=clock, device=options.device, dtype=dtype)
         found = timed(contenders, rounds=options.rounds, clock=clock)
         rate = (rate + matrix_rate(clock=clock, device=options.device, dtype=dtype)) / 2
-        with PeakMemory() as memory:
-            tl_norms.ffn_maps(cache)
+        memory = peak(lambda c=cache: tl_norms.ffn_maps(c), options.device)
         n_pairs = size.pairs(n)
         w_out = 2 * n_pairs * n_weights / rate
         heads_through = min(n * size.heads, size.d_model + n) * size.d_model  # every head vector, or the weights first
@@ -128,7 +127,7 @@ def measure(name: str, options) -> list[dict[str, object]]:
                 "share of the matrix rate": (w_out + neurons) / found["tl_norms"],
                 "GFLOP/s peak": rate / 1e9,
                 "us per pair": found["tl_norms"] / n_pairs * 1e6,
-                "memory MB": memory.peak / 1e6,
+                "memory MB": memory / 1e6,
             }
         )
         print(*rows[-1].values(), flush=True)
@@ -136,7 +135,12 @@ def measure(name: str, options) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    options = parser("Time and memory of feed-forward maps, one layer.", CASES, [128, 256, 512])
+    options = parser(
+        "Time and memory of feed-forward maps, one layer.",
+        ["BERT-base", "GPT-2", "SmolLM2"],
+        [128, 256, 512],
+        ["Llama-8B"],
+    )
     options.add_argument("--slowest", type=int, default=512, help="longest sequence for the plain implementation")
     options = options.parse_args()
     begin(options)

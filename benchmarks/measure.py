@@ -5,6 +5,7 @@ Contenders take turns, so that a busy machine slows all of them alike.
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import time
@@ -21,24 +22,28 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: for one t
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def parser(description: str, cases: Iterable[str], lengths: list[int]) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+def parser(
+    description: str, cases: Iterable[str], lengths: list[int], more: Iterable[str] = ()
+) -> argparse.ArgumentParser:
+    """The options that all benchmarks have; `more` are cases that run if asked for."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--cases", nargs="+", choices=list(cases), default=list(cases))
+    made.add_argument("--cases", nargs="+", choices=[*cases, *more], default=list(cases))
     made.add_argument("--lengths", nargs="+", type=int, default=lengths)
     made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: processor time, with --threads 1")
     made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     made.add_argument("--dtype", choices=list(DTYPES), default="float32")
+    made.add_argument("--tf32", action="store_true", help="a card's shorter float32 products: see the errors")
     made.add_argument("--json", type=Path, help="where to write the rows too")
     return made
 
 
 def begin(options: argparse.Namespace) -> None:
-    """Threads; no autograd."""
+    """Threads; no autograd; TF32 only if asked for."""
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
+    torch.set_float32_matmul_precision("high" if getattr(options, "tf32", False) else "highest")
 
 
 def machine(options: argparse.Namespace) -> str:
@@ -48,7 +53,8 @@ def machine(options: argparse.Namespace) -> str:
     threads = "" if where.type == "cuda" else f", {options.threads} threads"
     names = ("torch", "transformers", "transformer-lens", "tl-norms")
     versions = ", ".join(f"{package} {version(package)}" for package in names)
-    return f"{name}, {options.dtype}{threads}, {options.clock} clock; Python {platform.python_version()}, {versions}"
+    kind = options.dtype + (", TF32" if getattr(options, "tf32", False) else "")
+    return f"{name}, {kind}{threads}, {options.clock} clock; Python {platform.python_version()}, {versions}"
 
 
 def _processor() -> str:
@@ -77,7 +83,7 @@ def timed(
 ) -> dict[str, float]:
     """Median seconds of each contender over `rounds` turns; whoever has used up `budget` seconds drops out.
 
-    The first turn warms up and does not count, unless it was the only one.
+    The first turn warms up and does not count, unless it was the only one. What does not fit into a card is nan.
     """
     now = CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -86,21 +92,37 @@ def timed(
             if sum(seconds[name]) < budget:
                 waited()
                 start = now()
-                run()
+                try:
+                    run()
+                except torch.OutOfMemoryError:
+                    seconds[name] = [math.nan]
+                    continue
                 waited()
                 seconds[name].append(now() - start)
     return {name: statistics.median(values[1:] or values) for name, values in seconds.items()}
 
 
+def peak(run: Callable[[], object], device: str) -> int:
+    """The most bytes that are alive at once and were made by it; on a card scratch space of operators as well."""
+    if torch.device(device).type != "cuda":
+        with PeakMemory() as memory:
+            run()
+        return memory.peak
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def matrix_rate(
     *,
     clock: str = "wall",
-    size: int = 2048,
     rounds: int = 5,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> float:
     """This machine's matrix product, in floating point operations per second: the best of several."""
+    size = 2048 if torch.device(device).type == "cpu" else 8192
     left, right = torch.randn(2, size, size, device=device).to(dtype)
     best = min(timed({"product": lambda: left @ right}, rounds=1, clock=clock)["product"] for _ in range(rounds))
     return 2 * size**3 / best

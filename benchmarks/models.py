@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +42,10 @@ SIZES = {
     "BERT-base": Size(768, 768, 2, 3072, 12, False, 12),
     "GPT-2": Size(768, 768, 2, 3072, 12, True, 12),
     "SmolLM2": Size(576, 192, 3, 1536, 9, True, 30),
+    "Llama-8B": Size(4096, 1024, 3, 14336, 32, True, 32),
 }
+
+GROUPS = {"SmolLM2": 3, "Llama-8B": 8}  # of keys and values
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def case(name: str, layers: int = 1, device: str = "cpu", dtype: torch.dtype = t
     MiniLM, BERT-base   post-norm, bidirectional, GELU
     GPT-2               pre-norm, causal, GELU (tanh)
     SmolLM2             SmolLM2-135M-Instruct's size: 9 heads on 3 keys and values, gated feed-forward, pre-norm, causal
+    Llama-8B            Llama 3 8B's size, for a card: 32 heads on 8 keys and values, else as SmolLM2
     """
     size = SIZES[name]
     shared = dict(vocab_size=_VOCABULARY, attn_implementation="eager")
@@ -87,8 +90,8 @@ def case(name: str, layers: int = 1, device: str = "cpu", dtype: torch.dtype = t
     torch.manual_seed(0)
     if name == "GPT-2":
         model, layer = GPT2LMHeadModel(GPT2Config(n_layer=layers, **shared)), "transformer.h.0"
-    elif name == "SmolLM2":
-        heads = dict(num_attention_heads=size.heads, num_key_value_heads=3)
+    elif name in GROUPS:
+        heads = dict(num_attention_heads=size.heads, num_key_value_heads=GROUPS[name], max_position_embeddings=8192)
         model, layer = LlamaForCausalLM(LlamaConfig(**wide, **heads, **shared)), "model.layers.0"
     else:
         heads = dict(num_attention_heads=size.heads, max_position_embeddings=1024)
@@ -102,6 +105,3 @@ def case(name: str, layers: int = 1, device: str = "cpu", dtype: torch.dtype = t
     plain = copy.deepcopy(model)  # the bridge replaces parts of the model it is given
     bridge = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
     return Case(bridge, plain, plain.get_submodule(layer))
-
-
-CASES = {name: partial(case, name) for name in ("BERT-base", "GPT-2", "SmolLM2")}

@@ -9,6 +9,7 @@ import tl_norms
 import tl_norms.held_run
 from tl_norms import attribute, direct_attribution, direction, logit, probability, run_with_attribution, top_target
 from tl_norms.blocks.activations import Activations
+from tl_norms.blocks.values import value_paths
 from tl_norms.credit_checks import raise_if_off, relative_error
 from tl_norms.linear.carry.direction import back_through
 from tl_norms.linear.operators import applied
@@ -460,3 +461,29 @@ def test_a_target_with_a_token_for_every_row(name, kind):
     for bad in ([], [1, True], [1.5]):
         with pytest.raises(TargetError, match="a string or a vocabulary id"):
             logit(bad)
+
+
+@pytest.mark.skipif("bridge" not in tiny.KINDS, reason="of bridges")
+@pytest.mark.parametrize("stretch", [0.5, 1, 2, 3])
+def test_half_precision_gives_the_numbers_of_its_weights(stretch):
+    """bfloat16 does not tell gains of 1.02 from one, but it does tell an RMS norm from a layer norm, and scales."""
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        source = tiny.hugging_face(tiny.FAMILIES["llama_gqa"], torch.float32)
+        for name, parameter in source.named_parameters():
+            if parameter.ndim == 1:
+                parameter.data = 1 + 0.02 * tiny.waves(tuple(parameter.shape), len(name)).float()
+            elif "embed" in name:  # means so small that centering changes little more than rounding
+                parameter.data += 0.02 - parameter.data.mean(-1, keepdim=True)
+            elif "q_proj" in name or "k_proj" in name:
+                parameter.data *= stretch
+        model = tiny.boot(source.bfloat16().to(dtype), "LlamaForCausalLM")  # the same numbers in both
+        first = value_paths(reader_of(model))["blocks.0.attn"].steps[0]
+        assert not first.kind.center and first.kind.gain == "weight"
+        with torch.no_grad():
+            _, cache = model.run_with_cache(tiny.Tiny.tokens(1, 12))
+        target = logit(7) - logit(9)
+        found.append([attribute(cache, target), attribute(cache, target, attention="integrated")])
+    for half, single in zip(*found, strict=True):
+        assert float(half.error.max()) < 5e-2
+        torch.testing.assert_close(half.tokens, single.tokens, rtol=0, atol=0.1 * float(single.tokens.abs().max()))

@@ -1,10 +1,13 @@
 """What a graphics card would wait for, counted on the processor with settings as on a card."""
 
+import ast
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import KINDS, make
+from tiny import FAMILIES, KINDS, boot, hugging_face, make
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tl_norms
@@ -77,6 +80,44 @@ def test_a_card_waits_a_few_times_per_layer_whatever_the_length(monkeypatch, nam
     assert later_operations == operations < 450  # no loop over keys, heads or planes
 
 
+ANALYSES = {
+    "feed-forward": lambda cache: tl_norms.ffn_maps(cache),
+    "attribution": lambda cache: tl_norms.attribute(cache, tl_norms.logit(7)),
+    "integrated": lambda cache: tl_norms.attribute(cache, tl_norms.logit(7), attention="integrated"),
+    "propagation": lambda cache: tl_norms.propagate(cache),
+}
+
+
+def of_one_more_layer(analysis: str, name: str, n: int, reads: Reads) -> int:
+    counts = []
+    for layers in (2, 3):
+        family = FAMILIES[name]
+        depth = {key: layers for key in ("n_layer", "num_hidden_layers") if key in family.options}
+        family = replace(family, options=family.options | depth)
+        made = boot(hugging_face(family, torch.float32), family.hf_class)
+        with torch.no_grad():
+            _, cache = made.run_with_cache((torch.arange(n) % 50)[None])
+        ANALYSES[analysis](cache)  # what is decided once
+        reads.count = 0
+        with Waits() as count:
+            ANALYSES[analysis](cache)
+        counts.append(count.waits + reads.count)
+    return counts[1] - counts[0]
+
+
+@pytest.mark.skipif("bridge" not in KINDS, reason="these models are bridges")
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama_gqa"])
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_a_card_waits_a_few_times_per_layer_of_a_whole_model(monkeypatch, analysis, name):
+    monkeypatch.setattr("tl_norms.linear.pieces.is_card", lambda device: True)
+    for module in ("linear.required", "linear.carry.pairs", "linear.hold", "freeze_queries"):
+        monkeypatch.setattr(f"tl_norms.{module}.is_card", lambda device: True)
+    reads = Reads(required.read)
+    monkeypatch.setattr(required, "read", reads)
+    short, long = (of_one_more_layer(analysis, name, n, reads) for n in (8, 24))
+    assert 0 < long <= MOST and long == short
+
+
 def test_numbers_with_settings_of_a_card_are_those_of_the_processor(monkeypatch):
     cache = make("bert", KINDS[0]).cache()
     wanted = tl_norms.block_norms(cache, "all")
@@ -106,6 +147,46 @@ def test_what_is_judged_together_is_refused_by_its_first(monkeypatch):
 
 def test_matrix_products_of_a_card_keep_the_precision_they_were_given():
     """TF32 is the user's choice: nothing in the package switches it."""
-    root = Path(tl_norms.__file__).parent
-    words = ("allow_tf32", "set_float32_matmul_precision", "fp32_precision")
-    assert not [path for path in root.rglob("*.py") if any(word in path.read_text(encoding="utf-8") for word in words)]
+    root, switched = (
+        Path(tl_norms.__file__).parent,
+        re.compile(r"(allow_tf32|fp32_precision)\s*=[^=]|set_float32_matmul"),
+    )
+    texts = {path: "\n".join(ast_code(path)) for path in root.rglob("*.py")}
+    assert not [path for path, text in texts.items() if switched.search(text)]
+
+
+def ast_code(path: Path) -> list[str]:
+    """Statements without strings: messages may name the switch."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [ast.unparse(node) for node in nodes if isinstance(node, (ast.Assign, ast.Attribute))]
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="an older switch")
+def test_the_users_switch_is_seen():
+    card, switch = torch.device("cuda"), torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    try:
+        switch.fp32_precision = "ieee"
+        assert not pieces.short_products(card)
+        switch.fp32_precision = "tf32"
+        assert pieces.short_products(card) and not pieces.short_products(torch.device("cpu"))
+    finally:
+        switch.fp32_precision = before
+
+
+def test_rounding_to_tf32_is_held_to_its_own_tolerance(monkeypatch):
+    made = make("bert", KINDS[0], torch.float32)
+    attention = "blocks.0.hook_attn_out" if KINDS[0] == "hooked" else "blocks.0.attn.o.hook_out"
+
+    def off_by(part: float):
+        cache = made.cache()
+        cache.cache_dict[attention] = cache[attention] * (1 + part)
+        return tl_norms.block_norms(cache, ["attn"])
+
+    with pytest.raises(tl_norms.DecompositionError):
+        off_by(1e-3)
+    for module in ("blocks.activations", "linear.measure.spots"):
+        monkeypatch.setattr(f"tl_norms.{module}.short_products", lambda device: True)
+    assert off_by(1e-3).error["attn"][0] > 5e-4
+    with pytest.raises(tl_norms.DecompositionError):
+        off_by(0.05)

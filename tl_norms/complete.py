@@ -161,24 +161,24 @@ def compare_pairs(
     Raises:
         DecompositionError: a number is another.
     """
-    sources, n = completed.sources, values.shape[1]
+    sources, n, device = completed.sources, values.shape[1], values.device
     factored = isinstance(measure, Length)
     formed = {} if formed is None else formed
     if sources.past:  # all keys at once, but those that are a query's own
-        keys = chosen_keys(n, values.shape[2], causal=False, crossed=True)
-        own = torch.arange(n) + sources.past
+        keys = chosen_keys(n, values.shape[2], causal=False, crossed=True, device=device)
+        own = torch.arange(n, device=device) + sources.past
         pairs = ChosenPairs(torch.where(keys == own, -1, keys))
         at = frozen.block.attention()[0]
         _compare(frozen, at, pairs, completed, values, measure, formed.setdefault(at, OneByOne()))
         return
     if not factored or needs_vectors(sources):
         at = frozen.block.attention()[0]
-        pairs = ChosenPairs(chosen_keys(n, n, causal=sources.causal))
+        pairs = ChosenPairs(chosen_keys(n, n, causal=sources.causal, device=device))
         _compare(frozen, at, pairs, completed, values[:, :, :n], measure, formed.setdefault(at, OneByOne()))
     crossing = frozen.block.cross()
     if sources.cross is not None and crossing is not None and not (factored and not needs_vectors(sources.cross)):
         far = values[:, :, n:]
-        pairs = ChosenPairs(chosen_keys(n, far.shape[2], causal=False, crossed=True))
+        pairs = ChosenPairs(chosen_keys(n, far.shape[2], causal=False, crossed=True, device=device))
         _compare(frozen, crossing[0], pairs, completed, far, measure, formed.setdefault(crossing[0], OneByOne()))
 
 

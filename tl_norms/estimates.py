@@ -12,7 +12,7 @@ from .blocks.activations import Activations
 from .errors import UnknownOptionError
 from .held_run import attribution_hooks
 from .linear.carry.forward import carry
-from .linear.pieces import pieces
+from .linear.pieces import is_card, pieces
 from .model_map import hold_model
 from .norms import block_norms
 from .plan import reader_of
@@ -124,11 +124,11 @@ def _seconds_per_vector(walk: Walk, inside: bool = False) -> float:
     for turn in range(4):
         for number, layer in enumerate(layers):
             elsewhere = [None if cut is None else x for cut in layer.elsewhere]
-            now = time.perf_counter()
+            now = _now(x.device)
             vectors = carry(layer.block, x, elsewhere)
             if vectors is not None:
                 vectors.norm(dim=-1)
-            best[number] = min(best[number], time.perf_counter() - now)
+            best[number] = min(best[number], _now(x.device) - now)
             if (turn or number > 2) and time.perf_counter() - begin > _PATIENCE:
                 break
     timed = [seconds for seconds in best if seconds != float("inf")]
@@ -137,26 +137,33 @@ def _seconds_per_vector(walk: Walk, inside: bool = False) -> float:
 
 def _rate(like: Tensor) -> float:
     """Floating point operations per second of a matrix product: the best of some."""
-    left, best = like.new_ones(512, 512), float("inf")
+    size = 4096 if is_card(like.device) else 512  # a card is busy only with more
+    left, best = like.new_ones(size, size), float("inf")
     for _ in range(4):
-        begin = time.perf_counter()
+        begin = _now(like.device)
         torch.mm(left, left)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * 512**3 / best
+        best = min(best, _now(like.device) - begin)
+    return 2 * size**3 / best
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when the device has done what it was given."""
+    getattr(torch, device.type).synchronize()
+    return time.perf_counter()
 
 
 def _of_fit(model: nn.Module, n: int, what: str) -> Estimate:
     context = int(getattr(model.cfg, "n_ctx", 0) or 0)  # pyright: ignore[reportAttributeAccessIssue]
     longer = min(n, _LONGER, context if context > 0 else n)
     lengths = (max(1, longer // 4), longer)
-    seconds, cache, found = [], None, None
+    seconds, cache, found, device = [], None, None, next(model.parameters()).device
     for length in lengths:
         cache = _cache(model, length, everything=what == "block_norms")
         times = []
         for _ in range(3):
-            begin = time.perf_counter()
+            begin = _now(device)
             found = _analysed(cache, what)
-            times.append(time.perf_counter() - begin)
+            times.append(_now(device) - begin)
             if sum(times) > _PATIENCE:
                 break
         seconds.append(min(times))

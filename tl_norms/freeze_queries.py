@@ -15,6 +15,8 @@ from .errors import DecompositionError
 from .freeze_paths import PathInTheMaking
 from .linear.integrated_attention import IntegratedAttention, hold_integrated_attention
 from .linear.operators import Chain, Parallel, Scaling, SplitHeads, applied
+from .linear.pieces import is_card, short_products
+from .linear.required import judged
 
 _QUADRATURE = {torch.float64: 1e-10}
 _QUADRATURE_FLOAT32 = 1e-5
@@ -113,14 +115,14 @@ def _visible(
     The latter only at distances and to keys that are attended to somewhere: masks go by distance and by key.
     """
     seen = pattern > 0
-    if bool(seen.all()):
+    if not is_card(seen.device) and bool(seen.all()):  # a card would wait once more for that
         return seen
     n_queries, n_keys = pattern.shape[-2:]
     apart = torch.arange(n_queries, device=seen.device)[:, None] - torch.arange(n_keys, device=seen.device)
     apart = apart + n_keys - 1
-    known = torch.zeros(n_queries + n_keys, dtype=torch.bool, device=seen.device)
-    known[apart[seen.flatten(0, 1).any(0)]] = True
-    could = ~seen & known[apart] & seen.any(-1, keepdim=True) & seen.any(1, keepdim=True).any(-2, keepdim=True)
+    known = torch.zeros(n_queries + n_keys, dtype=torch.int32, device=seen.device)
+    known.index_add_(0, apart.flatten(), seen.flatten(0, 1).any(0).int().flatten())
+    could = ~seen & (known[apart] > 0) & seen.any(-1, keepdim=True) & seen.any(1, keepdim=True).any(-2, keepdim=True)
     if not bool(could.any()):
         return seen
     logits = torch.einsum("bqhc,bkhc->bhqk", q, k) * path.scale
@@ -132,17 +134,30 @@ def _visible(
 
 def _check(attention: Attention, held: IntegratedAttention, pattern: Tensor, tolerance: float) -> None:
     made = held.path.pattern[..., : pattern.shape[-1]]
-    error = float((made - pattern).abs().amax()) if pattern.numel() else 0.0
-    if not error <= tolerance:
+
+    def judge(error: float) -> None:
+        if error <= tolerance:
+            return
         raise DecompositionError(
             f"{attention.module}: the pattern rebuilt from queries and keys misses {attention.pattern} by {error:.1e} "
             f"(tolerance {tolerance:.0e}). Likely causes: a hook edited queries, keys or the pattern during the run, "
             f'or the model\'s weights changed since. What it moved works: attention="held".'
         )
+
+    if pattern.numel():
+        judged(made.sub_(pattern).abs_().amax(), judge)
     accepted = _QUADRATURE.get(pattern.dtype, _QUADRATURE_FLOAT32)
     if not held.path.error <= accepted:
         raise DecompositionError(
             f"{attention.module}: the integrals over its softmax agree to {held.path.error:.1e} only with "
-            f"{len(held.path.nodes)} nodes (needed {accepted:.0e}): its logits span too much. What it moved works: "
+            f"{len(held.path.nodes)} nodes (needed {accepted:.0e}): {_why(pattern.device)}. What it moved works: "
             f'attention="held".'
         )
+
+
+def _why(device: torch.device) -> str:
+    if short_products(device):
+        return (
+            "float32 products are rounded to TF32 (before the run: torch.backends.cuda.matmul.fp32_precision = 'ieee')"
+        )
+    return "its logits span too much"

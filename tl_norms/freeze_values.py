@@ -9,6 +9,7 @@ from .blocks.values import ValuePath
 from .errors import DecompositionError
 from .freeze_paths import PathInTheMaking
 from .linear.operators import Chain, SplitHeads
+from .linear.required import judged
 
 
 def hold_path(
@@ -49,10 +50,14 @@ def _check(attention: Attention, made: Tensor, values: Tensor, real: Tensor | No
     if real is not None:
         off = off.masked_fill_(~real[..., None, None], 0)
     off, size = (part.flatten(2).norm(dim=-1) for part in (off, values))
-    error = float((off / size.amax().clamp_min(torch.finfo(size.dtype).tiny)).amax())
-    if not error <= tolerance:
+
+    def judge(error: float) -> None:
+        if error <= tolerance:
+            return
         raise DecompositionError(
             f"{attention.module}: the values rebuilt from the stream miss {attention.values} by {error:.1e} (tolerance "
             f"{tolerance:.0e}). Likely causes: the model's weights changed after the cache was made, or a hook edited "
             f"the values or the stream during the run. Run the model again without it."
         )
+
+    judged((off / size.amax().clamp_min(torch.finfo(size.dtype).tiny)).amax(), judge)

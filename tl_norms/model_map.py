@@ -35,6 +35,7 @@ from .linear.heads import JoinHeads
 from .linear.hold import Rule
 from .linear.layers import HeldAttention, HeldFeedForward, HeldLayer
 from .linear.operators import Chain, Mixing, Scaling, applied
+from .linear.required import together
 from .plan import reader_of
 from .tolerances import WHOLE_MODEL
 
@@ -95,7 +96,8 @@ class HeldStack:
         block = self.reader.blocks()[number]
         if block is None:
             return self._skipped(number)
-        return _LayerInTheMaking(self, block).held()
+        with together():
+            return _LayerInTheMaking(self, block).held()
 
     def _skipped(self, number: int) -> HeldLayer:
         """A layer without attention: the skip connection carries, what it writes is an offset."""

@@ -15,6 +15,7 @@ from ..errors import (
     NonFiniteError,
     NotACacheError,
 )
+from ..linear.pieces import short_products
 from ..linear.required import judged
 from .attention_layout import arrange_values, gate_values
 from .masks import checked_mask, fitting
@@ -73,8 +74,9 @@ class Activations:
         for name in names:
             if name in self._tensors:
                 value = self._tensors[name]
-                if value.dtype.is_floating_point and torch.finfo(value.dtype).eps > torch.finfo(self.coarsest).eps:
-                    self.coarsest = value.dtype
+                if value.dtype.is_floating_point:
+                    dtype = _rounded_as(value)
+                    self.coarsest = max(self.coarsest, dtype, key=lambda one: torch.finfo(one).eps)
                 value = value.detach() if value.requires_grad else value
                 return value if self.has_batch else value[None]
         if hook.endswith("hook_pattern"):
@@ -296,3 +298,8 @@ def check_whole_run(reader: Reader, activations: Activations) -> None:
                 f"streams are not in it. Run the whole text: model.run_with_cache(tokens). Single blocks work: "
                 f"tl_norms.block_norms(tl_norms.with_past_values(cache, past_kv_cache))."
             )
+
+
+def _rounded_as(value: Tensor) -> torch.dtype:
+    """The dtype whose rounding is in an activation: TF32 has the bits of float16."""
+    return torch.float16 if value.dtype == torch.float32 and short_products(value.device) else value.dtype

@@ -323,7 +323,7 @@ def _step(reader: Reader, node: _Node) -> EndStep:
     if not node.norm:
         affine(find(reader.model, node.module), node.module)  # refuses what cannot be read
         return Mapped(node.module)
-    return Normed(node.module, kind_of(reader, node.module, node.read, node.wrote))
+    return Normed(node.module, kind_of(reader, node.module, node.read))
 
 
 def _hooked_joins(reader: Reader) -> Joins:

@@ -67,13 +67,13 @@ def _latent_sides(
         width, columns = latent.shape[-1], tensors[f"{down}.hook_out"].shape[-1]
         plain = tensors[f"{at}.kv_b_proj.hook_out"].shape[-1] // n_heads - values.shape[-1]
         turned = columns - width
-        kind = kind_of(reader, f"{at}.kv_a_layernorm", tensors[f"{at}.kv_a_layernorm.hook_in"], latent)
+        kind = kind_of(reader, f"{at}.kv_a_layernorm", tensors[f"{at}.kv_a_layernorm.hook_in"])
         own = Weighed(f"{at}.kv_b_proj", "", n_heads, (0, plain), (n_heads, 0, turned))
         steps = (Projected(down, first=width), Normed(f"{at}.kv_a_layernorm", kind), own)
         shared = (Weighed(down, "", 1, (width, columns), (n_heads, plain, 0)),)
         parts = [(latent, own), (entering, shared[0])]
     elif down == way[0]:
-        kind = kind_of(reader, way[1], tensors[f"{way[1]}.hook_in"], tensors[f"{way[1]}.hook_out"])
+        kind = kind_of(reader, way[1], tensors[f"{way[1]}.hook_in"])
         steps = (Weighed(way[0]), Normed(way[1], kind), Weighed(way[2]))
         parts = [(tensors[f"{way[2]}.hook_in"], steps[-1])]
     else:
@@ -108,7 +108,7 @@ def _norm(
     if read.ndim == 4 and read.shape[1] != made.shape[1]:  # [b h n e]: every head has a norm of its own
         read, wrote = read.transpose(1, 2), wrote.transpose(1, 2)
     try:
-        kind = kind_of(reader, path, read, wrote)
+        kind = kind_of(reader, path, read)
     except (UnsupportedArchitectureError, RuntimeError, TypeError):  # not a norm of plain vectors
         try:
             kind = decided_norm(find(reader.model, path), read, wrote, default_eps(reader.model))

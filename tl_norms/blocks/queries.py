@@ -89,7 +89,7 @@ def _found(reader: Reader, block: Block, step: Step) -> LogitPath:
     n_queries, n_keys = pattern.shape[-2:]
     things = around(reader, attention, max(n_queries, n_keys))
     wanted = _Logits.of(pattern)
-    tolerance = _HALF if pattern.element_size() <= 2 else _CLOSE[pattern.dtype]
+    tolerance = _HALF if wanted.half else _CLOSE[pattern.dtype]
     best, closest = None, float("inf")
     for queries, keys, q, k in _pairs(reader, tensors, block, attention):
         for path, plain in _turned(reader, attention, LogitPath(queries, keys), things, q, k, pattern):
@@ -104,14 +104,13 @@ def _found(reader: Reader, block: Block, step: Step) -> LogitPath:
             reader, attention, "no norm, rotary embedding, scale and position bias that are known give its pattern"
         )
     short = float(1 - pattern.sum(-1).double().min())
-    if short > 1e-3:
-        inner = unwrap(find(reader.model, attention.module))
-        names = [
-            name for name in ("sinks", "sink", "attention_sink_bias") if isinstance(getattr(inner, name, None), Tensor)
-        ]
-        if not names:
-            raise refused(reader, attention, "rows of its pattern do not add up to one, and no sink is known")
-        best = replace(best, sink=names[0])
+    inner = unwrap(find(reader.model, attention.module))
+    names = ("sinks", "sink", "attention_sink_bias")
+    sink = next((name for name in names if isinstance(getattr(inner, name, None), Tensor)), None)
+    if sink is not None and short > 1e-3:
+        return replace(best, sink=sink)
+    if short > max(1e-3, 2 * torch.finfo(pattern.dtype).eps):  # weights rounded to half precision need not sum to one
+        raise refused(reader, attention, "rows of its pattern do not add up to one, and no sink is known")
     return best
 
 
@@ -121,11 +120,12 @@ class _Logits:
 
     rows: Tensor
     seen: Tensor
+    half: bool  # rounded to half precision
 
     @classmethod
     def of(cls, pattern: Tensor) -> "_Logits":
         seen = pattern > 1e-30
-        return cls(_centred(pattern.double().clamp_min(1e-300).log(), seen), seen)
+        return cls(_centred(pattern.double().clamp_min(1e-300).log(), seen), seen, pattern.element_size() <= 2)
 
     def distance(self, made: Tensor) -> float:
         return distance(_centred(made.double(), self.seen), self.rows)
@@ -214,8 +214,8 @@ def _scaled(
         if name:
             columns.append(_centred(things.bias(name, n_queries, n_keys).double(), wanted.seen).flatten())
         fitted = torch.linalg.lstsq(torch.stack(columns, 1), wanted.rows.flatten()[:, None]).solution[:, 0].tolist()
-        scale = _snapped(fitted[0], known)
-        factor = 1.0 if not name else _snapped(fitted[1], [1.0, 2.0, scale, 2 * scale])
+        scale = _snapped(fitted[0], known, wanted.half)
+        factor = 1.0 if not name else _snapped(fitted[1], [1.0, 2.0, scale, 2 * scale], wanted.half)
         made = plain * scale
         made = made if not name else made + factor * things.bias(name, n_queries, n_keys)
         believed = scale in known and factor in (1.0, 2.0, scale, 2 * scale)
@@ -224,6 +224,9 @@ def _scaled(
         yield replace(path, scale=scale, added=name, factor=factor), made
 
 
-def _snapped(value: float, known: list[float]) -> float:
-    nearest = min(known, key=lambda number: abs(number - value))
-    return nearest if abs(nearest - value) <= 1e-3 * abs(nearest) else value
+def _snapped(value: float, known: list[float], half: bool) -> float:
+    """The known number that a fitted one is near; in half precision the first of them, the usual ones."""
+    near = [number for number in known if abs(number - value) <= (1e-2 if half else 1e-3) * abs(number)]
+    if not near:
+        return value
+    return near[0] if half else min(near, key=lambda number: abs(number - value))

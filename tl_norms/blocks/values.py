@@ -53,8 +53,6 @@ class Projected:
     last_of_head: tuple[int, int] | None = None  # heads, columns kept of each
 
 
-_GAINS = ("weight", "1 + weight", "")
-
 PathStep = Normed | Multiplied | Projected
 
 
@@ -165,7 +163,7 @@ def _projections(
         heads = values.shape[1] if attention.heads_first else values.shape[2]
         up = Projected(f"{at}.kv_b_proj", last_of_head=(heads, values.shape[-1]))
         name, width = f"{at}.kv_a_layernorm", latent.shape[-1]
-        kind = kind_of(reader, name, tensors[f"{name}.hook_in"], latent)
+        kind = kind_of(reader, name, tensors[f"{name}.hook_in"])
         yield (Projected(f"{at}.kv_a_proj_with_mqa", first=width), Normed(name, kind), up), down
 
 
@@ -205,7 +203,7 @@ def entrances(
         if fitted is None:
             continue
         times = () if fitted[0] == 1 else (Multiplied(fitted[0]),)
-        yield source.stream, source.layer, (Normed(path, kind_of(reader, path, read, wrote)), *times)
+        yield source.stream, source.layer, (Normed(path, kind_of(reader, path, read)), *times)
 
 
 def _run(reader: Reader, path: ValuePath, attention: Attention, x: Tensor, like: Tensor) -> Tensor:
@@ -253,26 +251,10 @@ def find(model: nn.Module, path: str) -> nn.Module:
     return component(model, path) if hasattr(model, "adapter") else model.get_submodule(path)
 
 
-def kind_of(reader: Reader, path: str, read: Tensor, wrote: Tensor) -> NormKind:
-    """The form of a norm that was seen to make one activation of another."""
+def kind_of(reader: Reader, path: str, read: Tensor) -> NormKind:
+    """The form of a norm that was seen to read an activation."""
     module, eps = find(reader.model, path), default_eps(reader.model)
-    try:
-        return norm_kind(module, eps, read.shape[-1], read.dtype, read.device)
-    except UnsupportedArchitectureError:  # gains of exactly one or zero: several forms are the same, the first will do
-        gains = _GAINS if getattr(unwrap(module), "weight", None) is not None else ("",)
-        kinds = [NormKind(center, name, gain) for gain in gains for center in (True, False) for name in _names(module)]
-        fitting = (kind for kind in kinds if same(normed(read, norm_form(module, kind, eps)).to(wrote), wrote))
-        found = next(fitting, None)
-        if found is None:
-            raise
-        return found
-
-
-def _names(module: nn.Module) -> list[str]:
-    """Under which names the norm may hold its epsilon."""
-    inner = unwrap(module)
-    found = ("eps", "variance_epsilon", "epsilon", "norm_eps")
-    return [*(name for name in found if isinstance(getattr(inner, name, None), (int, float))), ""]
+    return norm_kind(module, eps, read.shape[-1], read.dtype, read.device, any_of=True)
 
 
 def weights_of(reader: Reader, step: Normed) -> NormForm:

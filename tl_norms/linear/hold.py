@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import integrated, tables
 from .operators import HeldFeedForward, HeldNorm, Projection
+from .pieces import is_card
 
 Bias = Literal["player", "fixed"]
 Rule = Literal["ig", "half", "gate", "drop"]
@@ -128,7 +129,7 @@ def hold_feed_forward(
         tuple(c for _, c in shares),
         out,
         biases,
-        _of_neurons(base, len(out)) if bool(base.any()) else None,
+        _of_neurons(base, len(out)) if is_card(base.device) or bool(base.any()) else None,
         added,
         unit.scale_in,
         unit.scale_out,

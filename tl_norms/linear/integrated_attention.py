@@ -158,18 +158,19 @@ def hold_integrated_attention(
     """
     beside = x if source is None else source
     q, k, v = applied(queries, x), applied(keys, beside), applied(values, beside)
-    plain = torch.einsum("bqhc,bkhc->bhqk", q, k) * scale
-    held, logits = scale, plain
+    logits = torch.einsum("bqhc,bkhc->bhqk", q, k).mul_(scale)  # a plane, and planes are what takes memory
+    held: float | Tensor = scale
     if softcap is not None:
-        logits = softcap * torch.tanh(plain / softcap)
+        plain, logits = logits, softcap * torch.tanh(logits / softcap)
         safe = plain.masked_fill(plain == 0, 1.0)
         held = scale * torch.where(plain == 0, torch.ones_like(plain), logits / safe)  # the secant through zero
-    logits = logits if added is None else logits + added
-    logits = logits if visible is None else logits.masked_fill(~visible, -torch.inf)
+        del plain, safe
+    logits = logits if added is None else logits.add_(added)
+    logits = logits if visible is None else logits.masked_fill_(~visible, -torch.inf)
     if sink is not None:
         column = sink[:, None, None].to(logits)
         logits = torch.cat([logits, column.expand(*logits.shape[:3], 1)], -1)
-        zeros = torch.zeros_like(plain[:1, :, :1]) if added is None else added
+        zeros = torch.zeros_like(logits[:1, :, :1, :-1]) if added is None else added
         zeros = zeros.expand(zeros.shape[0], len(sink), *zeros.shape[2:])
         added = torch.cat([zeros, column.expand(*zeros.shape[:3], 1)], -1)
     if added is not None:  # shifting a row changes nothing, but a mask written as a number would overflow

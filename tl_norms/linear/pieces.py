@@ -90,10 +90,19 @@ def is_card(device: torch.device) -> bool:
     return device.type not in ("cpu", "meta")
 
 
+def short_products(device: torch.device) -> bool:
+    """Whether float32 products are rounded to TF32, 11 bits as of float16: the user's switch, never ours."""
+    if device.type != "cuda":
+        return False
+    switch = torch.backends.cuda.matmul
+    return switch.fp32_precision == "tf32" if hasattr(switch, "fp32_precision") else switch.allow_tf32
+
+
 def free_memory(device: torch.device) -> int:
     """Half of the memory that is free now, in bytes."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # the allocator's, free to us
+        return (torch.cuda.mem_get_info(device)[0] + unused) // 2
     try:
         with open("/proc/meminfo") as lines:
             available = next(line for line in lines if line.startswith("MemAvailable"))

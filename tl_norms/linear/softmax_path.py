@@ -47,6 +47,7 @@ class SoftmaxPath:
         ramp: int t p dt.
         nodes, weights: of the quadrature on [0, 1].
         error: largest difference of `mean` from its own quadrature.
+        last: one more than the last key that each query sees in any text and head.
     """
 
     logits: Float[Tensor, "b h q k"]
@@ -55,17 +56,23 @@ class SoftmaxPath:
     nodes: Float[Tensor, " n"]
     weights: Float[Tensor, " n"]
     error: float
+    last: tuple[int, ...]
 
     @property
     def pattern(self) -> Float[Tensor, "b h q k"]:
         """softmax(logits)."""
         return _softmax(self.logits)
 
+    def from_query(self, first: int) -> "SoftmaxPath":
+        """That of the queries from one on."""
+        planes = (plane[:, :, first:] for plane in (self.logits, self.mean, self.ramp))
+        return SoftmaxPath(*planes, self.nodes, self.weights, self.error, self.last[first:])
+
     def spread(self, w: Float[Tensor, "*s b h q k"]) -> Float[Tensor, "*s b h q k"]:
         """(J w)_ik: of logits' changes, what they do to the pattern; of its credits, those of the logits."""
         found = self.ramp * w
         flat, into = w.reshape(-1, *w.shape[-4:]), found.view(-1, *w.shape[-4:])
-        for queries, keys, e in _along(self.logits, self.nodes):
+        for queries, keys, e in _along(self.logits, self.nodes, self.last):
             moved = rearrange(flat[..., queries, keys], "s b h q k -> b h q s k")
             along = (moved @ e.mT).mT * _over_sums(e, self.nodes * self.weights, power=2)
             into[..., queries, keys] -= rearrange(along.mT @ e, "b h q s k -> s b h q k")
@@ -81,10 +88,11 @@ def softmax_path(logits: Float[Tensor, "b h q k"]) -> SoftmaxPath:
     shifted = logits - largest.masked_fill(largest == -math.inf, 0.0)
     masked = ~(shifted > -_UNSEEN)
     span = float(-shifted.masked_fill(masked, 0.0).min()) if logits.numel() else 0.0
-    shifted = shifted.masked_fill(masked, _MASKED)
+    shifted.masked_fill_(masked, _MASKED)
+    last = _last(shifted)
     count = nodes_needed(span, logits.shape[-1], _WANTED.get(logits.dtype, _WANTED_FLOAT32))
     while True:
-        path = _integrated(shifted, min(count, _MOST_NODES))
+        path = _integrated(shifted, last, min(count, _MOST_NODES))
         if path.error <= _ACCEPTED.get(logits.dtype, _ACCEPTED_FLOAT32) or count >= _MOST_NODES:
             return path
         count = count * 3 // 2
@@ -100,28 +108,31 @@ def nodes_needed(span: float, keys: int, tolerance: float) -> int:
     return min(math.ceil(-math.log(tolerance) / (2 * math.log(rho)) * 1.1) + 2, _MOST_NODES)
 
 
-def _integrated(shifted: Tensor, count: int) -> SoftmaxPath:
-    nodes, weights = (column.to(shifted) for column in _legendre(count))
-    pattern = _softmax(shifted)
-    mean, ramp, inner = torch.zeros_like(shifted), torch.zeros_like(shifted), torch.zeros_like(shifted)
-    for queries, keys, e in _along(shifted, nodes):
+def _integrated(shifted: Tensor, last: tuple[int, ...], count: int) -> SoftmaxPath:
+    nodes, weights = _legendre(count, shifted.device, shifted.dtype)
+    rest, ramp = _softmax(shifted), torch.zeros_like(shifted)
+    errors = [shifted.new_zeros(())]
+    for queries, keys, e in _along(shifted, nodes, last):
         per_node = _over_sums(e, weights)
         ramped = per_node * nodes[:, None]
         along = (shifted[..., queries, None, keys] @ e.mT).mT * ramped * per_node / weights[:, None]
-        sums = torch.cat([per_node, ramped, along], -1).mT @ e
-        for whole, part in zip((mean, ramp, inner), sums.unbind(-2), strict=True):
-            whole[..., queries, keys] = part
-    rest = pattern - (ramp * shifted - inner)
-    error = float((mean - rest).abs().max()) if mean.numel() else 0.0
-    return SoftmaxPath(shifted, rest, ramp, nodes, weights, error)
+        mean, slope, inner = (torch.cat([per_node, ramped, along], -1).mT @ e).unbind(-2)
+        here = rest[..., queries, keys]  # the pattern, whose keys beyond are 0, as are those of `ramp`
+        here -= slope * shifted[..., queries, keys] - inner
+        ramp[..., queries, keys] = slope
+        errors.append((mean - here).abs().amax())
+    return SoftmaxPath(shifted, rest, ramp, nodes, weights, float(torch.stack(errors).amax()), last)
 
 
-def _along(shifted: Tensor, nodes: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+def _last(shifted: Tensor) -> tuple[int, ...]:
+    seen = (shifted > _MASKED).flatten(0, 1).any(0)
+    return tuple((seen * torch.arange(1, shifted.shape[-1] + 1, device=seen.device)).amax(-1).tolist())
+
+
+def _along(shifted: Tensor, nodes: Tensor, last: tuple[int, ...]) -> Iterator[tuple[slice, slice, Tensor]]:
     """exp(t * logits) at all nodes, [b h q n k], for some queries at a time and the keys that any of them sees."""
     *outer, n_queries, n_keys = shifted.shape
     height = max(1, pieces(shifted.device).nodes // max(1, math.prod(outer) * n_keys * len(nodes)))
-    seen = (shifted > _MASKED).flatten(0, 1).any(0)
-    last = (seen * torch.arange(1, n_keys + 1, device=seen.device)).amax(-1).tolist()
     scaled = nodes[:, None] / math.log(2)  # exp2 is not slowed down by what underflows
     for first in range(0, n_queries, height):
         queries = slice(first, min(first + height, n_queries))
@@ -140,6 +151,6 @@ def _softmax(shifted: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _legendre(count: int) -> tuple[Tensor, Tensor]:
+def _legendre(count: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     nodes, weights = np.polynomial.legendre.leggauss(count)
-    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
+    return tuple(torch.from_numpy(column).to(device, dtype) for column in ((nodes + 1) / 2, weights / 2))

@@ -235,7 +235,7 @@ def _(operator: IntegratedAttention, first: int | Rows) -> IntegratedAttention:
 def _asked_from(operator: IntegratedAttention, first: int) -> IntegratedAttention:
     """An integrated softmax of the queries from `first` on, over all keys: a source moves its query's every logit."""
     path, held = operator.path, operator.held
-    rows = replace(path, logits=path.logits[:, :, first:], mean=path.mean[:, :, first:], ramp=path.ramp[:, :, first:])
+    rows = path.from_query(first)
     return replace(
         operator,
         queries=None if operator.queries is None else from_position(operator.queries, first),

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..operators import Gain, HeldFeedForward, HeldNorm, Mixing, Operator, Parallel, Scaling
-from ..pieces import pieces
+from ..pieces import is_card, pieces
 from .terms import Hidden, Linear, MixedHeads, Mixture, Neurons, Sent, Terms, pairs, sum_of_others
 
 _SMALL = 1 << 16  # numbers that cost less to copy than an operation to start
@@ -349,7 +349,7 @@ def _(operator: Parallel, sources: Sources) -> Sources:
 def is_causal(pattern: Float[Tensor, "b h q k"], rows: int | None = None) -> bool:
     """Whether no query gives weight to a later key; `rows` queries at a time are looked at."""
     n = pattern.shape[-1]
-    if bool(pattern[..., 0, 1:].any()):
+    if not is_card(pattern.device) and bool(pattern[..., 0, 1:].any()):  # a card would wait once more for that
         return False
     if rows is None:
         rows = max(128, pieces(pattern.device).copied // (pattern.shape[:2].numel() * n * pattern.element_size()))
