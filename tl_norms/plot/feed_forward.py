@@ -1,5 +1,6 @@
 """What the feed-forward does to a map: before, after, difference, and the pairs it changes most."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -192,5 +193,11 @@ def _of_one_text(
 
 
 def _column(values: Any, sign: str = "") -> tuple[str, ...]:
-    """Numbers of a column in three digits, zeros kept."""
-    return tuple(f"{float(value):{sign}#.3g}".removesuffix(".") for value in values)
+    """Numbers of a column: with the same decimals, or in three digits each where their sizes are too far apart."""
+    numbers = [float(value) for value in values]
+    sizes = [abs(number) for number in numbers if number]
+    if not sizes or not 1e-3 <= max(sizes) < min(1e6, 1000 * min(sizes)):
+        return tuple(digits(number, 3, sign) for number in numbers)
+    largest, smallest = (math.floor(math.log10(size)) for size in (max(sizes), min(sizes)))
+    decimals = max(2 - largest, 1 - smallest, 0)  # three digits of the largest, two of the smallest
+    return tuple(f"{number:{sign},.{decimals}f}" for number in numbers)
