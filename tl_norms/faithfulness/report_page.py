@@ -20,8 +20,9 @@ _STYLE = """
 body{font:14px/1.45 system-ui,sans-serif;margin:1.2em auto;padding:0 1em;max-width:88em;background:var(--page)}
 h1{font-size:1.5em;margin:.2em 0}h2{font-size:1.15em;margin:1.6em 0 .4em}h3{font-size:1em;margin:1em 0 .3em}
 p{max-width:60em}.soft,small{color:var(--soft)}.wide{overflow-x:auto}.wide text{fill:CanvasText!important}
-.narrow{display:none}@media (max-width:640px){.broad{display:none}.narrow{display:block;margin:0 -.8em}}
-table{border-collapse:collapse}td,th{padding:.2em .5em;border:0;border-bottom:1px solid var(--line);text-align:right}
+.narrow{display:none}@media (max-width:640px){.broad{display:none}.narrow{display:block;margin:0 -.8em}
+  td:first-child{white-space:normal;min-width:6em;max-width:8em}}
+table{border-collapse:collapse}td,th{padding:.2em .33em;border:0;border-bottom:1px solid var(--line);text-align:right}
 td,th{vertical-align:top}th{font-weight:600;font-size:.93em}td{white-space:nowrap}small{display:block;font-size:.8em}
 td:first-child,th:first-child{text-align:left;position:sticky;left:0;background:var(--page)}
 table.all td:nth-child(-n+5),table.all th:nth-child(-n+5){text-align:left}summary{cursor:pointer;margin:1em 0 .5em}

@@ -140,8 +140,8 @@ def top_pairs(
         tuple(map(str, rows["layer"])),
         tuple(at[place] for place in rows["query"]),
         tuple(at[place] for place in rows["key"]),
-        *(_column(rows[name]) for name in ("before", "after")),
-        _column(rows["difference"], sign="+"),
+        *_columns(rows["before"], rows["after"]),
+        *_columns(rows["difference"], sign="+"),
     )
     names = ("layer", "query", "key", "before", "after", "difference")
     table = Table(names, columns, (True, False, False, True, True, True))
@@ -158,8 +158,7 @@ def _of_study(result: Any, k: int, layers: Numbers) -> Table:
         tuple(visible(result.query_token[row] or str(result.query[row])) for row in rows),
         tuple(visible(result.key_token[row] or str(result.key[row])) for row in rows),
         tuple(str(result.count[row]) for row in rows),
-        _column([result.mean[row] for row in rows], sign="+"),
-        _column([result.max[row] for row in rows], sign="+"),
+        *_columns([result.mean[row] for row in rows], [result.max[row] for row in rows], sign="+"),
     )
     return Table(
         ("layer", "query", "key", "count", "mean difference", "max"), columns, (True, False, False, True, True, True)
@@ -192,12 +191,12 @@ def _of_one_text(
     return found, replace(text, batch=None)
 
 
-def _column(values: Any, sign: str = "") -> tuple[str, ...]:
-    """Numbers of a column: with the same decimals, or in three digits each where their sizes are too far apart."""
-    numbers = [float(value) for value in values]
-    sizes = [abs(number) for number in numbers if number]
+def _columns(*columns: Any, sign: str = "") -> list[tuple[str, ...]]:
+    """Numbers to be compared: with the same decimals, or in three digits each where their sizes are too far apart."""
+    numbers = [[float(value) for value in column] for column in columns]
+    sizes = [abs(number) for column in numbers for number in column if number]
     if not sizes or not 1e-3 <= max(sizes) < min(1e6, 1000 * min(sizes)):
-        return tuple(digits(number, 3, sign) for number in numbers)
+        return [tuple(digits(number, 3, sign) for number in column) for column in numbers]
     largest, smallest = (math.floor(math.log10(size)) for size in (max(sizes), min(sizes)))
     decimals = max(2 - largest, 1 - smallest, 0)  # three digits of the largest, two of the smallest
-    return tuple(f"{number:{sign},.{decimals}f}" for number in numbers)
+    return [tuple(f"{number:{sign},.{decimals}f}" for number in column) for column in numbers]
