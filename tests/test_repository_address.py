@@ -150,15 +150,21 @@ print("FILE", tl_norms.__file__)
 """
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_first_cells_are_those_of_the_address(name):
+    where = address.address((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert first_cell_of(ROOT / "tutorials" / name) == address.first_cell(where, name)
+
+
+DIFFERENT = list({address.first_cell("", name): name for name in NOTEBOOKS[::-1]}.values())  # one of every kind
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt" or shutil.which("git") is None, reason="needs git")
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_first_cells_install_the_package_in_a_clean_environment(name, repository, clean, tmp_path):
     """With a stand-in for google.colab, from another directory; what the package needs is there already."""
     pytest.importorskip("IPython", reason="notebooks need IPython")
-    cell = first_cell_of(ROOT / "tutorials" / name)
-    where = address.address((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert cell == address.first_cell(where, name)
     here = address.first_cell(repository, name)
     plain = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     plain |= {"IPYTHONDIR": str(tmp_path / "ipython")}

@@ -151,7 +151,7 @@ def test_resuming(marian, wanted, tmp_path):
     assert same(studies.alignment(marian, iter(CORPUS), iter(LINKS), chunk=4, resume=file), wanted)  # nothing is left
 
 
-@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_executors(marian, wanted, processes):
     if processes:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:

@@ -22,6 +22,7 @@ def dying_types(marker: str, tokenizer, ids):
 
 
 @pytest.mark.filterwarnings("ignore")  # Dask's own, about ports, closed streams and the worker we kill
+@pytest.mark.slow
 def test_a_cluster_gives_what_one_process_gives_and_survives_a_killed_worker(tmp_path):
     types = functools.partial(dying_types, str(tmp_path / str(os.getpid())))
     wanted = studies.mixing_ratio(study_models.bert(), CORPUS, chunk=2)

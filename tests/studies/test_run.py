@@ -287,7 +287,7 @@ def killing(marker: str):
     return study_models.bert()
 
 
-@pytest.mark.parametrize("die", [False, True])
+@pytest.mark.parametrize("die", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_processes_and_a_worker_that_dies(wanted, tmp_path, monkeypatch, die):
     """A broken process pool takes no more work: the rest runs in this process."""
     monkeypatch.setenv("TL_NORMS_TEST_PARENT", str(os.getpid()))

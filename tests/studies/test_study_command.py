@@ -136,6 +136,7 @@ def test_the_embedded_model_is_known_again_when_loaded_anew(minilm, tmp_path, mo
     assert len(pandas.read_csv(out))
 
 
+@pytest.mark.slow
 def test_worker_processes_on_a_real_model(minilm, tmp_path, capsys):
     texts = ["The keys to the cabinet are on the table.", "A cat sat.", "It rains, again."]
     (tmp_path / "corpus.txt").write_text("\n".join(texts))

@@ -95,7 +95,7 @@ def short_products(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     switch = torch.backends.cuda.matmul
-    return switch.fp32_precision == "tf32" if hasattr(switch, "fp32_precision") else switch.allow_tf32
+    return switch.fp32_precision == "tf32" if hasattr(switch, "fp32_precision") else bool(switch.allow_tf32)
 
 
 def free_memory(device: torch.device) -> int:

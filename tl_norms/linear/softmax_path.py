@@ -17,7 +17,7 @@ node, pattern = mean and J = 0 agree as well.)
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -65,8 +65,8 @@ class SoftmaxPath:
 
     def from_query(self, first: int) -> "SoftmaxPath":
         """That of the queries from one on."""
-        planes = (plane[:, :, first:] for plane in (self.logits, self.mean, self.ramp))
-        return SoftmaxPath(*planes, self.nodes, self.weights, self.error, self.last[first:])
+        logits, mean, ramp = (plane[:, :, first:] for plane in (self.logits, self.mean, self.ramp))
+        return replace(self, logits=logits, mean=mean, ramp=ramp, last=self.last[first:])
 
     def spread(self, w: Float[Tensor, "*s b h q k"]) -> Float[Tensor, "*s b h q k"]:
         """(J w)_ik: of logits' changes, what they do to the pattern; of its credits, those of the logits."""
@@ -153,4 +153,5 @@ def _softmax(shifted: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _legendre(count: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     nodes, weights = np.polynomial.legendre.leggauss(count)
-    return tuple(torch.from_numpy(column).to(device, dtype) for column in ((nodes + 1) / 2, weights / 2))
+    found = torch.from_numpy(np.stack([(nodes + 1) / 2, weights / 2])).to(device, dtype)
+    return found[0], found[1]
