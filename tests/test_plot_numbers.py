@@ -186,7 +186,8 @@ def cells(figure) -> list[list[str]]:
     if hasattr(figure, "data"):
         (table,) = figure.data
         names = [re.sub("</?b>", "", name) for name in table.header.values]
-        return [names, *map(list, zip(*table.cells.values, strict=True))]
+        assert all(re.fullmatch("<(b|span)>[^<]*</\\1>", text) for column in table.cells.values for text in column)
+        return [names, *([re.sub("<.*?>", "", text) for text in row] for row in zip(*table.cells.values, strict=True))]
     (table,) = figure.axes[0].tables
     found = table.get_celld()
     rows, columns = max(row for row, _ in found), max(column for _, column in found)
@@ -228,6 +229,15 @@ def test_top_pairs_of_a_study(backend):
         ["1", "x", "y", "1", "+1.00", "+1.00"],
     ]
     assert cells(plot.top_pairs(study, layers=0, backend=backend))[2][1] == "8"  # no token is known: its id
+    weakened = replace(study, mean=-study.mean, max=-study.max)
+    for pairs, title in ((study, "amplifies"), (weakened, "weakens")):
+        figure = plot.top_pairs(pairs, backend=backend)
+        shown = (
+            [text.text for text in figure.layout.annotations] + [figure.layout.title.text or ""]
+            if backend == "plotly"
+            else [text.get_text() for text in figure.texts]
+        )
+        assert title in " ".join(shown) and "5 texts, 50 tokens" in " ".join(shown)
     with pytest.raises(plot.PlotInputError, match="leave tokens out"):
         plot.top_pairs(study, TOKENS, backend=backend)
 

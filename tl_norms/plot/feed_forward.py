@@ -15,7 +15,7 @@ from .errors import PlotInputError
 from .layout import side_by_side
 from .panels import ScaleOf, coloured, without_diagonal
 from .picture import Look, LookOptions, Picture, Table
-from .select import Numbers, Text, Tokens, about, chosen_layers, one_text
+from .select import Numbers, Text, Tokens, about, chosen_layers, corpus_of, one_text
 from .subjects import NORM
 from .words import visible
 
@@ -128,8 +128,12 @@ def top_pairs(
     if hasattr(result, "query_token"):
         if tokens is not None:
             raise PlotInputError("a study knows the tokens of its pairs: leave tokens out.")
-        title = "Pairs of tokens that the feed-forward changes most, over a corpus"
-        return drawn(Picture((_of_study(result, k, layers),), title=title, look=Look(**look)))
+        change = "weakens" if (result.mean < 0).any() else "amplifies"  # a study has pairs of one kind
+        note = f"{corpus_of(result)}; count: how often a pair was among the {result.k} of a text"
+        table = _of_study(result, k, layers)
+        return drawn(
+            Picture((table,), title=f"Pairs that the feed-forward {change} most", notes=(note,), look=Look(**look))
+        )
     found, text = _of_one_text(result, tokens, normalize, batch, keys)
     across = text.key_axis(found.before.shape[-1])
     at = {int(name.split()[0]): name for name in across.places}  # the queries are the first of the keys
