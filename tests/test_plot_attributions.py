@@ -196,7 +196,10 @@ class Report:
 def tables(figure) -> list[list[list[str]]]:
     """The tables of a figure, rows of cells; bold cells between stars."""
     if hasattr(figure, "data"):
-        star = [[[re.sub("</?b>", "*", cell) for cell in column] for column in t.cells.values] for t in figure.data]
+        star = [
+            [[re.sub("</?b>", "*", re.sub("</?span>", "", cell)) for cell in column] for column in t.cells.values]
+            for t in figure.data
+        ]
         return [[list(row) for row in zip(*columns, strict=True)] for columns in star]
     found = []
     for axis in figure.axes:

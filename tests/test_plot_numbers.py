@@ -186,7 +186,8 @@ def cells(figure) -> list[list[str]]:
     if hasattr(figure, "data"):
         (table,) = figure.data
         names = [re.sub("</?b>", "", name) for name in table.header.values]
-        return [names, *map(list, zip(*table.cells.values, strict=True))]
+        assert all(re.fullmatch("<(b|span)>[^<]*</\\1>", text) for column in table.cells.values for text in column)
+        return [names, *([re.sub("<.*?>", "", text) for text in row] for row in zip(*table.cells.values, strict=True))]
     (table,) = figure.axes[0].tables
     found = table.get_celld()
     rows, columns = max(row for row, _ in found), max(column for _, column in found)
@@ -208,7 +209,10 @@ def test_top_pairs_of_a_text(backend):
         query, key = divmod(int(difference.argmax()), 4)
         words = ["2 to", "3 be", "4 or", "5 be"]
         value = float(difference.max())
-        assert rows[number][1:3] == [words[query], words[key]] and rows[number][5] == f"{value:+#.3g}"
+        assert rows[number][1:3] == [words[query], words[key]]
+        decimals = len(rows[number][5].partition(".")[2])
+        assert decimals >= 2 and rows[number][5] == f"{value:+.{decimals}f}"
+    assert len({len(row[5].partition(".")[2]) for row in rows}) == 1  # points stand below each other
     with pytest.raises(plot.PlotInputError, match="expected tokens"):
         plot.top_pairs(norms, batch=1, backend=backend)
     with pytest.raises(plot.PlotInputError, match="k is 0"):
@@ -221,12 +225,43 @@ def test_top_pairs_of_a_study(backend):
         3, (0, 1), np.array([0, 0, 1]), np.array([7, 8, 9]), np.array([1, 2, 3]), ("new", "", "x"), ("york", "a", "y"),
         np.array([4, 2, 1]), np.array([0.5, 0.25, 1.0]), np.array([0.75, 0.5, 1.0]), FACTS)  # fmt: skip
     assert cells(plot.top_pairs(study, k=1, backend=backend))[1:] == [
-        ["0", "new", "york", "4", "+0.500", "+0.750"],
+        ["0", "new", "york", "4", "+0.50", "+0.75"],
         ["1", "x", "y", "1", "+1.00", "+1.00"],
     ]
     assert cells(plot.top_pairs(study, layers=0, backend=backend))[2][1] == "8"  # no token is known: its id
+    weakened = replace(study, mean=-study.mean, max=-study.max)
+    for pairs, title in ((study, "amplifies"), (weakened, "weakens")):
+        figure = plot.top_pairs(pairs, backend=backend)
+        shown = (
+            [text.text for text in figure.layout.annotations] + [figure.layout.title.text or ""]
+            if backend == "plotly"
+            else [text.get_text() for text in figure.texts]
+        )
+        assert title in " ".join(shown) and "5 texts, 50 tokens" in " ".join(shown)
     with pytest.raises(plot.PlotInputError, match="leave tokens out"):
         plot.top_pairs(study, TOKENS, backend=backend)
+
+
+@pytest.mark.parametrize(
+    "means, shown",
+    [
+        ([0.111, 0.0996, 0.0155], ["+0.111", "+0.100", "+0.015"]),
+        ([0.239, 0.00388], ["+0.2390", "+0.0039"]),
+        ([25134.2, 318.4], ["+25,134", "+318"]),
+        ([12.3, -0.4], ["+12.30", "-0.40"]),
+        ([25134.2, 0.4], ["+25,100", "+0.4"]),  # too far apart for one number of decimals
+        ([2.5e-7, 1e-7], ["+2.5e-07", "+1e-07"]),
+        ([0.0, 0.5], ["+0.000", "+0.500"]),
+        ([0.0, 0.0], ["+0", "+0"]),
+    ],
+)
+def test_numbers_of_a_column_are_of_one_form(means, shown):
+    n = len(means)
+    study = AmplifiedPairs(
+        3, (0,), np.zeros(n, int), np.arange(n), np.arange(n), ("a",) * n, ("b",) * n, np.ones(n, int),
+        np.array(means), np.array(means), FACTS)  # fmt: skip
+    _, *rows = cells(plot.top_pairs(study, k=n, backend="matplotlib"))
+    assert [row[4] for row in rows] == shown
 
 
 @pytest.fixture

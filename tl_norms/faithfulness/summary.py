@@ -131,19 +131,21 @@ def markdown(report: "Report", task: str | None, examples: Which, relative: bool
         "|---|" + "---:|" * (len(report.labels) + 1),
     ]
     by_label = {label: table[(table["metric"] == label)].set_index("method") for label in report.labels}
-    best = {label: _best(label, by_label[label]["value"]) for label in report.labels}
+    best = {label: best_methods(label, by_label[label]["value"]) for label in report.labels}
     for method in sorted(report.methods, key=lambda name: name == "random"):
-        shown = [_shown(by_label[label].loc[method], method == best[label], intervals) for label in report.labels]
+        shown = [_shown(by_label[label].loc[method], method in best[label], intervals) for label in report.labels]
         forward, backward = costs[method]
         lines.append(f"| {method} | {' | '.join(shown)} | {forward:.4g} + {backward:.4g} |")
     return "\n".join(lines) + "\n"
 
 
-def _best(label: str, means: Any) -> str | None:
+def best_methods(label: str, means: Any) -> frozenset[str]:
+    """The methods with the best mean of a metric, by its label; random scores do not compete."""
     means = means.drop(index="random", errors="ignore").dropna()
     if not len(means):
-        return None
-    return str(means.idxmin() if label.endswith("↓") else means.idxmax())
+        return frozenset()
+    gaps = (means - (means.min() if label.endswith("↓") else means.max())).abs()
+    return frozenset(map(str, means.index[gaps <= 1e-9]))
 
 
 def _shown(row: Any, best: bool, intervals: bool) -> str:

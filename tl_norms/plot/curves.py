@@ -16,7 +16,7 @@ from .draw import Figure, drawn
 from .errors import PlotInputError
 from .layout import fitting_columns
 from .picture import Curves, Line, Look, LookOptions, Picture
-from .select import Tokens, about, chosen_text, one_text
+from .select import Tokens, about, chosen_text, corpus_of, one_text
 from .words import SPECIAL
 
 OVERALL, OTHER = "overall", "other"
@@ -59,7 +59,7 @@ def mixing_ratios(
         if tokens is not None or types is not None or batch is not None:
             raise PlotInputError("a study knows its texts and kinds of tokens: leave tokens, types and batch out.")
         methods = tuple(_SCOPES.get(method, method) for method in result.methods)
-        kinds, values, note = result.types, result.by_layer, _corpus(result)
+        kinds, values, note = result.types, result.by_layer, corpus_of(result)
     elif isinstance(result, BlockNorms):
         methods, kinds, values, note = _by_kind(result, tokens, types, batch)
     else:
@@ -105,8 +105,8 @@ def changes(
             raise PlotInputError("a study is shown over all its texts: leave batch out.")
         title = title if result.base is None else _since(result.base)
         lines = [_of_texts(name, result, values) for name, values in zip(result.components, result.values, strict=True)]
-        note = "; ".join(filter(None, [_corpus(result), "band: the middle half of the texts" if lines[0].low is not None
-                                       else ""]))  # fmt: skip
+        band = "band: the middle half of the texts" if lines[0].low is not None else ""
+        note = "; ".join(filter(None, [corpus_of(result), band]))
         return _changes([("", tuple(lines))], title, note, Look(**look))
     if isinstance(result, BlockNorms):
         found = {"": component_changes(result)}
@@ -166,11 +166,6 @@ def _drawn(
     made = tuple(Curves(one, lines, "layer", name, limits) for one, lines in panels)
     across = fitting_columns(len(made), 16, look.width, most=3)
     return drawn(Picture(made, across, (), title, (note,) if note else (), look))
-
-
-def _corpus(result: Any) -> str:
-    corpus = getattr(result, "corpus", None)
-    return "" if corpus is None else f"{corpus.n_texts} texts, {corpus.n_tokens} tokens"
 
 
 def _told(result: Any, batch: int | None) -> str:

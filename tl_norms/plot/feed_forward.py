@@ -1,5 +1,6 @@
 """What the feed-forward does to a map: before, after, difference, and the pairs it changes most."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from .errors import PlotInputError
 from .layout import side_by_side
 from .panels import ScaleOf, coloured, without_diagonal
 from .picture import Look, LookOptions, Picture, Table
-from .select import Numbers, Text, Tokens, about, chosen_layers, one_text
+from .select import Numbers, Text, Tokens, about, chosen_layers, corpus_of, one_text
 from .subjects import NORM
 from .words import visible
 
@@ -127,8 +128,12 @@ def top_pairs(
     if hasattr(result, "query_token"):
         if tokens is not None:
             raise PlotInputError("a study knows the tokens of its pairs: leave tokens out.")
-        title = "Pairs of tokens that the feed-forward changes most, over a corpus"
-        return drawn(Picture((_of_study(result, k, layers),), title=title, look=Look(**look)))
+        change = "weakens" if (result.mean < 0).any() else "amplifies"  # a study has pairs of one kind
+        note = f"{corpus_of(result)}; count: how often a pair was among the {result.k} of a text"
+        table = _of_study(result, k, layers)
+        return drawn(
+            Picture((table,), title=f"Pairs that the feed-forward {change} most", notes=(note,), look=Look(**look))
+        )
     found, text = _of_one_text(result, tokens, normalize, batch, keys)
     across = text.key_axis(found.before.shape[-1])
     at = {int(name.split()[0]): name for name in across.places}  # the queries are the first of the keys
@@ -139,8 +144,8 @@ def top_pairs(
         tuple(map(str, rows["layer"])),
         tuple(at[place] for place in rows["query"]),
         tuple(at[place] for place in rows["key"]),
-        *(_column(rows[name]) for name in ("before", "after")),
-        _column(rows["difference"], sign="+"),
+        *_columns(rows["before"], rows["after"]),
+        *_columns(rows["difference"], sign="+"),
     )
     names = ("layer", "query", "key", "before", "after", "difference")
     table = Table(names, columns, (True, False, False, True, True, True))
@@ -157,8 +162,7 @@ def _of_study(result: Any, k: int, layers: Numbers) -> Table:
         tuple(visible(result.query_token[row] or str(result.query[row])) for row in rows),
         tuple(visible(result.key_token[row] or str(result.key[row])) for row in rows),
         tuple(str(result.count[row]) for row in rows),
-        _column([result.mean[row] for row in rows], sign="+"),
-        _column([result.max[row] for row in rows], sign="+"),
+        *_columns([result.mean[row] for row in rows], [result.max[row] for row in rows], sign="+"),
     )
     return Table(
         ("layer", "query", "key", "count", "mean difference", "max"), columns, (True, False, False, True, True, True)
@@ -191,6 +195,12 @@ def _of_one_text(
     return found, replace(text, batch=None)
 
 
-def _column(values: Any, sign: str = "") -> tuple[str, ...]:
-    """Numbers of a column in three digits, zeros kept."""
-    return tuple(f"{float(value):{sign}#.3g}".removesuffix(".") for value in values)
+def _columns(*columns: Any, sign: str = "") -> list[tuple[str, ...]]:
+    """Numbers to be compared: with the same decimals, or in three digits each where their sizes are too far apart."""
+    numbers = [[float(value) for value in column] for column in columns]
+    sizes = [abs(number) for column in numbers for number in column if number]
+    if not sizes or not 1e-3 <= max(sizes) < min(1e6, 1000 * min(sizes)):
+        return [tuple(digits(number, 3, sign) for number in column) for column in numbers]
+    largest, smallest = (math.floor(math.log10(size)) for size in (max(sizes), min(sizes)))
+    decimals = max(2 - largest, 1 - smallest, 0)  # three digits of the largest, two of the smallest
+    return [tuple(f"{number:{sign},.{decimals}f}" for number in column) for column in numbers]

@@ -156,6 +156,12 @@ def about(result: Any, words: Sequence[str]) -> str:
     return " · ".join(part for part in (model, f"“{text}”" if text else "") if part)
 
 
+def corpus_of(result: Any) -> str:
+    """How much text a study is about."""
+    corpus = getattr(result, "corpus", None)
+    return "" if corpus is None else f"{corpus.n_texts} texts, {corpus.n_tokens} tokens"
+
+
 def chosen_text(n_texts: int | None, batch: int | None) -> int | None:
     """The number of the text to show: the only one, or the one that was asked for."""
     if n_texts is None:

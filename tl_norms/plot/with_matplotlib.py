@@ -7,7 +7,7 @@ import numpy as np
 
 from . import colours
 from .errors import needed
-from .layout import LINE, Box, Layout, column_widths, has_labels, laid_out, titled, turned
+from .layout import LETTER, LINE, Box, Layout, column_widths, has_labels, laid_out, titled, turned
 from .picture import Axis, Cells, Curves, Drawing, Picture, Table
 
 FONTS = {"pdf.fonttype": 42, "ps.fonttype": 42}  # TrueType: text that can be searched, and that publishers accept
@@ -30,11 +30,12 @@ def draw(picture: Picture) -> Any:
         elif isinstance(panel, Curves):
             _draw_curves(axis, picture, number, panel)
         elif isinstance(panel, Table):
-            _draw_table(axis, panel)
+            _draw_table(axis, panel, layout.panels[number].width)
         else:
             _draw_shapes(axis, picture, panel, dark)
         if panel.title:
-            axis.set_title(panel.title, fontsize=9, parse_math=False, pad=4)
+            side = "left" if isinstance(panel, Table) else "center"
+            axis.set_title(panel.title, fontsize=9, parse_math=False, pad=4, loc=side)
     for number, scale in enumerate(picture.scales):
         box = layout.bars[number]
         if box is None or number not in meshes:
@@ -200,7 +201,7 @@ def _draw_curves(axis: Any, picture: Picture, number: int, panel: Curves) -> Non
         )  # fmt: skip
 
 
-def _draw_table(axis: Any, table: Table) -> None:
+def _draw_table(axis: Any, table: Table, width: float) -> None:
     widths = np.array(column_widths(table), float)
     rows = list(zip(*table.columns, strict=True))
     axis.axis("off")
@@ -214,6 +215,7 @@ def _draw_table(axis: Any, table: Table) -> None:
         text.set_parse_math(False)
         text.set_horizontalalignment("right" if table.right[column] else "left")
         text.set_color(needed("matplotlib").rcParams["text.color"])
+        cell.PAD = LETTER / (width * widths[column] / widths.sum())  # one letter, in a wide column too
         cell.set_facecolor("none")
         cell.set_edgecolor((*GREY, 0.5))
         cell.visible_edges = "B"

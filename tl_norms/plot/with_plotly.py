@@ -286,8 +286,12 @@ def _draw_curves(figure: Parts, go: Any, picture: Picture, layout: Layout, numbe
 
 def _table(go: Any, table: Table, dark: bool) -> Any:
     align = ["right" if right else "left" for right in table.right]
+    # Plotly sets cells with markup lower than those without, so all have some.
     columns = [
-        [f"<b>{escaped(text)}</b>" if (row, n) in table.strong else escaped(text) for row, text in enumerate(column)]
+        [
+            "<{0}>{1}</{0}>".format("b" if (row, n) in table.strong else "span", escaped(text))
+            for row, text in enumerate(column)
+        ]
         for n, column in enumerate(table.columns)
     ]
     trace = go.Table(
