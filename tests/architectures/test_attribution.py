@@ -49,7 +49,9 @@ def test_every_cut_adds_up(name, dtype):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=["float64", "float32"]
+)
 def test_every_cut_adds_up_with_softmaxes_integrated(name, dtype):
     spec, made = zoo.SPECS[name], cached(name, dtype)
     found = tl_norms.attribute(made.cache, TARGETS, attention="integrated")

@@ -50,12 +50,12 @@ def one_at_a_time(name, **options):
     return whole
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", zoo.others_slow(WHOLE))
 def test_one_source_at_a_time_gives_the_same(name):
     one_at_a_time(name)
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", zoo.others_slow(WHOLE))
 def test_with_softmaxes_integrated_too(name):
     spec, made = zoo.SPECS[name], cached(name)
     found = one_at_a_time(name, attention="integrated")

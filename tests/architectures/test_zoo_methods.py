@@ -11,23 +11,11 @@ from . import zoo
 from .test_attribution import WHOLE
 from .test_zoo import EXACT, cached
 
-KINDS = [
-    "GPT2LMHeadModel",
-    "BertForMaskedLM",
-    "GPTNeoXForCausalLM",  # parallel
-    "BloomForCausalLM",
-    "Gemma2ForCausalLM",  # norms behind each branch
-    "MixtralForCausalLM",
-    "DeepseekV3ForCausalLM",
-    "Qwen3NextForCausalLM",  # gated attention, layers without any
-    "T5ForConditionalGeneration@decoder",
-    "BartForConditionalGeneration@encoder",
-]
-SOME = [name for name in EXACT if name in KINDS or name.partition("@")[0] in KINDS][:14]
+SOME = [name for name in EXACT if zoo.is_of_each_kind(name)][:14]
 OWN_ROWS = ("attention_rollout", "norm_rollout", "value_zeroing")
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", zoo.others_slow(EXACT))
 def test_methods_run_and_rows_sum_to_one(name):
     spec, made = zoo.SPECS[name], cached(name)
     crossed = "cross" in tl_norms.scopes(made.bridge, stack=spec.stack)[-1]
@@ -48,7 +36,7 @@ def test_methods_run_and_rows_sum_to_one(name):
     torch.testing.assert_close(capacities.rollout[0], capacities.maps[0], rtol=0, atol=1e-6)  # one layer: its own
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", zoo.others_slow(WHOLE))
 def test_methods_of_the_whole_model(name):
     """DecompX against the attribution; ALTI-Logit's last layer is its heads' direct logits."""
     spec, made = zoo.SPECS[name], cached(name)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -244,3 +245,27 @@ def forget(spec: Spec) -> None:
 
 
 from . import zoo_dense, zoo_encoders, zoo_experts, zoo_hybrids, zoo_standins  # noqa: E402, F401 (they fill SPECS)
+
+
+KINDS = [
+    "GPT2LMHeadModel",
+    "BertForMaskedLM",
+    "GPTNeoXForCausalLM",  # parallel
+    "BloomForCausalLM",
+    "Gemma2ForCausalLM",  # norms behind each branch
+    "MixtralForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "Qwen3NextForCausalLM",  # gated attention, layers without any
+    "T5ForConditionalGeneration@decoder",
+    "BartForConditionalGeneration@encoder",
+]
+
+
+def is_of_each_kind(name: str) -> bool:
+    """Whether this architecture stands for its kind."""
+    return name in KINDS or name.partition("@")[0] in KINDS
+
+
+def others_slow(names: list[str]) -> list:
+    """Those that stand for their kind, and all others in the slow group: what follows from what is tested on all."""
+    return [name if is_of_each_kind(name) else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -110,6 +110,7 @@ def test_an_example_that_fails_takes_no_other_with_it(llama, task, monkeypatch):
     assert np.isnan(found.values[1]).all() and np.isfinite(found.values[[0, 2, 3]]).all()
 
 
+@pytest.mark.slow
 def test_processes_give_the_same(gpt2, tmp_path):
     task = tasks.agreement(gpt2, 4, attractors=(1,))
     options = dict(methods=["erasure", "recency"], metrics=["MRR", "SRG"], chunk=2, **QUIET)

@@ -174,6 +174,7 @@ def test_what_cannot_be_told_apart_is_refused(bert, tmp_path, hidden):
         studies.mixing_ratio(bert, CORPUS, types=types, resume=tmp_path / "state.npz")
 
 
+@pytest.mark.slow
 def test_facts_are_the_same_in_another_process(fresh):
     """Whatever seed Python hashes strings with."""
     here = [*model_facts(fresh).values(), told("types", by_set), told("types", made("a")), told("types", Named("a"))]
