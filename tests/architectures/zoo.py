@@ -246,7 +246,6 @@ def forget(spec: Spec) -> None:
 
 from . import zoo_dense, zoo_encoders, zoo_experts, zoo_hybrids, zoo_standins  # noqa: E402, F401 (they fill SPECS)
 
-
 KINDS = [
     "GPT2LMHeadModel",
     "BertForMaskedLM",
