@@ -1,7 +1,6 @@
 """What a graphics card would wait for, counted on the processor with settings as on a card."""
 
 import ast
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import tl_norms.norms  # loaded before a test counts what it reads
 from tl_norms.linear import pieces, required
 
 MOST = 8  # numbers read back per layer
+READ = {"linear/pieces.py", "freeze_queries.py"}  # where the switch for TF32 is read, or named in a message
 _WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::masked_select"}
 
 
@@ -147,18 +147,15 @@ def test_what_is_judged_together_is_refused_by_its_first(monkeypatch):
 
 def test_matrix_products_of_a_card_keep_the_precision_they_were_given():
     """TF32 is the user's choice: nothing in the package switches it."""
-    root, switched = (
-        Path(tl_norms.__file__).parent,
-        re.compile(r"(allow_tf32|fp32_precision)\s*=[^=]|set_float32_matmul"),
-    )
-    texts = {path: "\n".join(ast_code(path)) for path in root.rglob("*.py")}
-    assert not [path for path, text in texts.items() if switched.search(text)]
-
-
-def ast_code(path: Path) -> list[str]:
-    """Statements without strings: messages may name the switch."""
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    return [ast.unparse(node) for node in nodes if isinstance(node, (ast.Assign, ast.Attribute))]
+    root, words = Path(tl_norms.__file__).parent, ("allow_tf32", "set_float32_matmul_precision", "fp32_precision")
+    texts = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
+    assert {path for path, text in texts.items() if any(word in text for word in words)} == READ
+    for path in READ:  # read, or named in a message
+        nodes = list(ast.walk(ast.parse(texts[path])))
+        attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+        assert not [node for node in attributes if isinstance(node.ctx, ast.Store) and node.attr in words]
+        assert "set_float32_matmul_precision" not in {node.attr for node in attributes}
+        assert "setattr" not in {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="an older switch")

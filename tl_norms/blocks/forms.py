@@ -57,14 +57,13 @@ def decided_norm(norm: nn.Module, x: Tensor, y: Tensor, default_eps: float, *, a
     best = min(offs)
     alike = max(2 * best, sum_error(x.dtype) / 10)  # a gain of 1.02 is not one, in half precision too
     close = [kind for kind, off in zip(kinds, offs, strict=True) if off <= alike]
-    if any_of and best <= sum_error(x.dtype):
-        return close[0]
-    if best > sum_error(x.dtype) or len({(kind.center, kind.gain) for kind in close}) > 1:
+    several = not any_of and len({(kind.center, kind.gain) for kind in close}) > 1
+    if best > sum_error(x.dtype) or several:
         found = "several forms explain" if len(close) > 1 else "no form of LayerNorm or RMSNorm explains"
         raise UnsupportedArchitectureError(
             f"a {type(inner).__name__}: {found} what it computes (closest: off by {best:.1e})."
         )
-    return kinds[offs.index(best)]
+    return close[0] if any_of else kinds[offs.index(best)]
 
 
 def norm_form(norm: nn.Module, kind: NormKind, default_eps: float) -> NormForm:

@@ -84,10 +84,8 @@ def compare_ratios(
     if shares is not None:
         cross = torch.zeros_like(own) if sources.cross is None else sources.cross.others.norm(dim=-1)
         parts = torch.stack([own, sources.context.norm(dim=-1), cross])
-        found, again = (
-            torch.cat([found, shares]),
-            torch.cat([again, parts / parts.sum(0).clamp_min(torch.finfo(ratio.dtype).tiny)]),
-        )
+        whole = parts.sum(0).clamp_min(torch.finfo(ratio.dtype).tiny)
+        found, again = torch.cat([found, shares]), torch.cat([again, parts / whole])
     agree(found, again, again, f"{what}: mixing ratios")
 
 
